@@ -1,0 +1,145 @@
+"""Every error that bnfold raises on purpose.
+
+::
+
+    BnfoldError                 what happened; what to do            exit code
+    ├── UsageError              the request cannot be meant so          2
+    │   ├── TrainingModeError   a module is in training mode
+    │   └── UnknownNameError    ``keep`` or NAME names no BatchNorm
+    ├── RefusedFileError        the input file is refused               3
+    ├── NotFoldedError          ``--strict``, and something did not fold 4
+    ├── FileAccessError         reading or writing failed               5
+    ├── CaptureError            the model's graph cannot be captured    6
+    │   └── NeedsInputsError    shapes are needed and no input is given
+    ├── ExportError             the ONNX or torch.export export failed  6
+    ├── MissingPackageError     an optional package is not installed    6
+    ├── NotFiniteError          a rounded weight overflowed             6
+    └── NotEquivalentError      two models compute different functions  1
+
+An error is data plus a sentence: ``what`` happened and ``fix``, what to do about it. ``str(error)`` is both, the fix
+last. All of them pickle, so that they cross process boundaries whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "BnfoldError",
+    "CaptureError",
+    "ExportError",
+    "FileAccessError",
+    "MissingPackageError",
+    "NeedsInputsError",
+    "NotEquivalentError",
+    "NotFiniteError",
+    "NotFoldedError",
+    "RefusedFileError",
+    "TrainingModeError",
+    "UnknownNameError",
+    "UsageError",
+]
+
+
+class BnfoldError(Exception):
+    """The base of all errors that bnfold raises on purpose.
+
+    Attributes:
+        what: one or two sentences: what happened, and where.
+        fix: one sentence: what the caller can do.
+        exit_code: the command line's exit code for this error.
+    """
+
+    exit_code = 70
+
+    def __init__(self, what: str, *, fix: str) -> None:
+        super().__init__(what, fix)
+        self.what = what
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.fix}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.what, self.fix, self.__dict__)
+
+
+def _rebuild(kind: type[BnfoldError], what: str, fix: str, state: dict[str, Any]) -> BnfoldError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, what, fix)
+    error.__dict__.update(state)
+    return error
+
+
+class UsageError(BnfoldError):
+    """The request cannot be meant as it was written."""
+
+    exit_code = 2
+
+
+class TrainingModeError(UsageError):
+    """A module is in training mode, where a BatchNorm uses its batch's statistics."""
+
+
+class UnknownNameError(UsageError):
+    """A name given by the caller is not the name of any BatchNorm in the model."""
+
+
+class RefusedFileError(BnfoldError):
+    """The input file is of a kind, or holds something, that bnfold does not open."""
+
+    exit_code = 3
+
+
+class NotFoldedError(BnfoldError):
+    """Strict mode: at least one BatchNorm did not fold."""
+
+    exit_code = 4
+
+
+class FileAccessError(BnfoldError):
+    """Reading or writing a file failed."""
+
+    exit_code = 5
+
+
+class CaptureError(BnfoldError):
+    """The model's graph cannot be captured."""
+
+    exit_code = 6
+
+
+class NeedsInputsError(CaptureError):
+    """Something needs the shapes of values, and no example input was given."""
+
+
+class ExportError(BnfoldError):
+    """An export to ONNX or torch.export failed."""
+
+    exit_code = 6
+
+
+class MissingPackageError(BnfoldError):
+    """A package that this step needs is not installed."""
+
+    exit_code = 6
+
+
+class NotFiniteError(BnfoldError):
+    """A weight computed by a fold is not finite once rounded to its dtype."""
+
+    exit_code = 6
+
+
+class NotEquivalentError(BnfoldError):
+    """Two models compute different functions.
+
+    Attributes:
+        report: the verifier's report, a :class:`bnfold.verify.Report`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, fix: str, report: Any = None) -> None:
+        super().__init__(what, fix=fix)
+        self.report = report

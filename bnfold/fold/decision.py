@@ -1,0 +1,94 @@
+"""What was decided about each BatchNorm, and why: the public face of a plan.
+
+A :class:`Decision` is plain data: names and words, no tensors and no graph. The numbers that a rewrite needs stand in
+:mod:`bnfold.fold.plan`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, overload
+
+__all__ = ["Action", "Decision", "Decisions", "Direction"]
+
+Action = Literal["fold", "affine", "keep"]
+Direction = Literal["backward", "forward", "sideways"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one call of one BatchNorm.
+
+    Attributes:
+        batchnorm: qualified name of the layer, or the name of its node in the graph where it is a bare function call.
+        action: ``"fold"``: absorbed into weights, no op is left. ``"affine"``: becomes an explicit per-channel affine.
+            ``"keep"``: stays a BatchNorm.
+        direction: which way the affine moved; None unless it folded.
+        into: names of the layers that absorbed it (for a bare function call, of its node).
+        through: names of what it moved through, nearest to the BatchNorm first.
+        reason: why it did not fold: a stable kebab-case code; None for a fold.
+        detail: one sentence for a person.
+        site: name of the call's node in the captured graph: tells the calls of a shared layer apart.
+        source: ``file:line`` of the call in the user's code, or None where the capture did not keep it.
+        added_bytes: memory that this fold added because a layer or a parameter is shared and had to be copied.
+    """
+
+    batchnorm: str
+    action: Action
+    direction: Direction | None
+    into: tuple[str, ...]
+    through: tuple[str, ...]
+    reason: str | None
+    detail: str
+    site: str = ""
+    source: str | None = None
+    added_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the decision as plain JSON types."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Decisions(Sequence[Decision]):
+    """One decision per BatchNorm call, in the order in which the calls run.
+
+    Attributes:
+        decisions: the decisions.
+        capture: how the graph was obtained: ``"symbolic"``, ``"export"`` or ``"piecewise"``.
+        notes: further sentences for the user, about nothing that is wrong.
+    """
+
+    decisions: tuple[Decision, ...]
+    capture: str
+    notes: tuple[str, ...] = field(default=())
+
+    @overload
+    def __getitem__(self, index: int) -> Decision: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Decision, ...]: ...
+    def __getitem__(self, index: int | slice) -> Decision | tuple[Decision, ...]:
+        return self.decisions[index]
+
+    def __len__(self) -> int:
+        return len(self.decisions)
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(self.decisions)
+
+    @property
+    def summary(self) -> dict[str, int]:
+        """How many BatchNorm calls fold, become an affine, and stay."""
+        count = Counter(decision.action for decision in self.decisions)
+        return {"fold": count["fold"], "affine": count["affine"], "keep": count["keep"]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``{"capture", "batchnorms", "summary", "notes"}`` as plain JSON types."""
+        return {
+            "capture": self.capture,
+            "batchnorms": [decision.to_dict() for decision in self.decisions],
+            "summary": self.summary,
+            "notes": list(self.notes),
+        }
