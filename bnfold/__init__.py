@@ -1,0 +1,86 @@
+"""bnfold folds BatchNorm into convolutions, exactly, and proves it.
+
+The public names, loaded when first used: ``import bnfold`` alone imports neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bnfold._version import __version__
+
+if TYPE_CHECKING:
+    from bnfold.affine import ChannelAffine, affine_of
+    from bnfold.errors import (
+        BnfoldError,
+        CaptureError,
+        ExportError,
+        FileAccessError,
+        MissingPackageError,
+        NeedsInputsError,
+        NotEquivalentError,
+        NotFiniteError,
+        NotFoldedError,
+        RefusedFileError,
+        TrainingModeError,
+        UnknownNameError,
+        UsageError,
+    )
+    from bnfold.export import export_onnx
+    from bnfold.fold.api import Folding, fold, plan
+    from bnfold.fold.decision import Decision
+    from bnfold.fold.plan import Plan
+    from bnfold.verify import assert_equivalent, verify
+
+__all__ = [
+    "BnfoldError",
+    "CaptureError",
+    "ChannelAffine",
+    "Decision",
+    "ExportError",
+    "FileAccessError",
+    "Folding",
+    "MissingPackageError",
+    "NeedsInputsError",
+    "NotEquivalentError",
+    "NotFiniteError",
+    "NotFoldedError",
+    "Plan",
+    "RefusedFileError",
+    "TrainingModeError",
+    "UnknownNameError",
+    "UsageError",
+    "__version__",
+    "affine_of",
+    "assert_equivalent",
+    "export_onnx",
+    "fold",
+    "plan",
+    "verify",
+]
+
+_HOME = {
+    "ChannelAffine": "bnfold.affine",
+    "affine_of": "bnfold.affine",
+    "export_onnx": "bnfold.export",
+    "Folding": "bnfold.fold.api",
+    "fold": "bnfold.fold.api",
+    "plan": "bnfold.fold.api",
+    "Decision": "bnfold.fold.decision",
+    "Plan": "bnfold.fold.plan",
+    "assert_equivalent": "bnfold.verify",
+    "verify": "bnfold.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
+    value = getattr(import_module(_HOME.get(name, "bnfold.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Deciding what folds, and folding it."""

@@ -1,0 +1,1 @@
+"""The model as a graph: capturing it, reading its nodes, asking it for facts."""

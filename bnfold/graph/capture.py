@@ -1,0 +1,206 @@
+"""From a model to a graph: ``capture(model, example_inputs)``.
+
+A :class:`Capture` is read-only. It holds the graph, the model it came from, and the constants met on the way; the
+model is not changed by the capture, whatever its ``forward`` writes while it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph
+
+from bnfold.errors import CaptureError, TrainingModeError, UsageError
+from bnfold.graph.tracer import _HERE, _TORCH, ModelTracer, carries_hooks
+
+__all__ = ["Capture", "as_inputs", "capture", "require_eval"]
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """A model's graph.
+
+    Attributes:
+        graph: the graph; nobody changes it.
+        root: the model, which the graph's targets name parts of.
+        constants: tensors that the graph reads by name and the model does not hold.
+        way: ``"symbolic"`` or ``"export"``.
+        example_inputs: positional inputs, or None.
+        notes: sentences for the user.
+    """
+
+    graph: Graph
+    root: nn.Module
+    constants: dict[str, Tensor]
+    way: str
+    example_inputs: tuple[Any, ...] | None = None
+    notes: tuple[str, ...] = ()
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def module(self, name: str) -> nn.Module:
+        """Return the submodule called ``name``."""
+        found = self._cache.get(name)
+        if found is None:
+            found = self._cache[name] = self.root.get_submodule(name)
+        return found  # type: ignore[no-any-return]
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the parameter, buffer or constant called ``name``."""
+        constant = self.constants.get(name)
+        if constant is not None:
+            return constant
+        owner, _, attribute = name.rpartition(".")
+        value = getattr(self.module(owner) if owner else self.root, attribute)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}, not a tensor")
+        return value
+
+
+def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
+    """Return example inputs as a tuple of positional inputs; a single tensor is the only one."""
+    if example_inputs is None:
+        return None
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs)
+    return (example_inputs,)
+
+
+def require_eval(model: nn.Module) -> None:
+    """Raise unless every part of the model is in eval mode.
+
+    Raises:
+        TrainingModeError: naming up to five of the modules that are not.
+    """
+    training = [(name or "the model itself") for name, module in model.named_modules() if module.training]
+    if not training:
+        return
+    shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
+    raise TrainingModeError(
+        f"The model is in training mode, where a BatchNorm uses its batch's statistics: {shown}.",
+        fix="Call model.eval() first.",
+    )
+
+
+def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> Capture:
+    """Capture the graph of a model in eval mode.
+
+    Args:
+        model: not changed.
+        example_inputs: a tensor or a tuple of positional inputs. Arguments of ``forward`` beyond them that have a
+            default keep it; without example inputs, all arguments that have a default do.
+        how: ``"auto"``, or one of the ways by name.
+
+    Raises:
+        TrainingModeError: part of the model is in training mode.
+        CaptureError: the model cannot be captured; says where in the user's source it stopped.
+        UsageError: ``how`` is not the name of a way.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"bnfold folds a torch.nn.Module, and this is a {type(model).__name__}.", fix="Pass the model itself."
+        )
+    if how != "auto" and how not in _WAYS:
+        raise UsageError(f"There is no capture called {how!r}.", fix=f"Use one of auto, {', '.join(_WAYS)}.")
+    require_eval(model)
+    _refuse_wrappers(model)
+    inputs = as_inputs(example_inputs)
+    with _left_as_found(model):
+        return _WAYS["symbolic" if how == "auto" else how](model, inputs)
+
+
+def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
+    tracer = ModelTracer(0 if inputs is None else len(inputs))
+    before = _random_state()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            graph = tracer.trace(model)
+    except Exception as error:
+        raise CaptureError(
+            f"torch.fx cannot trace {type(model).__name__}: {_one_line(error)}{_where(error)}.",
+            fix="Symbolic tracing does not follow control flow that depends on values or shapes.",
+        ) from error
+    if _random_state() != before:
+        raise CaptureError(
+            f"{type(model).__name__}.forward draws random numbers, which a traced graph would freeze.",
+            fix="Make it deterministic in eval mode.",
+        )
+    _remove_dead(graph, model)
+    return Capture(graph, model, tracer.constants, "symbolic", inputs)
+
+
+_WAYS: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], Capture]] = {"symbolic": _symbolic}
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("A TorchScript module has no Python source left to capture.", fix="Pass the original model.")
+    if kind == "OptimizedModule" and hasattr(model, "_orig_mod"):
+        raise CaptureError("This is a model wrapped by torch.compile.", fix="Pass model._orig_mod, and compile after.")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise CaptureError(f"This is a model wrapped in {kind}.", fix="Pass model.module.")
+    if "forward" in model.__dict__:
+        raise CaptureError(
+            f"The forward of this {kind} was replaced on the instance, and a capture would miss the replacement.",
+            fix="Define it in the class, or wrap the model in a module that calls it.",
+        )
+    if carries_hooks(model):
+        raise CaptureError(
+            f"This {kind} carries hooks on itself, which a capture would drop.",
+            fix="Remove them, or wrap the model in a module that calls it.",
+        )
+
+
+@contextlib.contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Undo what ``forward`` writes into modules while it is traced: attributes, buffers, counters."""
+    found = []
+    for module in model.modules():
+        state = module.__dict__
+        tables = {name: dict(state[name]) for name in ("_parameters", "_buffers", "_modules")}
+        found.append((state, dict(state), tables))
+    try:
+        yield
+    finally:
+        for state, before, tables in found:
+            state.clear()
+            state.update(before)
+            for name, table in tables.items():
+                if state[name] != table or list(state[name]) != list(table):
+                    state[name].clear()
+                    state[name].update(table)
+
+
+def _random_state() -> tuple[bytes, Any]:
+    return torch.random.get_rng_state().numpy().tobytes(), random.getstate()
+
+
+def _remove_dead(graph: Graph, model: nn.Module) -> None:
+    """Remove nodes whose value nobody reads and that do nothing but compute it."""
+    from bnfold.graph.effects import has_effect
+
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output") and not has_effect(node, model):
+            graph.erase_node(node)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text[:197] + "..." if len(text) > 200 else text).rstrip(".")
+
+
+def _where(error: BaseException) -> str:
+    """Say the innermost line of the user's code that the error passed."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((_TORCH, _HERE)):
+            return f", at {frame.filename}:{frame.lineno}"
+    return ""

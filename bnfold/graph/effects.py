@@ -1,0 +1,94 @@
+"""Which nodes do more than compute a value: mutation, hooks, asserts."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+from torch.fx.node import _side_effectful_functions
+
+from bnfold.graph.inplace import IN_PLACE
+from bnfold.graph.tracer import carries_hooks
+
+__all__ = ["has_effect", "mutated_inputs"]
+
+_IN_PLACE_FUNCTIONS = frozenset(IN_PLACE.values())
+
+
+def mutated_inputs(node: Node, root: nn.Module) -> tuple[Node, ...]:
+    """Return the values that this node writes to.
+
+    Layers and functions with ``inplace=True``, functions and methods whose name ends in one underscore, in-place
+    operators and ``setitem``. For a module of unknown code, all inputs: it may write to any.
+    """
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        known = type(module).__module__.startswith(("torch.nn.modules", "bnfold."))
+        if getattr(module, "inplace", False) or not known or carries_hooks(module):
+            return tuple(node.all_input_nodes)
+        return ()
+    if node.op == "call_function":
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload):
+            mutable = target._schema.is_mutable
+            return _first(node) if mutable else ()
+        if target in _IN_PLACE_FUNCTIONS or target is operator.setitem:
+            return _first(node)
+        name = getattr(target, "__name__", "")
+    elif node.op == "call_method":
+        name = str(node.target)
+        if name == "__setitem__":
+            return _first(node)
+    else:
+        return ()
+    underscore = name.endswith("_") and not name.endswith("__")
+    if underscore or _truthy(node.kwargs.get("inplace")) or _positional_in_place(node):
+        return _first(node)
+    out = node.kwargs.get("out")
+    return (out,) if isinstance(out, Node) else ()
+
+
+def has_effect(node: Node, root: nn.Module) -> bool:
+    """Whether removing the node could change anything besides its own value."""
+    if node.op == "call_function" and (node.target in _side_effectful_functions or node.target is torch._assert):
+        return True
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        if not type(module).__module__.startswith(("torch.nn.modules", "bnfold.")) or carries_hooks(module):
+            return True
+    elif node.op in ("call_function", "call_method") and _unknown(node):
+        return True
+    return bool(mutated_inputs(node, root))
+
+
+def _unknown(node: Node) -> bool:
+    """Whether a function's code is not torch's, so that it may do anything."""
+    if node.op == "call_method" or isinstance(node.target, torch._ops.OpOverload):
+        return False
+    home = getattr(node.target, "__module__", None) or ""
+    return not home.startswith(("torch", "_operator", "builtins", "math", "operator"))
+
+
+def _positional_in_place(node: Node) -> bool:
+    """Whether a functional activation got ``inplace=True`` by position (its last parameter)."""
+    name = getattr(node.target, "__name__", "")
+    home = getattr(node.target, "__module__", "")
+    return home == "torch.nn.functional" and len(node.args) > 1 and node.args[-1] is True and name in _ACTIVATIONS
+
+
+_ACTIVATIONS = frozenset(
+    "relu relu6 leaky_relu elu selu celu silu mish hardtanh hardswish hardsigmoid threshold rrelu dropout dropout1d "
+    "dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
+)
+
+
+def _first(node: Node) -> tuple[Node, ...]:
+    value: Any = node.args[0] if node.args else node.kwargs.get("input")
+    return (value,) if isinstance(value, Node) else ()
+
+
+def _truthy(value: Any) -> bool:
+    return value is True or isinstance(value, Node)

@@ -1,0 +1,183 @@
+"""A symbolic tracer that leaves the model as it found it and the program as it was written.
+
+What it does differently from :class:`torch.fx.Tracer`:
+
+* constants met on the way are kept beside the graph, not written into the model;
+* ``x += y`` stays in place (:mod:`bnfold.graph.inplace`), so that what else looks at ``x`` sees it;
+* arguments with a default that the caller did not give take that default, guarded, so that ``if mask is not None``
+  means what it says;
+* parameters and buffers are found by identity in one look, where the base class searches all of them each time;
+* a module that carries hooks, or whose ``forward`` was replaced on the instance, is a leaf, so that these run;
+* each node knows the source line and the module it came from, in ``node.meta["source"]`` and ``["module"]``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx.node import has_side_effect
+
+from bnfold.graph.inplace import IN_PLACE
+
+__all__ = ["ModelTracer", "carries_hooks", "require_default"]
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_SIMPLE = (bool, int, float, str, type(None))
+
+
+@has_side_effect
+def require_default(value: Any, default: Any, name: str) -> None:
+    """Raise unless an argument still has the default that the graph was captured with."""
+    if value is not default and not (isinstance(value, _SIMPLE) and value == default):
+        raise ValueError(
+            f"argument {name!r} was captured with its default, {default!r}. To use another value, pass it in "
+            "example_inputs when folding."
+        )
+
+
+class InPlaceProxy(Proxy):
+    """A traced value whose in-place operators are recorded as in place."""
+
+
+def _record(function: Callable[[Any, Any], Any]) -> Callable[[Proxy, Any], Any]:
+    def record(self: Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name, _function in IN_PLACE.items():
+    setattr(InPlaceProxy, _name, _record(_function))
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def carries_hooks(module: nn.Module) -> bool:
+    """Whether calling the module runs more than its own ``forward``."""
+    state = module.__dict__
+    return any(state.get(name) for name in _HOOKS)
+
+
+class ModelTracer(Tracer):
+    """See the module's docstring.
+
+    Args:
+        given: how many positional arguments the caller gives; later ones with a default keep it.
+    """
+
+    proxy_buffer_attributes = False
+
+    def __init__(self, given: int) -> None:
+        super().__init__(autowrap_modules=())
+        self.given = given
+        self.constants: dict[str, torch.Tensor] = {}
+        self._constant_names: dict[int, str] = {}
+        self._tensor_names: dict[int, str] = {}
+        self._files: dict[CodeType, bool] = {}
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
+        """Trace ``root``, an ``nn.Module``."""
+        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+            self._tensor_names[id(tensor)] = name
+        return super().trace(root, concrete_args)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Leaves: torch's own layers, and whatever must be called as it is."""
+        if carries_hooks(m) or "forward" in m.__dict__:
+            return True
+        if "parametrizations" in m._modules:  # traced through, so that the computed weight is seen
+            return False
+        return super().is_leaf_module(m, module_qualified_name) or type(m).__module__ == "bnfold.fold.explicit"
+
+    def proxy(self, node: Node) -> Proxy:
+        """Wrap a node as a traced value."""
+        return InPlaceProxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
+        """Return a traced value for a parameter, anything else as it is."""
+        if isinstance(attr_val, nn.Parameter):
+            name = self._tensor_names.get(id(attr_val))
+            if name is not None:
+                proxy = parameter_proxy_cache.get(name)
+                if proxy is None:
+                    proxy = parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+                return proxy
+        return attr_val
+
+    def create_arg(self, a: Any) -> Any:
+        """Turn a literal argument into what a node may hold; tensors become ``get_attr`` nodes."""
+        if isinstance(a, torch.Tensor) and not isinstance(a, Proxy):
+            name = self._tensor_names.get(id(a)) or self._constant_names.get(id(a))
+            if name is None:
+                name = f"_tensor_constant{len(self.constants)}"
+                while hasattr(self.root, name):
+                    name = "_" + name
+                self.constants[name] = a
+                self._constant_names[id(a)] = name
+            return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
+
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+    ) -> Node:
+        """Add a node, with where it came from."""
+        node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
+        node.meta["source"] = self._user_line()
+        node.meta["module"] = self.scope.module_path
+        return node
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Make the placeholders, and put defaults in place of those that the caller does not give."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        position = 0
+        for index, arg in enumerate(args):
+            if not isinstance(arg, Proxy) or arg.node.op != "placeholder":
+                continue
+            has_default = bool(arg.node.args) and not str(arg.node.target).startswith("*")
+            if has_default and position >= self.given:
+                default = arg.node.args[0]
+                self.create_node("call_function", require_default, (arg.node, default, str(arg.node.target)), {})
+                args[index] = default
+            position += 1
+        return function, args
+
+    def _user_line(self) -> str | None:
+        """Return ``file:line`` of the innermost frame of the user's code."""
+        frame = sys._getframe(2)
+        files = self._files
+        while frame is not None:
+            code = frame.f_code
+            skip = files.get(code)
+            if skip is None:
+                name = code.co_filename
+                skip = files[code] = name.startswith((_TORCH, _HERE, "<"))
+            if not skip:
+                return f"{code.co_filename}:{frame.f_lineno}"
+            if code is _TRACE:
+                return None
+            frame = frame.f_back  # type: ignore[assignment]
+        return None
+
+
+_TRACE = ModelTracer.trace.__code__
