@@ -1,0 +1,59 @@
+# Two commands are all a newcomer needs:  make demo   and   make test
+# PYTHON selects the interpreter that the virtual environment is made from:  make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+NEEDS  := pyproject.toml constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint test-long torture bench clean
+
+help:
+	@echo "make demo       train the seed network for some seconds, fold it, prove it (needs no data, no GPU)"
+	@echo "make test       everything that must pass: ruff, mypy, pytest"
+	@echo "make test-long  the same with the long profiles (minutes)"
+	@echo "make torture    hostile and broken input files; prints the table of outcomes"
+	@echo "make bench      the measurements"
+	@echo "make clean      remove everything that the above made, the virtual environment too"
+
+# The stamps are newer than what they were installed from, or pip runs again.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-examples: $(NEEDS) | $(BIN)/python
+	$(INSTALL) --editable '.[examples]'
+	@touch $@
+
+$(VENV)/.installed-test: $(NEEDS) | $(BIN)/python
+	$(INSTALL) --editable '.[test]'
+	@touch $@ $(VENV)/.installed-examples
+
+demo/model.pt: examples/seed_network.py | $(VENV)/.installed-examples
+	$(BIN)/python examples/seed_network.py $@
+
+demo: $(VENV)/.installed-examples demo/model.pt
+	$(BIN)/python cli.py fold demo/model.pt --code examples/seed_network.py --force
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-long: lint
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest --long
+
+torture: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/files --long -s
+
+bench: $(VENV)/.installed-test
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find bnfold tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

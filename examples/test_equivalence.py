@@ -1,0 +1,36 @@
+"""A pytest that guards a deployment: copy it beside your model and put your model and inputs in.
+
+    pytest examples/test_equivalence.py
+
+It fails as soon as a change to the model, to torch or to bnfold makes the folded model compute something else, or
+leaves a BatchNorm where there was none.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from negative_gammas import randomised
+from torch import Tensor, nn
+
+import bnfold
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return randomised(seed=1)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(4, 1, 28, 28)
+
+
+def test_the_folded_model_computes_the_same_function(model: nn.Module, images: Tensor) -> None:
+    folding = bnfold.fold(model, images)
+    bnfold.assert_equivalent(model, folding.module, images, onnx=True)
+
+
+def test_no_batchnorm_is_left(model: nn.Module, images: Tensor) -> None:
+    plan = bnfold.plan(model, images)
+    assert plan.summary == {"fold": len(plan), "affine": 0, "keep": 0}, [decision.detail for decision in plan]
