@@ -1,0 +1,441 @@
+"""Exports for deployment: ONNX and ``torch.export``, with the batch dimension dynamic.
+
+    module -> to_program -> to_onnx -> export_onnx
+
+An example batch of 1 would freeze the batch dimension (a traced 1 is a constant), so the export runs on a batch of at
+least two, repeated from the example. Where the model itself fixes the batch, the export is static and says so in
+:attr:`OnnxExport.notes` and with a :class:`StaticBatchWarning`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bnfold.errors import ExportError, FileAccessError, MissingPackageError, TrainingModeError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+    from torch.export import ExportedProgram
+
+__all__ = [
+    "OnnxExport",
+    "ProgramExport",
+    "StaticBatchWarning",
+    "as_tuple",
+    "batch_positions",
+    "export_onnx",
+    "export_program",
+    "onnx_of",
+    "to_onnx",
+    "to_program",
+    "with_batch",
+]
+
+PROTOBUF_LIMIT = 2**31 - 2**20  # one message holds less than 2 GiB; the margin is for everything but the weights
+
+
+class StaticBatchWarning(UserWarning):
+    """The export runs only at the batch size of the example."""
+
+
+@dataclass(frozen=True)
+class ProgramExport:
+    """A ``torch.export`` program and what is to be said about it.
+
+    Attributes:
+        program: the program.
+        dynamic: positions of the inputs whose first dimension is the dynamic batch; empty if the batch is fixed.
+        notes: sentences for the user.
+    """
+
+    program: ExportedProgram
+    dynamic: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """An ONNX model and what is to be said about it.
+
+    Attributes:
+        model: the ``onnx.ModelProto``.
+        dynamic_batch: whether it runs at any batch size.
+        notes: sentences for the user.
+    """
+
+    model: onnx.ModelProto
+    dynamic_batch: bool
+    notes: tuple[str, ...] = ()
+
+
+def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
+    """Return ``example_inputs`` as a tuple of positional inputs.
+
+    Raises:
+        UsageError: it is neither a tensor nor a tuple or list that holds one.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    if not isinstance(inputs, (tuple, list)) or not any(isinstance(value, Tensor) for value in inputs):
+        raise UsageError(
+            f"The example inputs are a {type(example_inputs).__name__} without a tensor in it.",
+            fix="Pass a tensor, or a tuple of positional inputs.",
+        )
+    return tuple(inputs)
+
+
+def batch_positions(inputs: Sequence[Any]) -> tuple[int, ...]:
+    """Return the positions of the inputs whose first dimension is the batch.
+
+    The batch is the first dimension of the first input that has one; every other tensor whose first dimension is of the
+    same size has it too. Scalars (0-d tensors) and what is not a tensor have no batch.
+
+    >>> batch_positions((torch.zeros(4, 3), torch.tensor(1.0), torch.zeros(4), torch.zeros(7), 5))
+    (0, 2)
+    """
+    first = next((value for value in inputs if isinstance(value, Tensor) and value.ndim > 0), None)
+    if first is None:
+        return ()
+    return tuple(
+        position
+        for position, value in enumerate(inputs)
+        if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == first.shape[0]
+    )
+
+
+def with_batch(inputs: Sequence[Any], size: int, positions: Sequence[int] | None = None) -> tuple[Any, ...]:
+    """Return ``inputs`` with batch ``size``: samples are repeated in turn, or left out.
+
+    >>> with_batch((torch.tensor([1, 2]),), 3)[0].tolist()
+    [1, 2, 1]
+    """
+    chosen = batch_positions(inputs) if positions is None else positions
+    return tuple(
+        value[torch.arange(size, device=value.device) % max(1, value.shape[0])] if position in chosen else value
+        for position, value in enumerate(inputs)
+    )
+
+
+def to_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
+    """Export to a ``torch.export.ExportedProgram`` whose batch dimension is dynamic.
+
+    Args:
+        module: in eval mode; not modified.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+
+    Returns:
+        The program. Where the model fixes the batch, it runs at the example's batch only.
+
+    Raises:
+        ExportError: torch.export cannot capture the module.
+        TrainingModeError: the module is in training mode.
+
+    Warns:
+        StaticBatchWarning: the batch could not be made dynamic.
+    """
+    exported = export_program(module, example_inputs)
+    _warn_if_static(bool(exported.dynamic), exported.notes)
+    return exported.program
+
+
+def to_onnx(module: nn.Module | ExportedProgram, example_inputs: Any, *, optimize: bool = True) -> onnx.ModelProto:
+    """Export to ONNX with the batch dimension dynamic.
+
+    The same module gives the same bytes each time. Inputs bear the names of ``forward``'s arguments; an only output is
+    ``output``, several are ``output_0``, ``output_1``, or the keys of the dict that the model returns.
+
+    Args:
+        module: in eval mode, not modified; or a program from :func:`to_program`.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        optimize: let the exporter simplify the graph. It may then fold a BatchNorm into a convolution itself: a
+            witness that must not is exported with ``optimize=False``.
+
+    Returns:
+        The model.
+
+    Raises:
+        ExportError: the module cannot be exported.
+        MissingPackageError: onnx or onnxscript is not installed.
+        TrainingModeError: the module is in training mode.
+
+    Warns:
+        StaticBatchWarning: the batch could not be made dynamic.
+    """
+    exported = onnx_of(module, example_inputs, optimize=optimize)
+    _warn_if_static(exported.dynamic_batch, exported.notes)
+    return exported.model
+
+
+def export_onnx(module: nn.Module | ExportedProgram, path: str | os.PathLike[str], example_inputs: Any) -> None:
+    """Export to an ONNX file with the batch dimension dynamic.
+
+    The file appears whole or not at all. A model over 2 GiB keeps its weights beside it, in ``PATH.data``.
+
+    Args:
+        module: in eval mode; not modified.
+        path: where to; an existing file is replaced.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+
+    Raises:
+        ExportError: the module cannot be exported.
+        FileAccessError: the file cannot be written.
+    """
+    save_onnx(to_onnx(module, example_inputs), Path(path))
+
+
+def export_program(module: nn.Module, example_inputs: Any) -> ProgramExport:
+    """Do what :func:`to_program` does, with notes instead of warnings."""
+    inputs = as_tuple(example_inputs)
+    if module.training:
+        raise TrainingModeError(
+            f"The {type(module).__name__} to be exported is in training mode.", fix="Call .eval() on it first."
+        )
+    together = batch_positions(inputs)
+    attempts = [together] if together else []
+    if len(together) > 1:
+        attempts.append(together[:1])
+    reason = "no input has a batch dimension"
+    for positions in attempts:
+        grown = with_batch(inputs, max(2, inputs[positions[0]].shape[0]), positions)
+        try:
+            return ProgramExport(_torch_export(module, grown, positions), positions)
+        except Exception as error:
+            reason = first_sentence(error)
+    try:
+        program = _torch_export(module, inputs, ())
+    except Exception as error:
+        raise ExportError(
+            f"torch.export cannot capture this {type(module).__name__}: {first_sentence(error)}",
+            fix="Export the part of the model without data-dependent control flow.",
+        ) from error
+    if not attempts:
+        return ProgramExport(program, (), (f"The export has no dynamic batch: {reason}.",))
+    size = inputs[together[0]].shape[0]
+    return ProgramExport(program, (), (f"The export runs at batch size {size} only: {reason}",))
+
+
+def onnx_of(module: nn.Module | ExportedProgram, example_inputs: Any, *, optimize: bool = True) -> OnnxExport:
+    """Do what :func:`to_onnx` does, with notes instead of warnings."""
+    for package in ("onnx", "onnxscript"):
+        _require(package)
+    notes: tuple[str, ...] = ()
+    program = module
+    if isinstance(module, nn.Module):
+        exported = export_program(module, example_inputs)
+        program, notes = exported.program, exported.notes
+    assert not isinstance(program, nn.Module)
+    names = _output_names(program)
+    inputs = _tensor_inputs(program)
+    left_out = _constant_outputs(program)
+    if left_out:
+        exported = export_program(_TensorOutputs(_runnable(module)), example_inputs)
+        program = exported.program
+        names = [name for position, name in enumerate(names) if position not in left_out]
+        what = "one output, which is no tensor" if len(left_out) == 1 else f"{len(left_out)} outputs, which are no tensors"
+        notes = (*notes, f"The ONNX export leaves out {what}.")
+    symbols: dict[Any, str] = {str(symbol): "batch" for symbol in program.range_constraints}
+    try:
+        with _quiet():
+            converted = torch.onnx.export(
+                program, dynamo=True, optimize=optimize, verbose=False, input_names=inputs, output_names=names
+            )
+            assert converted is not None
+            if len(symbols) == 1:
+                converted.rename_axes(symbols)
+            model = converted.model_proto
+    except Exception as error:
+        raise ExportError(
+            f"The ONNX exporter failed: {first_sentence(error)}",
+            fix="Save the folded model as .pt2 instead, or report the operator that ONNX lacks.",
+        ) from error
+    _forget_where_it_was_made(model)
+    return OnnxExport(model, bool(symbols), notes)
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """Write ``model`` to ``path`` atomically and return the files written: ``path`` and, over 2 GiB, ``path.data``.
+
+    Raises:
+        FileAccessError: the folder is missing, or not writable, or full.
+    """
+    import onnx
+
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            whole = Path(folder) / path.name
+            if weight_bytes(model) < PROTOBUF_LIMIT:
+                whole.write_bytes(model.SerializeToString(deterministic=True))
+            else:
+                copy = onnx.ModelProto()
+                copy.CopyFrom(model)  # saving external data empties the tensors of the model it is given
+                onnx.save_model(copy, whole, save_as_external_data=True, location=f"{path.name}.data")
+            written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)  # the model itself last
+            for file in written:
+                with file.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+                file.replace(path.parent / file.name)
+            return [path.parent / file.name for file in reversed(written)]
+    except OSError as error:
+        raise FileAccessError(
+            f"{path} cannot be written: {error.strerror or error}.", fix="Choose a folder that exists and has room."
+        ) from error
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Return how many bytes the weights of ``model`` take; ``ByteSize`` overflows where it matters."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return what an exporter's page-long message says, in one line ending with a full stop."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and "ConversionError" in type(cause).__name__ + type(error).__name__:
+        cause = cause.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause))
+    lines = [line.strip(" -\t") for line in text.splitlines() if line.strip(" -\t")]
+    line = next((line for line in lines if not line.endswith(":")), lines[0] if lines else type(cause).__name__)
+    line = line if len(line) <= 300 else line[:297] + "..."
+    return line if line.endswith((".", "!", "?", "...")) else f"{line}."
+
+
+class _TensorOutputs(nn.Module):
+    """A module whose outputs are only the tensors among those of another one, flat."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.train(module.training)
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        from torch.utils import _pytree as pytree
+
+        return tuple(leaf for leaf in pytree.tree_leaves(self.module(*inputs)) if isinstance(leaf, Tensor))
+
+
+def _torch_export(module: nn.Module, inputs: tuple[Any, ...], dynamic: Sequence[int]) -> ExportedProgram:
+    batch = torch.export.Dim("batch")
+    shapes: tuple[Any, ...] = tuple({0: batch} if position in dynamic else None for position in range(len(inputs)))
+    named = _named_inputs(module)
+    if named is not None and len(inputs) > named:  # ``forward(self, x, *rest)``: the rest is one argument, a tuple
+        shapes = (*shapes[:named], shapes[named:])
+    with _quiet(), torch.no_grad():
+        return torch.export.export(module, inputs, dynamic_shapes=shapes if dynamic else None, strict=False)
+
+
+def _named_inputs(module: nn.Module) -> int | None:
+    """Return how many positional arguments come before ``*args`` in the module's forward, or None without ``*args``."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    return kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else None
+
+
+def _runnable(module: nn.Module | ExportedProgram) -> nn.Module:
+    if isinstance(module, nn.Module):
+        return module
+    runnable = module.module()
+    for part in runnable.modules():
+        part.training = False
+    return runnable
+
+
+def _tensor_inputs(program: ExportedProgram) -> list[str]:
+    """Return the placeholder names of the inputs that are not constants."""
+    from torch.export.graph_signature import ConstantArgument
+
+    specs = [spec for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+    return [spec.arg.name for spec in specs if not isinstance(spec.arg, ConstantArgument)]
+
+
+def _constant_outputs(program: ExportedProgram) -> list[int]:
+    """Return the positions of the flat outputs that are no tensors: the ONNX exporter cannot express them."""
+    from torch.export.graph_signature import ConstantArgument
+
+    specs = [spec for spec in program.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
+    return [position for position, spec in enumerate(specs) if isinstance(spec.arg, ConstantArgument)]
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    """Return a name per flat output: the keys that lead to it, or ``output`` and a number where it has none."""
+    from torch.utils import _pytree as pytree
+
+    count = len(program.graph_signature.user_outputs)
+    specification = program.call_spec.out_spec
+    if specification is None or specification.num_leaves != count:
+        return [f"output_{position}" for position in range(count)]
+    paths = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(count)), specification))[0]
+    taken = set(_tensor_inputs(program))
+    names: list[str] = []
+    for path, _ in paths:
+        words = [
+            re.sub(r"\W+", "_", str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", ""))))) for key in path
+        ]
+        if not words or (count == 1 and words == ["0"]):
+            words = ["output"]
+        elif not words[0].isidentifier():
+            words = ["output", *words]
+        name = "_".join(words)
+        while name in taken:
+            name = f"output_{name}"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
+    """Drop the stack traces and other records of the exporting machine; keep each node's layer (``namespace``)."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        del value.metadata_props[:]
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+    for node in graph.node:
+        kept = [(entry.key, entry.value) for entry in node.metadata_props if entry.key == "namespace"]
+        del node.metadata_props[:]
+        for key, value in kept:
+            node.metadata_props.add(key=key, value=value)
+    del graph.metadata_props[:]
+    del model.metadata_props[:]
+
+
+def _require(package: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise MissingPackageError(
+            f"The ONNX export needs the package {package}, which is not installed.",
+            fix=f"Run `pip install {package}`, or save as .pt2, which needs nothing more.",
+        )
+
+
+def _warn_if_static(dynamic: bool, notes: Sequence[str]) -> None:
+    if not dynamic and notes:
+        warnings.warn(notes[0], StaticBatchWarning, stacklevel=3)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what torch.export and the ONNX exporter warn, log and print; errors still raise."""
+    previous = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(previous)

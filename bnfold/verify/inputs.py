@@ -1,0 +1,161 @@
+"""The inputs that two models are compared on: seeded, of several distributions, at batch sizes 1, 2 and 3.
+
+Shapes and dtypes come from the example. What is not a batch of floating numbers stays near the example: integers and
+booleans are drawn from the example's own values (they may be indices), and scalars are taken as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnfold.errors import UsageError
+from bnfold.export import as_tuple, batch_positions
+
+__all__ = ["Case", "given_case", "other_size", "seeded_cases"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of inputs.
+
+    Attributes:
+        name: in words, for the report.
+        inputs: the positional inputs.
+        given: whether the user gave it; what the original does with it must then be matched, NaN included.
+        resized: whether its spatial size is not the example's; an export is not expected to take it.
+    """
+
+    name: str
+    inputs: tuple[Any, ...]
+    given: bool = False
+    resized: bool = False
+
+
+Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
+
+
+def given_case(name: str, inputs: Any) -> Case:
+    """Return the user's own inputs as a case.
+
+    Raises:
+        UsageError: there is no tensor in them, or a NaN, or an infinity.
+    """
+    values = as_tuple(inputs)
+    for position, value in enumerate(values):
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UsageError(
+                f"Input {position} of {name} holds NaN or infinity.", fix="Compare on inputs that are finite numbers."
+            )
+    return Case(name, values, given=True)
+
+
+def seeded_cases(example: Sequence[Any], *, seed: int, thorough: bool = False) -> list[Case]:
+    """Return cases of several distributions and of batch sizes 1, 2 and 3, the same for the same seed.
+
+    Args:
+        example: the user's example inputs.
+        seed: of the generator.
+        thorough: four more of them, from another seed.
+    """
+    plan: list[tuple[str, int, Draw]] = [
+        ("normal", 2, _normal),
+        ("image-like", 1, _smooth),
+        ("sparse", 3, _sparse),
+        ("large", 1, _large),
+    ]
+    if thorough:
+        plan += [
+            ("uniform", 1, _uniform),
+            ("constant", 2, _constant),
+            ("normal, again", 3, _normal),
+            ("small", 1, _small),
+        ]
+    generator = torch.Generator().manual_seed(seed)
+    return [Case(f"{name}, batch {size}", _drawn(example, size, draw, generator)) for name, size, draw in plan]
+
+
+def other_size(example: Sequence[Any], *, seed: int) -> Case | None:
+    """Return a case of batch 1 and three quarters of the example's height and width, or None if it has none.
+
+    Only where one input is an image, ``(N, C, H, W)``, or a volume or sequence like it: with several inputs their sizes
+    may depend on each other.
+    """
+    tensors = [value for value in example if isinstance(value, Tensor)]
+    if len(tensors) != 1 or not tensors[0].is_floating_point() or tensors[0].ndim < 3:
+        return None
+    sizes = tensors[0].shape[2:]
+    step = 32 if all(size % 32 == 0 for size in sizes) else 2
+    smaller = tuple(max(step, size * 3 // 4 // step * step) if size >= 4 else size for size in sizes)
+    if smaller == tuple(sizes):
+        return None
+    generator = torch.Generator().manual_seed(seed + 1)
+    shape = (1, tensors[0].shape[1], *smaller)
+    image = _normal(shape, generator).to(device=tensors[0].device, dtype=tensors[0].dtype)
+    inputs = tuple(image if value is tensors[0] else value for value in example)
+    return Case(f"normal, batch 1, size {'x'.join(map(str, smaller))}", inputs, resized=True)
+
+
+def _drawn(example: Sequence[Any], size: int, draw: Draw, generator: torch.Generator) -> tuple[Any, ...]:
+    positions = batch_positions(example)
+    return tuple(
+        _like(value, size, draw, generator) if position in positions else value
+        for position, value in enumerate(example)
+    )
+
+
+def _like(value: Tensor, size: int, draw: Draw, generator: torch.Generator) -> Tensor:
+    """Return a tensor of ``value``'s dtype and device and of batch ``size``."""
+    shape = (size, *value.shape[1:])
+    if value.is_complex():
+        drawn = torch.complex(draw(shape, generator), draw(shape, generator))
+    elif value.is_floating_point():
+        drawn = draw(shape, generator)
+        if value.dtype == torch.float16:
+            drawn = drawn.clamp(-64, 64)  # leaves room below the largest half, 65504
+    elif value.numel() == 0:
+        drawn = torch.zeros(shape)
+    else:
+        known = value.detach().cpu().flatten()  # integers and booleans: may be indices, so only values of the example
+        if value.dtype == torch.bool:
+            known = torch.tensor([False, True])
+        drawn = known[torch.randint(known.numel(), shape, generator=generator)]
+    return drawn.to(device=value.device, dtype=value.dtype)
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator)
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator) * 2 - 1
+
+
+def _sparse(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.1)
+
+
+def _large(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator) * 30
+
+
+def _small(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator) / 30
+
+
+def _constant(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    lead = (*shape[:2], *(1 for _ in shape[2:]))
+    return torch.randn(lead, generator=generator).expand(shape).contiguous()
+
+
+def _smooth(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return values in [0, 1] that vary slowly in space, with a little noise, as pictures do."""
+    if len(shape) != 4:
+        return torch.rand(shape, generator=generator)
+    coarse = torch.rand((*shape[:2], 5, 5), generator=generator)
+    picture = torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bilinear", align_corners=False)
+    return (picture + 0.05 * torch.randn(shape, generator=generator)).clamp(0, 1)

@@ -1,0 +1,101 @@
+"""A model's outputs as a flat list of named values, whatever nest of tuples, dicts and dataclasses they come in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Leaf", "flatten", "structure_difference"]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One value in a model's output.
+
+    Attributes:
+        name: the way to it, as one would write it: ``output``, ``output[0]``, ``output['logits']``.
+        value: a tensor, on the device where it was made, or whatever else the model returns.
+    """
+
+    name: str
+    value: Any
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether the value is a tensor."""
+        return isinstance(self.value, Tensor)
+
+
+def flatten(output: Any) -> list[Leaf]:
+    """Return the leaves of ``output``: of tuples, lists, named tuples, mappings and dataclasses, in order.
+
+    >>> import torch
+    >>> [leaf.name for leaf in flatten({"a": torch.zeros(1), "b": (1, None)})]
+    ["output['a']", "output['b'][0]", "output['b'][1]"]
+    """
+    return list(_walk("output", output))
+
+
+def structure_difference(expected: list[Leaf], actual: list[Leaf]) -> str | None:
+    """Return one sentence on how two lists of leaves differ in names, kinds, shapes or dtypes; None if they do not."""
+    if [leaf.name for leaf in expected] != [leaf.name for leaf in actual]:
+        return f"the outputs are {_names(actual)} instead of {_names(expected)}"
+    for left, right in zip(expected, actual, strict=True):
+        difference = leaf_difference(left, right)
+        if difference is not None:
+            return difference
+    return None
+
+
+def leaf_difference(expected: Leaf, actual: Leaf) -> str | None:
+    """Return one sentence on how a leaf's kind, shape or dtype differs, or the value of one that is no tensor."""
+    left, right = expected.value, actual.value
+    if expected.is_tensor != actual.is_tensor:
+        return f"{expected.name} is a {type(right).__name__} instead of a {type(left).__name__}"
+    if not expected.is_tensor:
+        return None if _equal(left, right) else f"{expected.name} is {right!r:.80} instead of {left!r:.80}"
+    if left.shape != right.shape:
+        return f"{expected.name} has shape {tuple(right.shape)} instead of {tuple(left.shape)}"
+    if left.dtype != right.dtype:
+        return f"{expected.name} has dtype {_dtype(right)} instead of {_dtype(left)}"
+    return None
+
+
+def _walk(name: str, value: Any) -> Iterator[Leaf]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _walk(f"{name}[{key!r}]", item)
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        for field, item in zip(value._fields, value, strict=True):
+            yield from _walk(f"{name}.{field}", item)
+    elif isinstance(value, (tuple, list)):
+        for position, item in enumerate(value):
+            yield from _walk(f"{name}[{position}]", item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for attribute in dataclasses.fields(value):
+            yield from _walk(f"{name}.{attribute.name}", getattr(value, attribute.name))
+    else:
+        yield Leaf(name, value)
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if type(left) is not type(right):
+        return False
+    try:
+        return bool(left == right) or (left != left and right != right)  # noqa: PLR0124  (NaN is the value unlike itself)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _names(leaves: list[Leaf]) -> str:
+    names = [leaf.name for leaf in leaves]
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return shown or "nothing"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,158 @@
+"""The oracle: the original model in float64, whatever precision its own code asks for.
+
+    oracle(x) = the model with every parameter, input, constant and intermediate value in float64
+
+A copy is converted, so the caller's model stays as it is. Converting parameters is not enough: code such as
+``x.float()`` or ``torch.zeros(n, dtype=torch.float32)`` inside a model would round halfway, and the oracle would be no
+better than what it judges. :class:`Float64` therefore stands below the model, at the level of aten operators, and turns
+every request for a lower floating precision into one for float64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnfold.errors import UsageError
+
+__all__ = ["Float64", "copied", "copied_in_float64", "exact_arithmetic", "in_float64"]
+
+LOWER = frozenset({torch.float16, torch.bfloat16, torch.float32})
+
+# A random number generator gives other numbers for another dtype: these keep theirs, and their result is converted.
+RANDOM = frozenset(
+    {"rand", "randn", "rand_like", "randn_like", "uniform", "normal", "normal_functional", "bernoulli", "exponential"}
+)
+# These say something about bits, not about numbers.
+BITS = frozenset({"view.dtype", "frexp.Tensor"})
+
+
+class Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While active, every operator computes and returns float64 where it would a lower floating precision."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` with its floating tensors and its dtype arguments raised to float64."""
+        kwargs = kwargs or {}
+        name = f"{func._schema.name.split('::')[-1]}.{func._overloadname}".removesuffix(".default")
+        if name in BITS or func._schema.is_mutable:
+            return func(*args, **kwargs)  # what is written in place has been made in float64, or is the caller's own
+        if name.split(".")[0] in RANDOM:
+            return pytree.tree_map(in_float64, func(*args, **kwargs))
+        args, kwargs = pytree.tree_map(_raised, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _raised(value: Any) -> Any:
+    """Return a tensor or a dtype raised to float64 where it is lower."""
+    return torch.float64 if isinstance(value, torch.dtype) and value in LOWER else in_float64(value)
+
+
+def in_float64(value: Any) -> Any:
+    """Return ``value`` in float64 if it is a tensor of a lower floating precision, else as it is."""
+    return value.double() if isinstance(value, Tensor) and value.dtype in LOWER else value
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a deep copy of ``module`` that shares no tensor with it.
+
+    Raises:
+        UsageError: something in it cannot be copied.
+    """
+    return _copied(module, lambda tensor: tensor.detach().clone())
+
+
+def copied_in_float64(module: nn.Module) -> nn.Module:
+    """Return a deep copy of ``module`` with parameters, buffers and tensor attributes in float64.
+
+    Raises:
+        UsageError: something in it cannot be copied.
+    """
+    return _copied(
+        module, lambda tensor: tensor.detach().to(torch.float64 if tensor.dtype in LOWER else tensor.dtype, copy=True)
+    )
+
+
+@contextlib.contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Switch TF32, reduced-precision sums and autotuning off, and gradients; restore every setting on leaving."""
+    backends: Any = torch.backends
+    settings: list[tuple[Any, str, Any]] = [
+        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+        (backends.mkldnn.conv, "fp32_precision", "ieee"),
+        (backends.mkldnn.rnn, "fp32_precision", "ieee"),
+    ]
+    if torch.cuda.is_available():
+        settings += [
+            *_tf32_settings(backends),
+            (backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+            (backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+            (backends.cudnn, "benchmark", False),
+            (backends.cudnn, "deterministic", True),
+        ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        with torch.no_grad(), torch.random.fork_rng():
+            yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def everything_in_float64() -> Iterator[None]:
+    """Make float64 the default dtype and the least floating precision of every operator; restore on leaving."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Float64():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _tf32_settings(backends: Any) -> list[tuple[Any, str, Any]]:
+    """Return the settings that switch TF32 off, through the interface that the program uses already.
+
+    torch has two, and refuses to read the older one after the newer has been written.
+    """
+    try:
+        _ = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+    except RuntimeError:
+        owners = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+        return [(owner, "fp32_precision", "ieee") for owner in owners]
+    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+
+
+def _copied(module: nn.Module, convert: Any) -> nn.Module:
+    """Deep-copy ``module`` with every tensor in it replaced by ``convert`` of it.
+
+    The memo of ``deepcopy`` is filled beforehand: tensors are converted while they are copied, so that no second copy
+    is made, and those that ``deepcopy`` refuses (results of a computation, as legacy ``weight_norm`` keeps) are copied
+    too. Tensors that are shared stay shared.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        held = [*part._parameters.values(), *part._buffers.values(), *part.__dict__.values()]
+        for tensor in held:
+            if isinstance(tensor, Tensor) and id(tensor) not in memo:
+                fresh = convert(tensor)
+                memo[id(tensor)] = (
+                    nn.Parameter(fresh, requires_grad=False) if isinstance(tensor, nn.Parameter) else fresh
+                )
+    try:
+        copy_of = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise UsageError(
+            f"The {type(module).__name__} cannot be copied: {error}.",
+            fix="Verification works on copies; make the module pass copy.deepcopy.",
+        ) from error
+    return copy_of

@@ -1,0 +1,106 @@
+"""ONNX models run under ONNX Runtime, with its graph optimiser off and at full.
+
+``DISABLE_ALL`` shows what the export computes; ``ENABLE_ALL`` is what is deployed, and has its own bugs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from bnfold.errors import FileAccessError, MissingPackageError, RefusedFileError
+from bnfold.export import PROTOBUF_LIMIT, save_onnx, weight_bytes
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+__all__ = ["Optimisation", "OrtModel", "require_onnxruntime"]
+
+Optimisation = Literal["off", "full"]
+
+
+class OrtModel:
+    """An ONNX model that is called like the module it was exported from.
+
+    Args:
+        model: a ``ModelProto``, or the path of a file.
+        optimisation: of ONNX Runtime's graph optimiser.
+
+    Raises:
+        MissingPackageError: ONNX Runtime is not installed.
+        RefusedFileError: ONNX Runtime does not take the model.
+    """
+
+    def __init__(self, model: onnx.ModelProto | Path, optimisation: Optimisation) -> None:
+        require_onnxruntime()
+        import onnxruntime
+
+        levels = onnxruntime.GraphOptimizationLevel
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = {"off": levels.ORT_DISABLE_ALL, "full": levels.ORT_ENABLE_ALL}[optimisation]
+        options.log_severity_level = 4  # fatal only: its warnings go to stderr past Python
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        source: bytes | str
+        if isinstance(model, Path):
+            if not model.is_file():
+                raise FileAccessError(f"There is no file {model}.", fix="Give the path of an .onnx file.")
+            source = str(model)
+        elif weight_bytes(model) < PROTOBUF_LIMIT:
+            source = model.SerializeToString()
+        else:
+            self._folder = tempfile.TemporaryDirectory(prefix="bnfold-")
+            source = str(save_onnx(model, Path(self._folder.name) / "model.onnx")[0])
+        try:
+            self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise RefusedFileError(
+                f"ONNX Runtime does not take the model: {_one_line(error)}.", fix="Check the file with onnx.checker."
+            ) from error
+        self.input_names: tuple[str, ...] = tuple(node.name for node in self._session.get_inputs())
+        self.output_names: tuple[str, ...] = tuple(node.name for node in self._session.get_outputs())
+
+    def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """Run on the tensors among ``inputs``, matched by position, and return the outputs on the CPU.
+
+        Raises:
+            RuntimeError: ONNX Runtime fails; the message is one line.
+        """
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        if len(tensors) != len(self.input_names):
+            raise RuntimeError(f"the ONNX model takes {len(self.input_names)} inputs, and {len(tensors)} are given")
+        feed = {name: _to_numpy(value) for name, value in zip(self.input_names, tensors, strict=True)}
+        try:
+            outputs: Sequence[Any] = self._session.run(None, feed)
+        except Exception as error:
+            raise RuntimeError(_one_line(error)) from error
+        return tuple(torch.as_tensor(output) for output in outputs)
+
+
+def require_onnxruntime() -> None:
+    """Raise unless ONNX Runtime is installed.
+
+    Raises:
+        MissingPackageError: it is not, with what works without it.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingPackageError(
+            "Comparing an ONNX export needs the package onnxruntime, which is not installed.",
+            fix="Run `pip install onnxruntime`, or compare in torch alone with onnx=False.",
+        )
+
+
+def _to_numpy(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")
