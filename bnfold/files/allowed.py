@@ -1,0 +1,139 @@
+"""What a pickled model may be made of: torch.nn's own modules and the module classes that the user named.
+
+:func:`only_these_globals` hands torch's weights-only unpickler exactly the names that a checked file asks for, and
+leaves torch's own list as it was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._weights_only_unpickler import _get_allowed_globals
+
+from bnfold.files.words import listed, shown
+
+__all__ = ["Allowed", "only_these_globals"]
+
+_CONTAINERS: dict[str, type] = {"argparse.Namespace": argparse.Namespace}
+_UNLOADABLE = {"torch.fx.graph_module.reduce_graph_module", "torch.fx.graph_module.reduce_package_graph_module"}
+_list_lock = threading.RLock()
+
+
+class Allowed:
+    """Resolves the names that a file asks for, without importing anything.
+
+    Args:
+        classes: module classes from files or specs that the user named, those defined there before those imported.
+        has_code: whether the user named any code; only the advice depends on it.
+    """
+
+    def __init__(self, classes: Iterable[type[nn.Module]] = (), *, has_code: bool = False) -> None:
+        self.has_code = has_code
+        self.classes = list(classes)
+        self.exact = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in reversed(self.classes)}
+        self.used: dict[str, type] = {}
+        self._torch = _get_allowed_globals()
+
+    def known(self, full: str) -> str | None:
+        """Say how a name may be used; see :func:`bnfold.files.pickles.read_pickle`."""
+        if full in self.used:
+            return "class"
+        found = self._class_of(full)
+        if found is not None:
+            self.used[full] = found
+            return "class"
+        return "value" if full in self._torch else None
+
+    def _class_of(self, full: str) -> type | None:
+        module, _, name = full.rpartition(".")
+        if module.startswith("torch."):
+            return _torch_class(module, name)
+        if full in _CONTAINERS:
+            return _CONTAINERS[full]
+        return self.user_class(full)
+
+    def user_class(self, full: str) -> type | None:
+        """Return the user's class that a name means: the very one, or one of that name, whatever module it had."""
+        module, _, name = full.rpartition(".")
+        if full in self.exact:
+            return self.exact[full]
+        same = [kind for kind in self.classes if kind.__qualname__ == name]
+        by_file = [kind for kind in same if kind.__module__.rpartition(".")[2] == module.rpartition(".")[2]]
+        return next(iter(by_file or same), None)
+
+    def globals(self) -> list[Any]:
+        """Return what the unpickler is to be given: each class under the name that the file uses."""
+        return [(kind, full) for full, kind in self.used.items()]
+
+    def advice(self, asked: list[str]) -> tuple[str, str]:
+        """Return what a file asks for that it may not have, and what would help."""
+        if _UNLOADABLE & set(asked):
+            return (
+                "holds a torch.fx.GraphModule, and loading that runs source code from the file",
+                "Save the model that was traced, or its state_dict; --trust runs the code.",
+            )
+        classes = [full for full in asked if _may_be_module_class(full)]
+        others = [full for full in asked if full not in classes]
+        if others:
+            return (
+                f"asks for {listed(others)}, and loading a model calls no such thing",
+                "If you made the file, save its state_dict and give --model SPEC; --trust lets it run anything.",
+            )
+        what = f"holds objects of {listed(classes)}, which bnfold does not know"
+        packages = sorted({full.partition(".")[0] for full in classes} - {"__main__"})
+        if self.has_code:
+            return what, "The --code and --model given do not define them: name the Python file that does."
+        fix = f"Name the Python file that defines {'them' if len(classes) > 1 else 'it'}: --code FILE.py"
+        if len(packages) == 1 and "." in classes[0]:
+            module, _, name = classes[0].rpartition(".")
+            if module.count("."):
+                return (
+                    what,
+                    f"{fix} (for an installed package, one that says `from {shown(module)} import {shown(name)}`).",
+                )
+        return what, f"{fix}."
+
+
+def _torch_class(module: str, name: str) -> type | None:
+    """Return one of torch.nn's own module classes; of all others, None."""
+    if not module.startswith(("torch.nn.modules.", "torch.nn.parallel.data_parallel")):
+        return None
+    found = getattr(sys.modules.get(module), name, None)
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        return None
+    is_own = found.__module__ == module and found.__qualname__ == name
+    return found if is_own and not issubclass(found, nn.modules.lazy.LazyModuleMixin) else None
+
+
+def _may_be_module_class(full: str) -> bool:
+    """Guess whether a name that was not found is a class of modules, and not a function or an odd object."""
+    module, _, name = full.rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    if found is not None and module != "__main__":
+        return isinstance(found, type) and issubclass(found, nn.Module)
+    top = module.partition(".")[0]
+    return name[:1].isupper() and (top not in sys.stdlib_module_names or top == "__main__") and top != "torch"
+
+
+@contextmanager
+def only_these_globals(wanted: list[Any]) -> Iterator[None]:
+    """Let torch's weights-only unpickler use ``wanted`` and nothing that was added before, then put all back.
+
+    ``torch.serialization.safe_globals`` alone drops, on its way out, what a caller had added of the same.
+    """
+    with _list_lock:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        try:
+            with torch.serialization.safe_globals(wanted):
+                yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)

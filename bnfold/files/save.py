@@ -1,0 +1,317 @@
+"""Write outputs so that each is there whole or not at all, and several together or none.
+
+Every output is complete in memory before the first byte goes to disk. It is written to a temporary folder beside its
+destination, flushed, read back, and opened by the library that its users will open it with. Only when all of them have
+passed are they renamed into place, in the order given. Killed at any moment, a run leaves each old file or each new
+one, never a part of one; a temporary folder that it left is removed by the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bnfold.errors import BnfoldError, FileAccessError, UsageError
+from bnfold.files.signals import Held, Interrupted
+from bnfold.files.staging import Staging, sweep
+from bnfold.files.words import bytes_in_words, reason_of, shown_path
+
+__all__ = ["Output", "Sidecar", "Written", "check_targets", "write_outputs"]
+
+_CHUNK = 4 << 20
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """A file that an output needs beside it, under this very name."""
+
+    name: str
+    content: bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to write.
+
+    Attributes:
+        path: where to.
+        content: all of it.
+        check: opens the written file, given its path, and raises if it is not usable. It is called while the file
+            still stands in its temporary folder, its sidecars beside it.
+        sidecars: files that belong to it, written to the same folder.
+    """
+
+    path: Path
+    content: bytes | bytearray | memoryview
+    check: Callable[[Path], None] | None = None
+    sidecars: tuple[Sidecar, ...] = ()
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written: its path, the SHA-256 of its bytes in hexadecimal digits, and its size in bytes."""
+
+    path: Path
+    sha256: str
+    size: int
+
+
+@dataclass
+class _File:
+    """One file on its way to its place."""
+
+    target: Path
+    content: memoryview
+    staged: Path
+    sha256: str = ""
+    existed: bool = False
+    old: Path | None = None
+    placed: bool = False
+
+
+def check_targets(paths: Sequence[Path], *, inputs: Sequence[Path], force: bool) -> None:
+    """Check that files could be written to ``paths``, before the work that makes their content.
+
+    Raises:
+        UsageError: an output is one of the inputs, or two outputs are the same file.
+        FileAccessError: the folder is missing, a target exists and ``force`` is not given, or is no regular file.
+    """
+    seen: dict[str, Path] = {}
+    for path in paths:
+        target = _target(path)
+        for given in inputs:
+            if _same(target, given):
+                raise UsageError(
+                    f"{shown_path(path)} is the input itself, {shown_path(given)}.",
+                    fix="Write to another file with -o.",
+                )
+        where = os.path.normcase(target)
+        twin = next((other for place, other in seen.items() if place == where or _same(target, Path(place))), None)
+        if twin is not None:
+            raise UsageError(
+                f"{shown_path(path)} and {shown_path(twin)} are one file.", fix="Give each output its own."
+            )
+        seen[where] = path
+        _check_target(path, target, force=force)
+
+
+def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: bool) -> list[Written]:
+    """Write all ``outputs``, or none of them.
+
+    Args:
+        outputs: in the order in which they are to appear; a report about the others last.
+        inputs: the files that were read; none of them is written to.
+        force: whether a file that exists is replaced. Its permission bits are kept; a new file's are the umask's.
+
+    Returns:
+        What was written, each output directly followed by its sidecars.
+
+    Raises:
+        UsageError: an output is one of the inputs, or two outputs are the same file.
+        FileAccessError: a target exists and ``force`` is not given, it is no regular file, the disk is full, the folder
+            cannot be written to, or a written file did not pass its check.
+        KeyboardInterrupt: the user stopped it; nothing was written, or everything.
+    """
+    if not outputs:
+        return []
+    paths = [path for output in outputs for path in _paths(output)]
+    check_targets(paths, inputs=inputs, force=force)
+    folders = list(dict.fromkeys(_target(path).parent for path in paths))
+    for folder in folders:
+        sweep(folder)
+    files: list[_File] = []
+    where = folders[0]
+    try:
+        with Held() as signals, contextlib.ExitStack() as stages:
+            staging: dict[Path, Path] = {}
+            for where in folders:
+                staging[where] = stages.enter_context(Staging(where)).path
+            for output in outputs:
+                for path, content in zip(_paths(output), _contents(output), strict=True):
+                    where = _target(path)
+                    files.append(_File(where, memoryview(content).cast("B"), staging[where.parent] / where.name))
+                    _write(files[-1], signals)
+            for output in outputs:
+                where = _target(output.path)
+                _check(output, staging[where.parent] / where.name)
+                signals.check()
+            _place_all(files, force=force)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    except OSError as error:
+        raise _cannot_write(where, error, files) from None
+    return [Written(path, file.sha256, file.content.nbytes) for path, file in zip(paths, files, strict=True)]
+
+
+def _paths(output: Output) -> list[Path]:
+    return [output.path, *(output.path.parent / sidecar.name for sidecar in output.sidecars)]
+
+
+def _contents(output: Output) -> list[bytes | bytearray | memoryview]:
+    return [output.content, *(sidecar.content for sidecar in output.sidecars)]
+
+
+def _target(path: Path) -> Path:
+    """Return the place that a path means: a link is followed, so that the file is replaced and not the link."""
+    return Path(os.path.realpath(path))
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
+def _check_target(path: Path, target: Path, *, force: bool) -> None:
+    name = shown_path(path)
+    try:
+        mode = os.lstat(target).st_mode
+    except FileNotFoundError:
+        if not target.parent.is_dir():
+            raise FileAccessError(f"There is no folder {shown_path(target.parent)}.", fix="Make it first.") from None
+        if os.path.islink(path):
+            raise FileAccessError(
+                f"{name} is a link to a file that does not exist.", fix="Write to the file that you mean."
+            ) from None
+        return
+    except (OSError, ValueError) as error:
+        raise FileAccessError(f"{name} cannot be written: {_system_words(error)}.", fix="Choose another -o.") from None
+    if stat.S_ISDIR(mode):
+        raise FileAccessError(f"{name} is a folder.", fix="Name a file in it with -o.")
+    if not stat.S_ISREG(mode):
+        raise FileAccessError(f"{name} is a device, pipe or socket, not a file.", fix="Name a file with -o.")
+    if not force:
+        raise FileAccessError(f"{name} exists already.", fix="Give --force to replace it, or write elsewhere with -o.")
+
+
+def _write(file: _File, signals: Held) -> None:
+    """Write one file to its temporary folder, and read it back."""
+    mode = 0o666
+    with contextlib.suppress(FileNotFoundError):
+        mode = stat.S_IMODE(os.stat(file.target).st_mode)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    wanted = hashlib.sha256()
+    with os.fdopen(os.open(file.staged, flags, mode & 0o777), "wb", buffering=0) as out:
+        if mode != 0o666:
+            os.fchmod(out.fileno(), mode & 0o777)
+        place = 0
+        while place < file.content.nbytes:
+            signals.check()
+            chunk = file.content[place : place + _CHUNK]
+            done = out.write(chunk)
+            wanted.update(chunk[:done])
+            place += done or 0
+        os.fsync(out.fileno())
+    file.sha256 = wanted.hexdigest()
+    found = hashlib.sha256()
+    with open(file.staged, "rb") as back:
+        while read := back.read(_CHUNK):
+            signals.check()
+            found.update(read)
+    if found.hexdigest() != file.sha256:
+        raise FileAccessError(
+            f"{shown_path(file.target)} reads back otherwise than it was written.", fix="Check the disk."
+        )
+
+
+def _check(output: Output, staged: Path) -> None:
+    """Open a written file as its users will."""
+    if output.check is None:
+        return
+    try:
+        output.check(staged)
+    except BnfoldError:
+        raise
+    except Exception as error:
+        raise FileAccessError(
+            f"{shown_path(output.path)} was not written, since it does not load again: {reason_of(error)}.",
+            fix="Please report this with the model.",
+        ) from error
+
+
+def _place_all(files: list[_File], *, force: bool) -> None:
+    """Move all files into place, or, where one cannot be moved, put back what was there."""
+    for number, file in enumerate(files):
+        file.existed = os.path.lexists(file.target)
+        if file.existed:
+            old = file.staged.parent / f".bnfold-old-{number}"
+            with contextlib.suppress(OSError):  # a file system without hard links has no second name for the old file
+                os.link(file.target, old)
+                file.old = old
+    try:
+        for file in files:
+            _place(file, force=force)
+        for folder in dict.fromkeys(file.target.parent for file in files):
+            _sync_folder(folder)
+    except OSError:
+        for file in reversed(files):
+            if file.placed:
+                with contextlib.suppress(OSError):
+                    _put_back(file)
+        raise
+
+
+def _place(file: _File, *, force: bool) -> None:
+    if force:
+        os.replace(file.staged, file.target)
+    else:
+        try:
+            os.link(file.staged, file.target)  # unlike a rename, it fails if a file has appeared there meanwhile
+        except FileExistsError:
+            raise
+        except OSError:
+            if os.path.lexists(file.target):
+                raise
+            os.replace(file.staged, file.target)
+    file.placed = True
+
+
+def _put_back(file: _File) -> None:
+    """Undo the placing of one file; where its old content has no second name, the new one stays."""
+    if file.old is not None:
+        os.replace(file.old, file.target)
+    elif not file.existed:
+        os.unlink(file.target)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every system lets a folder be opened or synced
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _system_words(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
+
+
+def _cannot_write(where: Path, error: OSError, files: list[_File]) -> FileAccessError:
+    import errno
+
+    name = f"a file in {shown_path(where)}" if where.is_dir() else shown_path(where)
+    size = bytes_in_words(sum(file.content.nbytes for file in files))
+    old = "Nothing was written, and what was there is as it was."
+    words = {
+        errno.ENOSPC: (f"The disk is full: no room for {name}", f"Free {size}, or write elsewhere with -o."),
+        errno.EDQUOT: (f"Your disk quota is used up: no room for {name}", f"Free {size}, or write elsewhere with -o."),
+        errno.EFBIG: (f"{name} is larger than this system lets a file be", "Raise the limit (`ulimit -f`)."),
+        errno.EROFS: (f"{name} is on a read-only file system", "Write elsewhere with -o."),
+        errno.EACCES: (
+            f"There is no permission to write {name}",
+            "Write elsewhere with -o, or change the permissions.",
+        ),
+        errno.EPERM: (f"There is no permission to write {name}", "Write elsewhere with -o, or change the permissions."),
+        errno.ENAMETOOLONG: (f"The name of {name} is too long", "Choose a shorter name with -o."),
+        errno.EEXIST: (f"{name} has appeared meanwhile", "Give --force to replace it, or write elsewhere with -o."),
+        errno.ENOENT: (f"There is no way to make {name}", "Write elsewhere with -o."),
+    }
+    what, fix = words.get(error.errno or 0, (f"{name} cannot be written ({_system_words(error)})", "Check the disk."))
+    return FileAccessError(f"{what}. {old}", fix=fix)
