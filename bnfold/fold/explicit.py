@@ -6,7 +6,7 @@ It has one form per target, chosen by measurement (``benchmarks/affine_forms.py`
 target                 form                                        why
 =====================  ==========================================  ====================================================
 torch eager, compile,  ``torch.batch_norm`` with mean 0, var 1,    the same kernel as the BatchNorm it replaces, so the
-torch.export           eps 0                                       same bits and the same speed; ``addcmul`` is slower on
+torch.export           eps 0                                       same bits and speed; ``addcmul`` is slower on
                                                                    contiguous inputs, ``x * a + b`` rounds twice
 ONNX, spatial input    depthwise 1x1 ``Conv``                      stays in ONNX Runtime's blocked layout and takes the
                                                                    next Relu in; Mul+Add forces a reorder (DenseNet-121

@@ -84,11 +84,13 @@ class AffineNormalization(Absorber):
 
     Attributes:
         channel_dim: the dimension that weight and bias run along; -1 for LayerNorm over one dimension.
-        channels: C.
+        channels: C; 0 where only the weight tells.
+        rank: the number of dimensions an input must have for ``channel_dim`` to hold; None for any.
     """
 
     channel_dim: int
     channels: int
+    rank: int | None = None
 
 
 # --- the affines themselves --------------------------------------------------------------------------------------
@@ -101,6 +103,7 @@ class BatchNorm(Call):
     Attributes:
         uses_batch_statistics: whether it computes mean and variance from its input, even in eval mode.
         name: qualified name of the layer, None for a bare function call whose statistics have no name.
+        rank: the number of dimensions an input must have for the channels to be in dimension 1; None for any.
     """
 
     input: Node
@@ -111,6 +114,7 @@ class BatchNorm(Call):
     eps: float
     uses_batch_statistics: bool
     name: str | None
+    rank: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch.fx.node import _side_effectful_functions
 from bnfold.graph.inplace import IN_PLACE
 from bnfold.graph.tracer import carries_hooks
 
-__all__ = ["has_effect", "mutated_inputs"]
+__all__ = ["has_effect", "is_pure", "mutated_inputs"]
 
 _IN_PLACE_FUNCTIONS = frozenset(IN_PLACE.values())
 
@@ -62,6 +62,19 @@ def has_effect(node: Node, root: nn.Module) -> bool:
     elif node.op in ("call_function", "call_method") and _unknown(node):
         return True
     return bool(mutated_inputs(node, root))
+
+
+_RANDOM = frozenset(
+    "rand randn rand_like randn_like randint randint_like randperm bernoulli bernoulli_ multinomial normal normal_ "
+    "poisson uniform_ dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout rrelu "
+    "empty empty_like new_empty".split()
+)
+
+
+def is_pure(node: Node, root: nn.Module) -> bool:
+    """Whether the node computes the same value from the same inputs each time, and does nothing else."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return name.partition(".")[0] not in _RANDOM and not has_effect(node, root)
 
 
 def _unknown(node: Node) -> bool:

@@ -26,7 +26,7 @@ from torch.fx.node import has_side_effect
 
 from bnfold.graph.inplace import IN_PLACE
 
-__all__ = ["ModelTracer", "carries_hooks", "require_default"]
+__all__ = ["ModelTracer", "carries_hooks", "require_default", "require_rank"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -41,6 +41,13 @@ def require_default(value: Any, default: Any, name: str) -> None:
             f"argument {name!r} was captured with its default, {default!r}. To use another value, pass it in "
             "example_inputs when folding."
         )
+
+
+@has_side_effect
+def require_rank(value: Any, rank: int, name: str) -> None:
+    """Raise unless ``value`` has ``rank`` dimensions, as the layer ``name`` takes for granted."""
+    if value.ndim != rank:
+        raise ValueError(f"expected {rank}D input to {name} (got {value.ndim}D input)")
 
 
 class InPlaceProxy(Proxy):
@@ -106,7 +113,7 @@ class ModelTracer(Tracer):
         """Wrap a node as a traced value."""
         return InPlaceProxy(node, self)
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:  # noqa: ARG002
         """Return a traced value for a parameter, anything else as it is."""
         if isinstance(attr_val, nn.Parameter):
             name = self._tensor_names.get(id(attr_val))

@@ -123,7 +123,17 @@ def _batch_norm_module(node: Node, module: Any, target: str) -> calls.Call:
         float(module.eps),
         uses_batch or module.training,
         target,
+        _LAYER_RANK.get(type(module)),
     )
+
+
+_LAYER_RANK: dict[type[nn.Module], int] = {
+    nn.BatchNorm2d: 4,
+    nn.BatchNorm3d: 5,
+    nn.InstanceNorm1d: 3,  # also takes an input without a batch, whose channels stand in dimension 0
+    nn.InstanceNorm2d: 4,
+    nn.InstanceNorm3d: 5,
+}
 
 
 def _average_pool_module(spatial_dims: int) -> ModuleReader:
@@ -171,7 +181,8 @@ def _affine_norm_module(node: Node, module: Any, target: str) -> calls.Call:
             raise NotStaticError("layer norm over several dimensions")
         return calls.AffineNormalization(node, _input(node), weight, bias, -1, int(module.normalized_shape[0]))
     channels = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
-    return calls.AffineNormalization(node, _input(node), weight, bias, 1, int(channels))
+    rank = _LAYER_RANK.get(type(module))
+    return calls.AffineNormalization(node, _input(node), weight, bias, 1, int(channels), rank)
 
 
 def _instance_norm_module(node: Node, module: Any, target: str) -> calls.Call:

@@ -1,0 +1,61 @@
+"""The weight algebra: what becomes of weight and bias when an affine is absorbed.
+
+All in float64, on tensors; nothing here knows of modules or graphs. :mod:`bnfold.fold.rewrite` rounds once at the end.
+
+For an affine after the op, with C output channels in G groups::
+
+    weight'[c] = scale[c] * weight[c]
+    bias'[c]   = scale[c] * bias[c] + shift[c]
+
+where ``weight[c]`` is row c of a ``(C, in/G, *kernel)`` convolution or ``(C, in)`` linear weight and, transposed,
+column ``c % (C/G)`` of row block ``c // (C/G)`` of an ``(in, C/G, *kernel)`` weight. Source: Ioffe & Szegedy 2015,
+arXiv:1502.03167, section 3.1 and Algorithm 2.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from torch import Tensor
+
+from bnfold.affine import ChannelAffine
+from bnfold.graph import calls
+
+__all__ = ["Weights", "absorb_after", "output_channels"]
+
+Weights: TypeAlias = "tuple[Tensor, Tensor | None]"  # weight and bias, float64
+
+
+def output_channels(call: calls.Absorber, weight: Tensor | None) -> int:
+    """Return C, the number of channels that the op's output has."""
+    if isinstance(call, calls.AffineNormalization):
+        return call.channels if weight is None or call.channels else weight.shape[0]
+    assert weight is not None
+    if isinstance(call, calls.TransposedConvolution):
+        return int(weight.shape[1] * call.groups)
+    return int(weight.shape[1] if isinstance(call, calls.Embedding) else weight.shape[0])
+
+
+def absorb_after(call: calls.Absorber, weights: Weights, affine: ChannelAffine) -> Weights:
+    """Return weight and bias of the op that computes ``affine(op(x))``.
+
+    Args:
+        call: tells the layout of the weight.
+        weights: weight and bias, float64; not changed. The bias may be None, which means 0.
+        affine: C values each, on the device of the weights.
+
+    Returns:
+        A new weight of the same shape, and a bias of shape ``(C,)`` (None for an embedding, where the shift goes into
+        each row).
+    """
+    weight, bias = weights
+    scale, shift = affine.scale, affine.shift
+    if isinstance(call, calls.Embedding):
+        return weight * scale + shift, None
+    if isinstance(call, calls.TransposedConvolution):
+        rows, per_group = weight.shape[0] // call.groups, weight.shape[1]
+        by_group = scale.reshape(call.groups, 1, per_group).expand(-1, rows, -1).reshape(weight.shape[0], per_group)
+        scaled = weight * by_group.reshape(*by_group.shape, *[1] * call.spatial_dims)
+    else:
+        scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    return scaled, shift.clone() if bias is None else scale * bias + shift

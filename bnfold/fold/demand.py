@@ -1,0 +1,75 @@
+"""What a rule is asked and what it answers: demands and refusals.
+
+A :class:`Demand` is a per-channel affine asked of a value: "let this value be ``affine`` of what it was". Pulling an
+affine backward turns a demand on an op's output into demands on its inputs; pushing one forward turns a *held* affine
+on its inputs into one on its output. A :class:`Refusal` is the reason why not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bnfold.affine import ChannelAffine
+
+__all__ = ["Demand", "Refusal"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a demand cannot be met.
+
+    Attributes:
+        reason: a stable kebab-case code.
+        detail: the end of a sentence, without a full stop: "7 of 64 scales are negative and ...".
+    """
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """An affine asked of a value.
+
+    Attributes:
+        affine: scale and shift, shape ``(C,)``.
+        dim: the dimension of the value that the channels run along, not negative.
+        rank: the number of dimensions of the value, None where unknown.
+        cares: bool, shape ``(C,)``: the channels that the asker reads; None for all.
+    """
+
+    affine: ChannelAffine
+    dim: int
+    rank: int | None
+    cares: Tensor | None = None
+
+    def with_affine(self, affine: ChannelAffine) -> Demand:
+        """Return the demand for another affine along the same dimension."""
+        return replace(self, affine=affine)
+
+    def picked(self, index: Tensor) -> Demand:
+        """Return the demand on a value whose channel ``i`` is this one's channel ``index[i]``."""
+        affine = ChannelAffine(self.affine.scale[index], self.affine.shift[index])
+        return replace(self, affine=affine, cares=None if self.cares is None else self.cares[index])
+
+    def joined(self, other: Demand) -> Demand | None:
+        """Return the one demand that meets both, or None where they contradict each other."""
+        if self.dim != other.dim or self.affine.channels != other.affine.channels:
+            return None
+        mine = torch.ones(self.affine.channels, dtype=torch.bool) if self.cares is None else self.cares
+        theirs = torch.ones(self.affine.channels, dtype=torch.bool) if other.cares is None else other.cares
+        both = mine & theirs
+        same = torch.equal(self.affine.scale[both], other.affine.scale[both]) and torch.equal(
+            self.affine.shift[both], other.affine.shift[both]
+        )
+        if not same:
+            return None
+        affine = ChannelAffine(
+            torch.where(mine, self.affine.scale, other.affine.scale),
+            torch.where(mine, self.affine.shift, other.affine.shift),
+        )
+        cares = mine | theirs
+        return Demand(affine, self.dim, self.rank or other.rank, None if bool(cares.all()) else cares)

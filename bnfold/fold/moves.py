@@ -1,0 +1,256 @@
+"""How an affine moves: the algebra that the rows of :mod:`bnfold.fold.rules` name.
+
+Each function takes a call, the demand on its output and the facts, and returns the demands on its inputs, or a
+:class:`Refusal`.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from bnfold.affine import ChannelAffine
+from bnfold.fold.conditions import described, needs_shapes
+from bnfold.fold.demand import Demand, Refusal
+from bnfold.graph import calls
+from bnfold.graph.facts import Facts
+
+Moved: TypeAlias = "tuple[tuple[Node, Demand], ...] | Refusal"
+
+
+def unchanged(call: Any, demand: Demand, facts: Facts) -> Moved:  # noqa: ARG001
+    """The same affine, on the only input."""
+    return ((call.input, demand),)
+
+
+def through_average(call: calls.AveragePool, demand: Demand, facts: Facts) -> Moved:  # noqa: ARG001
+    """``mean(a x + b) = a mean(x) + w b`` for window weights that sum to ``w``: 1, or window / divisor."""
+    if call.divisor_override is None or not bool((demand.affine.shift != 0).any()):
+        return ((call.input, demand),)
+    weight_sum = call.window / call.divisor_override
+    return ((call.input, demand.with_affine(demand.affine.with_shift(demand.affine.shift / weight_sum))),)
+
+
+def through_mean(call: calls.Mean, demand: Demand, facts: Facts) -> Moved:
+    """The mean of an affine is the affine of the mean; without ``keepdim`` the dimensions are renumbered."""
+    rank = facts.rank(call.input)
+    if rank is None:
+        dims = call.dims or ()
+        return ((call.input, demand),) if call.keepdim and dims else needs_shapes(call)
+    reduced = sorted({dim % rank for dim in call.dims}) if call.dims is not None else list(range(rank))
+    dim = demand.dim
+    if not call.keepdim:
+        kept = [d for d in range(rank) if d not in reduced]
+        dim = kept[demand.dim]
+    if dim in reduced:
+        return Refusal("channel-dimension", f"{described(call)} runs over the channels")
+    return ((call.input, Demand(demand.affine, dim, rank, demand.cares)),)
+
+
+def item_of_pool(call: calls.Item, demand: Demand, facts: Facts) -> Moved:
+    """The values of a pool that returns indices, or a piece of a split."""
+    source = facts.call(call.input)
+    if isinstance(source, calls.MaxPool) and call.index == 0:
+        return ((call.input, demand),)
+    if isinstance(source, calls.Split):
+        sizes = split_sizes(source, facts)
+        if isinstance(sizes, Refusal):
+            return sizes
+        start = sum(sizes[: call.index % len(sizes)])
+        window = (start, start + sizes[call.index % len(sizes)])
+        return _within(source.input, source.dim, window, demand, facts, source)
+    return Refusal("unknown-op", f"`{call.node.name}` takes an item of something that bnfold does not know")
+
+
+def slice_of(call: calls.Slice, demand: Demand, facts: Facts) -> Moved:
+    """A slice along the channels asks for the affine there, and does not care about the other channels."""
+    shapes = facts.shapes(call.input)
+    if not shapes:
+        return needs_shapes(call)
+    dim = call.dim % len(shapes[0])
+    start, stop, _ = slice(call.start, call.stop).indices(shapes[0][dim])
+    return _within(call.input, call.dim, (start, stop), demand, facts, call)
+
+
+def split_sizes(call: calls.Split, facts: Facts) -> tuple[int, ...] | Refusal:
+    """Return the sizes of a split's pieces."""
+    shapes = facts.shapes(call.input)
+    if not shapes:
+        return needs_shapes(call)
+    total = shapes[0][call.dim % len(shapes[0])]
+    if isinstance(call.sizes, tuple):
+        return call.sizes
+    size = call.sizes if isinstance(call.sizes, int) else -(-total // int(call.chunks or 1))
+    return tuple(min(size, total - start) for start in range(0, total, size))
+
+
+def _within(source: Node, dim: int, window: tuple[int, int], demand: Demand, facts: Facts, call: calls.Call) -> Moved:
+    """The demand on a value of which ``window`` of dimension ``dim`` is read."""
+    shapes = facts.shapes(source)
+    if not shapes:
+        return needs_shapes(call)
+    if dim % len(shapes[0]) != demand.dim:  # cut along another dimension: the channels are all there
+        return ((source, demand),)
+    channels = shapes[0][demand.dim]
+    affine = ChannelAffine.identity(channels)
+    cares = torch.zeros(channels, dtype=torch.bool)
+    window_slice = slice(*window)
+    affine.scale[window_slice], affine.shift[window_slice] = demand.affine.scale, demand.affine.shift
+    cares[window_slice] = True if demand.cares is None else demand.cares
+    return ((source, Demand(affine, demand.dim, demand.rank, cares)),)
+
+
+def split_over_parts(call: calls.Concatenate, demand: Demand, facts: Facts) -> Moved:
+    """Each part takes its channels; along another dimension, each part takes the whole affine."""
+    rank = demand.rank or facts.rank(call.node)
+    dim = call.dim if call.dim >= 0 else (None if rank is None else call.dim + rank)
+    if dim is None:
+        return needs_shapes(call)
+    if dim != demand.dim:
+        return tuple((part, demand) for part in call.parts)
+    sizes = part_sizes(call, demand.dim, facts)
+    if isinstance(sizes, Refusal):
+        return sizes
+    moved, start = [], 0
+    for part, size in zip(call.parts, sizes, strict=True):
+        moved.append((part, demand.picked(torch.arange(start, start + size))))
+        start += size
+    return tuple(moved)
+
+
+def part_sizes(call: calls.Concatenate, dim: int, facts: Facts) -> list[int] | Refusal:
+    """Return the number of channels of each part, from the shapes or else from the layers before."""
+    sizes = []
+    for part in call.parts:
+        size = facts.channels(part, dim)
+        if size is None:
+            return needs_shapes(call)
+        sizes.append(size)
+    return sizes
+
+
+def scale_to_both(call: calls.Add, demand: Demand, facts: Facts) -> Moved:
+    """``a (x ± y) + b = (a x + b) ± a y``; terms may be stretched, but not along the channels."""
+    for term in (call.left, call.right):
+        channels, rank = facts.channels(term, demand.dim), facts.rank(term)
+        if channels is None:
+            return needs_shapes(call)
+        if channels != demand.affine.channels or (rank is not None and demand.rank not in (None, rank)):
+            return Refusal("broadcast", f"{described(call)} stretches one of its terms over the channels")
+    if call.left is call.right:
+        return Refusal("same-term-twice", f"{described(call)} adds a value to itself")
+    scale_only = demand.with_affine(demand.affine.with_shift(torch.zeros_like(demand.affine.shift)))
+    return ((call.left, demand), (call.right, scale_only))
+
+
+# --- ops that renumber channels or dimensions --------------------------------------------------------------------
+
+
+def before_pixel_shuffle(call: calls.PixelShuffle, demand: Demand, facts: Facts) -> Moved:
+    """Output channel ``c`` reads the ``r * r`` input channels ``c r r ... c r r + r r - 1``."""
+    dim = _third_last(demand, call.node, facts)
+    if dim is None:
+        return needs_shapes(call)
+    if dim != demand.dim:
+        return Refusal("channel-dimension", f"{described(call)} shuffles another dimension")
+    return ((call.input, demand.picked(torch.arange(demand.affine.channels).repeat_interleave(call.factor**2))),)
+
+
+def before_pixel_unshuffle(call: calls.PixelUnshuffle, demand: Demand, facts: Facts) -> Moved:
+    """Output channels ``c r r ... c r r + r r - 1`` all come from input channel ``c``: they must agree."""
+    if _third_last(demand, call.node, facts) != demand.dim:
+        return needs_shapes(call)
+    return _grouped(call, demand, call.factor**2)
+
+
+def before_channel_shuffle(call: calls.ChannelShuffle, demand: Demand, facts: Facts) -> Moved:  # noqa: ARG001
+    """Output channel ``i * groups + g`` is input channel ``g * (C / groups) + i``."""
+    if demand.dim != 1:
+        return Refusal("channel-dimension", f"{described(call)} shuffles dimension 1")
+    order = torch.arange(demand.affine.channels).reshape(-1, call.groups).t().reshape(-1)
+    return ((call.input, demand.picked(order)),)
+
+
+def _third_last(demand: Demand, node: Node, facts: Facts) -> int | None:
+    rank = demand.rank or facts.rank(node)
+    return None if rank is None else rank - 3
+
+
+def _grouped(call: Any, demand: Demand, repeat: int) -> Moved:
+    """The demand on a value each of whose channels feeds ``repeat`` neighbouring channels of the output."""
+    index = torch.arange(0, demand.affine.channels, repeat)
+    if not _agrees(demand, index.repeat_interleave(repeat)):
+        text = "spreads one channel over several that want different things"
+        return Refusal("channels-disagree", f"{described(call)} {text}")
+    return ((call.input, demand.picked(index)),)
+
+
+def permuted(call: calls.Permute, demand: Demand, facts: Facts) -> Moved:
+    """Output dimension ``i`` is input dimension ``order[i]``."""
+    rank = demand.rank or facts.rank(call.node)
+    if rank is None and any(dim < 0 for dim in call.order):
+        return needs_shapes(call)
+    order = [dim % rank if rank is not None else dim for dim in call.order]
+    if call.swap:
+        first, second = order
+        dim = second if demand.dim == first else first if demand.dim == second else demand.dim
+    else:
+        dim = order[demand.dim]
+    return ((call.input, Demand(demand.affine, dim, rank, demand.cares)),)
+
+
+def reshaped(call: calls.Reshape, demand: Demand, facts: Facts) -> Moved:
+    """Find the input dimension whose elements are the output's channels, repeated or grouped, in row-major order.
+
+    The channels of the output stand at stride ``inner = prod(out[dim + 1:])`` with ``outer = prod(out[:dim])`` of them
+    before. Each input dimension is tried: it must cut the row-major order at the same places, or at finer or coarser
+    ones where the affine agrees. The answer must be the same for every batch size.
+    """
+    pairs = list(zip(facts.shapes(call.input), facts.shapes(call.node), strict=True))
+    if not pairs:
+        return needs_shapes(call)
+    answers = [_reshape_answer(before, after, demand) for before, after in pairs]
+    first = answers[0]
+    for answer in answers:
+        if first is None or answer is None or answer[0] != first[0] or not torch.equal(answer[1], first[1]):
+            return Refusal("channel-dimension", f"{described(call)} mixes the channels with other dimensions")
+    assert first is not None
+    dim, index = first
+    moved = demand.picked(index)
+    return ((call.input, Demand(moved.affine, dim, len(pairs[0][0]), moved.cares)),)
+
+
+def _reshape_answer(before: tuple[int, ...], after: tuple[int, ...], demand: Demand) -> tuple[int, Tensor] | None:
+    """Return the input dimension and, for each of its channels, an output channel that it holds, if there is one."""
+    channels = after[demand.dim]
+    if channels != demand.affine.channels or prod(before) == 0:
+        return None
+    outer, inner = prod(after[: demand.dim]), prod(after[demand.dim + 1 :])
+    for dim, size in enumerate(before):
+        outer_before, inner_before = prod(before[:dim]), prod(before[dim + 1 :])
+        if (outer_before, size, inner_before) == (outer, channels, inner):
+            return dim, torch.arange(channels)
+    for dim, size in enumerate(before):
+        outer_before, inner_before = prod(before[:dim]), prod(before[dim + 1 :])
+        if outer_before == outer and size and channels % size == 0 and size * inner_before == channels * inner:
+            # (outer, size, inner_before) -> (outer, size * k, inner): k neighbouring output channels share an input one
+            index = torch.arange(0, channels, channels // size)
+            return (dim, index) if _agrees(demand, index.repeat_interleave(channels // size)) else None
+        if inner_before == inner and size and size % channels == 0 and outer_before * size == outer * channels:
+            # (outer', size, inner) with size = r * channels: the channels repeat r times along the input dimension
+            return dim, torch.arange(size) % channels
+        if outer_before == outer and size and size % channels == 0 and size * inner_before == channels * inner:
+            # each output channel holds k neighbouring input channels
+            return dim, torch.arange(size) // (size // channels)
+    return None
+
+
+def _agrees(demand: Demand, index: Tensor) -> bool:
+    affine = demand.affine
+    if demand.cares is not None:  # part of a group would be left without the affine
+        return False
+    return torch.equal(affine.scale[index], affine.scale) and torch.equal(affine.shift[index], affine.shift)

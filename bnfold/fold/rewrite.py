@@ -1,0 +1,320 @@
+"""Change what the plan says, in a copy of the graph; decide nothing.
+
+The result is a new :class:`torch.fx.GraphModule` that holds new weights where something was absorbed, and shares the
+memory of all others with the model. Layers and parameters are wrapped anew, so that ``.to()``, ``.half()`` or
+``requires_grad_()`` on the result leaves the model alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from bnfold.affine import ChannelAffine, affine_of_statistics, exact_terms
+from bnfold.errors import NotFiniteError
+from bnfold.fold.absorb import absorb_after, output_channels
+from bnfold.fold.conditions import name_of
+from bnfold.fold.explicit import ExplicitAffine
+from bnfold.fold.plan import Absorption, Explicit, Plan
+from bnfold.graph import calls
+from bnfold.graph.capture import Capture
+from bnfold.graph.constants import evaluate
+from bnfold.graph.facts import Facts
+from bnfold.graph.tracer import require_rank
+from bnfold.graph.vocabulary import arguments_of
+
+__all__ = ["rewrite"]
+
+
+def rewrite(capture: Capture, plan: Plan) -> GraphModule:
+    """Return the folded model.
+
+    Args:
+        capture: the graph and the model; neither is changed.
+        plan: made from this capture, or from one of the same model in another dtype.
+
+    Raises:
+        NotFiniteError: a weight overflowed when rounded; ``error.node`` names the call whose BatchNorm must not fold.
+    """
+    return _Rewriter(capture, plan).run()
+
+
+class _Rewriter:
+    def __init__(self, capture: Capture, plan: Plan) -> None:
+        self.capture = capture
+        self.plan = plan
+        self.facts = Facts(capture)
+        self.graph = Graph()
+        self.held: dict[str, Any] = {}  # what the new module holds, by name
+        self.shells: dict[int, Any] = {}  # of layers and tensors of the model, by identity
+        self.clones: dict[str, list[tuple[list[Absorption], str]]] = {}
+
+    def run(self) -> GraphModule:
+        copies: dict[Node, Node] = {}
+        output = self.graph.graph_copy(self.capture.graph, copies)
+        del output
+        new_output = self._copy_output(copies)
+        by_name = {node.name: node for node in self.capture.graph.nodes}
+        steps = self.plan.steps
+        for name, absorptions in steps.absorbed.items():
+            self._absorb(by_name[name], copies[by_name[name]], absorptions)
+        for name, explicit in steps.explicit.items():
+            self._make_explicit(by_name[name], copies[by_name[name]], explicit)
+        for name in steps.constant:
+            self._make_constant(by_name[name], copies[by_name[name]])
+        for name in steps.removed:
+            self._remove(by_name[name], copies[by_name[name]])
+        for name, rank in steps.guards.items():
+            self._guard(copies[by_name[name]], rank)
+        self._sweep()
+        del new_output
+        self._hold_the_rest()
+        module = GraphModule(self.held, self.graph, f"Folded{type(self.capture.root).__name__}")
+        module.eval()
+        return module
+
+    # --- the graph ------------------------------------------------------------------------------------------------
+
+    def _copy_output(self, copies: dict[Node, Node]) -> Node:
+        old = next(node for node in reversed(self.capture.graph.nodes) if node.op == "output")
+        self.graph._codegen = copy.deepcopy(self.capture.graph._codegen)
+        new = self.graph.node_copy(old, copies.__getitem__)
+        copies[old] = new
+        return new
+
+    def _remove(self, old: Node, new: Node) -> None:
+        call = self.facts.call(old)
+        assert isinstance(call, calls.BatchNorm)
+        index = call.node.all_input_nodes.index(call.input)
+        source = new.all_input_nodes[index]
+        new.replace_all_uses_with(source)
+        self.graph.erase_node(new)
+
+    def _guard(self, new: Node, rank: int) -> None:
+        value = new.all_input_nodes[0]
+        with self.graph.inserting_before(new):
+            self.graph.call_function(require_rank, (value, rank, name_of(new)))
+
+    def _sweep(self) -> None:
+        """Remove reads of parameters that nobody needs any more, and what was computed from them alone."""
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and (node.op == "get_attr" or "constant" in node.meta):
+                self.graph.erase_node(node)
+
+    # --- weights --------------------------------------------------------------------------------------------------
+
+    def _absorb(self, old: Node, new: Node, absorptions: list[Absorption]) -> None:
+        call = self.facts.call(old)
+        assert isinstance(call, calls.Absorber)
+        if new.op == "call_module":
+            self._absorb_in_layer(call, new, absorptions)
+        else:
+            weight, bias = self._absorbed(call, absorptions)
+            stem = call.weight if isinstance(call.weight, str) else f"{old.name}.weight"
+            values = {"weight": self._attribute(new, old, stem, weight)}
+            if bias is not None:
+                name = call.bias if isinstance(call.bias, str) else stem.removesuffix("weight").rstrip(".") + ".bias"
+                values["bias"] = self._attribute(new, old, name.lstrip("."), bias)
+            arguments_of(old).put(new, values)
+
+    def _absorb_in_layer(self, call: calls.Absorber, new: Node, absorptions: list[Absorption]) -> None:
+        target = str(new.target)
+        for same, name in self.clones.get(target, []):
+            if _equal(same, absorptions):
+                new.target = name
+                return
+        weight, bias = self._absorbed(call, absorptions)
+        layer = _shell(self.capture.module(target), self.shells, fresh=True)
+        layer._parameters["weight"] = weight
+        if bias is not None:
+            layer._parameters["bias"] = bias
+        if isinstance(layer, (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
+            layer.affine = True
+        elif isinstance(layer, nn.LayerNorm):
+            layer.elementwise_affine = True
+        name = self._free_name(target, call.node)
+        self.held[name] = layer
+        new.target = name
+        self.clones.setdefault(target, []).append((absorptions, name))
+
+    def _absorbed(
+        self, call: calls.Absorber, absorptions: list[Absorption]
+    ) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """Return the new weight and bias, computed in float64 and rounded once to the dtype of the old ones."""
+        old_weight, old_bias = self._tensor(call.weight), self._tensor(call.bias)
+        like = old_weight if old_weight is not None else old_bias
+        channels = output_channels(call, old_weight)
+        if old_weight is None:
+            like = like if like is not None else torch.empty(0)
+            weight = torch.ones(channels, dtype=torch.float64, device=like.device)
+        else:
+            weight = old_weight.detach().double()
+        assert like is not None
+        bias = None if old_bias is None else old_bias.detach().double()
+        for absorption in absorptions:
+            affine = _on(absorption.affine, like.device)
+            weight, bias = absorb_after(call, (weight, bias), affine)
+        template = old_weight if old_weight is not None else weight.to(like.dtype)
+        new_weight = self._rounded(call, weight, template)
+        if bias is None:
+            return new_weight, None
+        plain = template.new_empty(0).requires_grad_(template.requires_grad) if template.is_leaf else template
+        return new_weight, self._rounded(call, bias, old_bias if old_bias is not None else plain)
+
+    def _rounded(self, call: calls.Absorber, exact: Tensor, like: Tensor) -> nn.Parameter:
+        rounded = exact.to(like.dtype)
+        if like.ndim in (4, 5) and not rounded.is_contiguous(memory_format=torch.contiguous_format):
+            rounded = rounded.contiguous()
+        if like.ndim == rounded.ndim:
+            rounded = _with_strides_of(rounded, like)
+        if not bool(torch.isfinite(rounded).all()):
+            error = NotFiniteError(
+                f"A weight of `{name_of(call.node)}` is not finite in {like.dtype} after folding.",
+                fix="Keep the BatchNorm that folds into it, or convert the model to a wider dtype first.",
+            )
+            error.node = call.node.name  # type: ignore[attr-defined]
+            raise error
+        return nn.Parameter(rounded, requires_grad=like.requires_grad)
+
+    def _make_explicit(self, old: Node, new: Node, explicit: Explicit) -> None:
+        call = self.facts.call(old)
+        assert isinstance(call, calls.BatchNorm)
+        mean, variance = self._tensor(call.running_mean), self._tensor(call.running_var)
+        weight, bias = self._tensor(call.weight), self._tensor(call.bias)
+        assert mean is not None
+        assert variance is not None
+        if explicit.composed:
+            affine = affine_of_statistics(mean, variance, weight, bias, call.eps)
+            for later in explicit.composed:
+                affine = _on(later, mean.device).after(affine)
+            dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
+            alpha, beta = affine.scale.to(dtype), affine.shift.to(dtype)
+        else:
+            alpha, beta = exact_terms(mean, variance, weight, bias, call.eps)
+        layer = ExplicitAffine(alpha, beta, requires_grad=weight is not None and weight.requires_grad)
+        index = call.node.all_input_nodes.index(call.input)
+        source = new.all_input_nodes[index]
+        name = self._free_name(call.name or old.name, old)
+        self.held[name] = layer
+        with self.graph.inserting_before(new):
+            affine_node = self.graph.call_module(name, (source,))
+        affine_node.meta.update(old.meta)
+        new.replace_all_uses_with(affine_node)
+        self.graph.erase_node(new)
+        affine_node._rename(old.name)
+
+    def _make_constant(self, old: Node, new: Node) -> None:
+        value = evaluate(old, self.capture.tensor, self.capture.module)
+        new.replace_all_uses_with(self._attribute(new, old, f"{old.name}.value", value))
+        self.graph.erase_node(new)
+
+    def _attribute(self, before: Node, old: Node, wanted: str, value: Any) -> Node:
+        """Hold a tensor and return a node, before another, that reads it."""
+        name = self._free_name(wanted, old)
+        self.held[name] = value
+        with self.graph.inserting_before(before):
+            return self.graph.get_attr(name)
+
+    def _tensor(self, source: calls.Source) -> Tensor | None:
+        if isinstance(source, Node):
+            return evaluate(source, self.capture.tensor, self.capture.module)
+        return self.facts.tensor(source)
+
+    # --- names and shells -----------------------------------------------------------------------------------------
+
+    def _free_name(self, wanted: str, old: Node) -> str:
+        """Return ``wanted`` if only ``old`` uses what has that name in the model, else a name that is not taken."""
+        alone = [node for node in self.names.get(wanted, ()) if node is not old] == []
+        if alone and wanted not in self.held:
+            return wanted
+        count = 1
+        while (name := f"{wanted}_folded{count}") in self.held or name in self.names:
+            count += 1
+        return name
+
+    @property
+    def names(self) -> dict[str, list[Node]]:
+        """For each name that the old graph mentions, and for each beginning of it, the nodes that use it."""
+        if not hasattr(self, "_names"):
+            self._names: dict[str, list[Node]] = {}
+            for node in self.capture.graph.nodes:
+                if node.op not in ("call_module", "get_attr"):
+                    continue
+                target, users = str(node.target), [node] if node.op == "call_module" else list(node.users)
+                while target:
+                    self._names.setdefault(target, []).extend(users)
+                    target = target.rpartition(".")[0]
+        return self._names
+
+    def _hold_the_rest(self) -> None:
+        for node in self.graph.nodes:
+            target = str(node.target)
+            if target in self.held:
+                continue
+            if node.op == "call_module":
+                self.held[target] = _shell(self.capture.module(target), self.shells)
+            elif node.op == "get_attr":
+                self.held[target] = _shell_of_attribute(self.capture, target, self.shells)
+
+
+def _shell_of_attribute(capture: Capture, target: str, shells: dict[int, Any]) -> Any:
+    constant = capture.constants.get(target)
+    if constant is not None:
+        return constant.detach()
+    owner, _, attribute = target.rpartition(".")
+    value = getattr(capture.module(owner) if owner else capture.root, attribute)
+    return _shell(value, shells) if isinstance(value, nn.Module) else _wrapped(value, shells)
+
+
+def _shell(module: nn.Module, shells: dict[int, Any], *, fresh: bool = False) -> Any:
+    """Return a module of the same class and settings, with parameters of its own over the same memory."""
+    if not fresh and id(module) in shells:
+        return shells[id(module)]
+    new = module.__class__.__new__(module.__class__)
+    new.__dict__.update(module.__dict__)
+    for hooks in [name for name in new.__dict__ if name.endswith("_hooks") and name.startswith("_")]:
+        new.__dict__[hooks] = copy.copy(new.__dict__[hooks])
+    new._parameters = {name: _wrapped(value, shells) for name, value in module._parameters.items()}
+    new._buffers = {name: _wrapped(value, shells) for name, value in module._buffers.items()}
+    new._modules = {name: None if part is None else _shell(part, shells) for name, part in module._modules.items()}
+    if not fresh:
+        shells[id(module)] = new
+    return new
+
+
+def _wrapped(tensor: Any, shells: dict[int, Any]) -> Any:
+    """Return a tensor object of its own over the same memory; tied tensors stay tied."""
+    if not isinstance(tensor, Tensor):
+        return tensor
+    found = shells.get(id(tensor))
+    if found is None:
+        found = tensor.detach()
+        if isinstance(tensor, nn.Parameter):
+            found = nn.Parameter(found, requires_grad=tensor.requires_grad)
+        shells[id(tensor)] = found
+    return found
+
+
+def _equal(first: list[Absorption], second: list[Absorption]) -> bool:
+    return len(first) == len(second) and all(
+        a.side == b.side and torch.equal(a.affine.scale, b.affine.scale) and torch.equal(a.affine.shift, b.affine.shift)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _on(affine: ChannelAffine, device: torch.device) -> ChannelAffine:
+    return ChannelAffine(affine.scale.to(device), affine.shift.to(device))
+
+
+def _with_strides_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor in the memory format of another of the same shape."""
+    if tensor.stride() == like.stride() or tensor.shape != like.shape:
+        return tensor
+    for layout in (torch.channels_last, torch.channels_last_3d):
+        if tensor.ndim == (4 if layout is torch.channels_last else 5) and like.is_contiguous(memory_format=layout):
+            return tensor.contiguous(memory_format=layout)
+    return tensor.contiguous()

@@ -1,0 +1,311 @@
+"""Facts about a captured graph, asked of all of it: readers, call sites, owners, shapes, aliases.
+
+Each answer is computed when first asked and kept; shapes above all, since they cost a run of the model on fake tensors.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+
+from bnfold.graph import calls
+from bnfold.graph.capture import Capture
+from bnfold.graph.effects import is_pure, mutated_inputs
+from bnfold.graph.shapes import shapes_of
+from bnfold.graph.tracer import carries_hooks, require_rank
+from bnfold.graph.vocabulary import read_function, read_module
+
+__all__ = ["Facts"]
+
+_RANK_OF_LAYER: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+_FRESH = (
+    calls.Absorber,
+    calls.BatchNorm,
+    calls.MaxPool,
+    calls.AveragePool,
+    calls.AdaptiveAveragePool,
+    calls.Mean,
+    calls.Interpolate,
+    calls.Concatenate,
+    calls.PixelShuffle,
+    calls.PixelUnshuffle,
+    calls.ChannelShuffle,
+)  # operations whose result shares no memory with an input
+_SAME_RANK = (
+    calls.Passing,
+    calls.PositivelyHomogeneous,
+    calls.MaxPool,
+    calls.AveragePool,
+    calls.AdaptiveAveragePool,
+    calls.BatchNorm,
+    calls.ExplicitAffine,
+    calls.AffineNormalization,
+    calls.Convolution,
+    calls.TransposedConvolution,
+    calls.Linear,
+    calls.Interpolate,
+    calls.Pad,
+    calls.PixelShuffle,
+    calls.PixelUnshuffle,
+    calls.ChannelShuffle,
+)  # operations whose output has as many dimensions as their input
+_SAME_CHANNELS = (
+    calls.Passing,
+    calls.PositivelyHomogeneous,
+    calls.MaxPool,
+    calls.AveragePool,
+    calls.AdaptiveAveragePool,
+    calls.BatchNorm,
+    calls.AffineNormalization,
+    calls.Interpolate,
+)  # operations whose output has as many channels as their input
+
+
+class Facts:
+    """Questions about one capture. See the module's docstring."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture = capture
+        self.index: dict[Node, int] = {node: index for index, node in enumerate(capture.graph.nodes)}
+        self._calls: dict[Node, calls.Call | None] = {}
+        self._ranks: dict[Node, int | None] = {}
+        self._channels: dict[Node, int] = {}
+        self._constants: dict[Node, bool] = {}
+
+    def call(self, node: Node) -> calls.Call | None:
+        """Return what the node computes; None where the vocabulary has no word for it, or hooks may change it."""
+        try:
+            return self._calls[node]
+        except KeyError:
+            pass
+        call: calls.Call | None = None
+        if node.op == "call_module":
+            call = read_module(node, self.capture.module(str(node.target)))
+        elif node.op == "get_attr":
+            call = calls.Constant(node)
+        elif node.op in ("call_function", "call_method"):
+            call = read_function(node)
+        self._calls[node] = call
+        return call
+
+    def hooked(self, node: Node) -> bool:
+        """Whether the node calls a module that carries hooks."""
+        return node.op == "call_module" and carries_hooks(self.capture.module(str(node.target)))
+
+    def readers(self, value: Node) -> tuple[Node, ...]:
+        """Return the nodes that read the numbers of ``value``, once each.
+
+        Reads of shape, dtype and the like do not count. A split or an indices-returning pool is no reader where all
+        that is taken from it are items: then these are.
+        """
+        found: list[Node] = []
+        for user in value.users:
+            call = self.call(user)
+            if isinstance(call, calls.MetadataRead) or user.target is require_rank:
+                continue
+            if isinstance(call, calls.Split) and all(isinstance(self.call(item), calls.Item) for item in user.users):
+                found.extend(user.users)
+            else:
+                found.append(user)
+        return tuple(found)
+
+    @cached_property
+    def module_calls(self) -> dict[str, list[Node]]:
+        """For each called module's name, its call sites."""
+        sites: dict[str, list[Node]] = defaultdict(list)
+        for node in self.index:
+            if node.op == "call_module":
+                sites[str(node.target)].append(node)
+        return sites
+
+    @cached_property
+    def parameter_readers(self) -> dict[int, list[Node]]:
+        """For each tensor, by identity, the nodes that use it: tied parameters meet here, whatever their names."""
+        readers: dict[int, list[Node]] = defaultdict(list)
+        for node in self.index:
+            if node.op == "call_module":
+                module = self.capture.module(str(node.target))
+                for tensor in (*module.parameters(), *module.buffers()):
+                    readers[id(tensor)].append(node)
+            elif node.op == "get_attr" and isinstance(value := self._attribute(node), object):
+                readers[id(value)].extend(node.users)
+        return readers
+
+    def tensor(self, source: calls.Source) -> Any:
+        """Return the tensor that a source names; None for None or for a source that is computed."""
+        return self.capture.tensor(source) if isinstance(source, str) else None
+
+    def is_constant(self, value: Node) -> bool:
+        """Whether a value depends on parameters and constants only, by pure operations."""
+        known = self._constants.get(value)
+        if known is not None:
+            return known
+        answer = value.op == "get_attr" or (
+            value.op in ("call_function", "call_method", "call_module")
+            and bool(value.all_input_nodes)
+            and is_pure(value, self.capture.root)
+            and all(self.is_constant(read) for read in value.all_input_nodes)
+        )
+        self._constants[value] = answer
+        return answer
+
+    # --- shapes ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _shapes(self) -> tuple[dict[Node, tuple[int, ...]], ...]:
+        return shapes_of(self.capture)
+
+    def shapes(self, value: Node) -> tuple[tuple[int, ...], ...]:
+        """Return the value's shape for each batch size tried; empty without example inputs."""
+        found = [shapes.get(value) for shapes in self._shapes]
+        return tuple(shape for shape in found if shape is not None) if None not in found else ()
+
+    def channels(self, value: Node, dim: int) -> int | None:
+        """Return the size of dimension ``dim`` of a value: from its shape, or for ``dim`` 1 from the layers before."""
+        shapes = self.shapes(value)
+        if shapes:
+            return shapes[0][dim] if dim < len(shapes[0]) else None
+        if dim != 1:
+            return None
+        chain: list[Node] = []
+        node, count = value, self._channels.get(value)
+        while count is None:
+            chain.append(node)
+            call = self.call(node)
+            count = self._own_channels(call)
+            if count is not None or not isinstance(call, _SAME_CHANNELS):
+                break
+            node = call.inputs[0]
+            count = self._channels.get(node)
+        if count is not None:
+            self._channels.update(dict.fromkeys(chain, count))
+        return count
+
+    def _own_channels(self, call: calls.Call | None) -> int | None:
+        """The number of channels as far as the call itself tells."""
+        if isinstance(call, (calls.Convolution, calls.TransposedConvolution)) and isinstance(call.weight, str):
+            shape = self.capture.tensor(call.weight).shape
+            return shape[0] if isinstance(call, calls.Convolution) else shape[1] * call.groups
+        if isinstance(call, calls.BatchNorm) and isinstance(call.running_mean, str):
+            return self.capture.tensor(call.running_mean).numel()
+        if isinstance(call, calls.ExplicitAffine):
+            return int(self.tensor(call.weight).numel())
+        if isinstance(call, calls.Concatenate) and call.dim == 1:
+            sizes = [self.channels(part, 1) for part in call.parts]
+            return sum(size for size in sizes if size is not None) if None not in sizes else None
+        return None
+
+    def rank(self, value: Node) -> int | None:
+        """Return the number of dimensions of a value, if the graph or an example input tells it."""
+        chain: list[Node] = []
+        node: Node | None = value
+        answer: int | None = None
+        while node is not None:
+            if node in self._ranks:
+                answer = self._ranks[node]
+                break
+            chain.append(node)
+            answer = self._own_rank(node)
+            call = self.call(node)
+            if answer is not None or not isinstance(call, _SAME_RANK):
+                break
+            node = call.inputs[0]
+        for seen in chain:
+            self._ranks[seen] = answer
+        return answer
+
+    def _own_rank(self, node: Node) -> int | None:
+        """The rank as far as the node itself tells."""
+        shapes = self.shapes(node)
+        if shapes:
+            return len(shapes[0])
+        if node.op == "call_module":
+            known = _RANK_OF_LAYER.get(type(self.capture.module(str(node.target))))
+            if known is not None:
+                return known
+        for user in node.users:
+            asserted = _asserted_rank(user)
+            if asserted is None and user.op == "call_module" and user.args[:1] == (node,):
+                asserted = _RANK_OF_LAYER.get(type(self.capture.module(str(user.target))))
+            if asserted is not None:
+                return asserted
+        if isinstance(self.call(node), calls.Reshape):
+            return _rank_after_reshape(node)
+        return None
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _memory(self) -> dict[Node, Node]:
+        """For each value, a representative of the values it may share memory with."""
+        owner: dict[Node, Node] = {}
+
+        def find(node: Node) -> Node:
+            while owner[node] is not node:
+                owner[node] = owner[owner[node]]
+                node = owner[node]
+            return node
+
+        for node in self.index:
+            owner[node] = node
+            call = self.call(node)
+            if isinstance(call, (*_FRESH, calls.MetadataRead)) or (isinstance(call, calls.Add) and not _writes(node)):
+                continue
+            for read in node.all_input_nodes:
+                owner[find(read)] = find(node)
+        return {node: find(node) for node in owner}
+
+    @cached_property
+    def _written(self) -> set[Node]:
+        return {self._memory[value] for node in self.index for value in mutated_inputs(node, self.capture.root)}
+
+    def mutated(self, value: Node) -> bool:
+        """Whether anything writes into the memory of ``value``, or may do so."""
+        return self._memory[value] in self._written
+
+    def _attribute(self, node: Node) -> Any:
+        try:
+            return self.capture.tensor(str(node.target))
+        except (AttributeError, TypeError):
+            return None
+
+
+def _writes(node: Node) -> bool:
+    return bool(mutated_inputs(node, nn.Module())) if node.op != "call_module" else False
+
+
+def _asserted_rank(user: Node) -> int | None:
+    """Read ``assert x.ndim == 4`` and bnfold's own guard off a reader of ``x``."""
+    if user.target is require_rank:
+        return int(user.args[1])  # type: ignore[arg-type]
+    reads_rank = (user.target is getattr and user.args[1:] == ("ndim",)) or (
+        user.op == "call_method" and user.target in ("dim", "ndimension")
+    )
+    if not reads_rank:
+        return None
+    for compared in user.users:
+        if getattr(compared.target, "__name__", "") != "eq" or not isinstance(compared.args[1], int):
+            continue
+        if any(getattr(check.target, "__name__", "") == "_assert" for check in compared.users):
+            return compared.args[1]
+    return None
+
+
+def _rank_after_reshape(node: Node) -> int | None:
+    """The rank that a view or flatten always gives, or None."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    arguments = [*node.args[1:], *node.kwargs.values()]
+    if name == "flatten":
+        start = node.kwargs.get("start_dim", node.args[1] if len(node.args) > 1 else 0)
+        end = node.kwargs.get("end_dim", node.args[2] if len(node.args) > 2 else -1)
+        return start + 1 if isinstance(start, int) and start >= 0 and end == -1 else None
+    if name in ("view", "reshape") and arguments:
+        sizes = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], (tuple, list)) else arguments
+        if len(arguments) == 1 and isinstance(arguments[0], Node):  # a size computed as a whole
+            return None
+        return len(sizes)
+    return None
