@@ -132,7 +132,7 @@ class _Planner:
         for node, explicit in self.explicit.items():
             self.steps.explicit[node.name] = explicit
         self.steps.removed = [node.name for node in self.settled]
-        decisions = self._with_added_bytes(sites)
+        decisions = self._with_added_bytes()
         return Plan(tuple(decisions), capture.way, capture.notes, self.steps)
 
     # --- one BatchNorm --------------------------------------------------------------------------------------------
@@ -168,9 +168,7 @@ class _Planner:
         self.affines[-1] = affine
         refusal = self.refused.get(node.name)
         if refusal is None:
-            rank = call.rank or self.facts.rank(node)
-            if call.rank is not None and self.facts.rank(node) is None:
-                rank = call.rank
+            rank = self.facts.rank(node) or call.rank
             way = pull(self, node, Demand(affine, 1, rank))
             if isinstance(way, Way):
                 self._fold(node, name, way)
@@ -279,7 +277,7 @@ class _Planner:
             fix = f"Did you mean {' or '.join(close)}?" if close else "See `bnfold explain MODEL` for their names."
             raise UnknownNameError(f"The model calls no BatchNorm named {name!r}.", fix=fix)
 
-    def _with_added_bytes(self, sites: list[Node]) -> list[Decision]:
+    def _with_added_bytes(self) -> list[Decision]:
         """Fill in what the folds add in memory, where weights are shared with a call that keeps them."""
         decisions = list(self.decisions)
         seen: set[int] = set()
@@ -299,7 +297,6 @@ class _Planner:
             if added:
                 index = absorptions[0].batchnorm
                 decisions[index] = replace(decisions[index], added_bytes=decisions[index].added_bytes + added)
-        del sites
         return decisions
 
 

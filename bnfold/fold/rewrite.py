@@ -55,9 +55,8 @@ class _Rewriter:
 
     def run(self) -> GraphModule:
         copies: dict[Node, Node] = {}
-        output = self.graph.graph_copy(self.capture.graph, copies)
-        del output
-        new_output = self._copy_output(copies)
+        self.graph.graph_copy(self.capture.graph, copies)
+        self._copy_output(copies)
         by_name = {node.name: node for node in self.capture.graph.nodes}
         steps = self.plan.steps
         for name, absorptions in steps.absorbed.items():
@@ -71,7 +70,6 @@ class _Rewriter:
         for name, rank in steps.guards.items():
             self._guard(copies[by_name[name]], rank)
         self._sweep()
-        del new_output
         self._hold_the_rest()
         module = GraphModule(self.held, self.graph, f"Folded{type(self.capture.root).__name__}")
         module.eval()
@@ -79,12 +77,10 @@ class _Rewriter:
 
     # --- the graph ------------------------------------------------------------------------------------------------
 
-    def _copy_output(self, copies: dict[Node, Node]) -> Node:
+    def _copy_output(self, copies: dict[Node, Node]) -> None:
         old = next(node for node in reversed(self.capture.graph.nodes) if node.op == "output")
         self.graph._codegen = copy.deepcopy(self.capture.graph._codegen)
-        new = self.graph.node_copy(old, copies.__getitem__)
-        copies[old] = new
-        return new
+        copies[old] = self.graph.node_copy(old, copies.__getitem__)
 
     def _remove(self, old: Node, new: Node) -> None:
         call = self.facts.call(old)
@@ -222,7 +218,7 @@ class _Rewriter:
     def _tensor(self, source: calls.Source) -> Tensor | None:
         if isinstance(source, Node):
             return evaluate(source, self.capture.tensor, self.capture.module)
-        return self.facts.tensor(source)
+        return None if source is None else self.capture.tensor(source)
 
     # --- names and shells -----------------------------------------------------------------------------------------
 

@@ -47,10 +47,10 @@ class Capture:
 
     def module(self, name: str) -> nn.Module:
         """Return the submodule called ``name``."""
-        found = self._cache.get(name)
+        found: nn.Module | None = self._cache.get(name)
         if found is None:
             found = self._cache[name] = self.root.get_submodule(name)
-        return found  # type: ignore[no-any-return]
+        return found
 
     def tensor(self, name: str) -> Tensor:
         """Return the parameter, buffer or constant called ``name``."""

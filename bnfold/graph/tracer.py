@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ class ModelTracer(Tracer):
     proxy_buffer_attributes = False
 
     def __init__(self, given: int) -> None:
-        super().__init__(autowrap_modules=())
+        super().__init__()
         self.given = given
         self.constants: dict[str, torch.Tensor] = {}
         self._constant_names: dict[int, str] = {}
@@ -126,7 +126,7 @@ class ModelTracer(Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Turn a literal argument into what a node may hold; tensors become ``get_attr`` nodes."""
-        if isinstance(a, torch.Tensor) and not isinstance(a, Proxy):
+        if isinstance(a, torch.Tensor):
             name = self._tensor_names.get(id(a)) or self._constant_names.get(id(a))
             if name is None:
                 name = f"_tensor_constant{len(self.constants)}"
@@ -171,7 +171,7 @@ class ModelTracer(Tracer):
 
     def _user_line(self) -> str | None:
         """Return ``file:line`` of the innermost frame of the user's code."""
-        frame = sys._getframe(2)
+        frame: FrameType | None = sys._getframe(2)
         files = self._files
         while frame is not None:
             code = frame.f_code
@@ -183,7 +183,7 @@ class ModelTracer(Tracer):
                 return f"{code.co_filename}:{frame.f_lineno}"
             if code is _TRACE:
                 return None
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         return None
 
 

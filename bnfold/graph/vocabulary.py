@@ -240,12 +240,12 @@ MODULES: dict[type[nn.Module], ModuleReader] = {
     nn.UpsamplingNearest2d: _upsample_module,
     nn.UpsamplingBilinear2d: _upsample_module,
 }
-for _type in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
-    MODULES[_type] = _batch_norm_module
-for _type in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d):
-    MODULES[_type] = _instance_norm_module
-for _type in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout):
-    MODULES[_type] = _dropout_module
+for _name in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"):
+    MODULES[getattr(nn, _name)] = _batch_norm_module
+for _name in ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"):
+    MODULES[getattr(nn, _name)] = _instance_norm_module
+for _name in ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"):
+    MODULES[getattr(nn, _name)] = _dropout_module
 for _size in (1, 2, 3):
     MODULES[getattr(nn, f"ConstantPad{_size}d")] = _pad_module("constant")
     MODULES[getattr(nn, f"ZeroPad{_size}d")] = _pad_module("constant")
@@ -596,6 +596,12 @@ METHODS: dict[str, Row] = {
 }
 
 
+def _spelled(row: Row, *spellings: Any) -> None:
+    """Give several functions the same row."""
+    for function in spellings:
+        FUNCTIONS[function] = row
+
+
 def _fill() -> None:
     """Add the rows that repeat over dimensions and spellings."""
     for size in (1, 2, 3):
@@ -618,8 +624,9 @@ def _fill() -> None:
         adaptive_average = _one_input(calls.AdaptiveAveragePool)
         for pool in (getattr(F, f"adaptive_avg_pool{size}d"), getattr(aten, f"adaptive_avg_pool{size}d").default):
             FUNCTIONS[pool] = (_ADAPTIVE, adaptive_average)
-    for dropout in (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout):
-        FUNCTIONS[dropout] = (_DROPOUT, _dropout)
+    _spelled(
+        (_DROPOUT, _dropout), F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout
+    )
     _fill_elementwise()
     _fill_shapes()
 
@@ -627,10 +634,13 @@ def _fill() -> None:
 def _fill_elementwise() -> None:
     homogeneous = _one_input(calls.PositivelyHomogeneous)
     relus = (torch.relu, torch.relu_, aten.relu.default, aten.relu_.default)
-    for function in relus:
-        FUNCTIONS[function] = (_UNARY, homogeneous)
-    for function in (F.leaky_relu_, aten.leaky_relu.default, aten.leaky_relu_.default):
-        FUNCTIONS[function] = (Signature("input, negative_slope=0.01"), homogeneous)
+    _spelled((_UNARY, homogeneous), *relus)
+    _spelled(
+        (Signature("input, negative_slope=0.01"), homogeneous),
+        F.leaky_relu_,
+        aten.leaky_relu.default,
+        aten.leaky_relu_.default,
+    )
     for name in ("relu", "relu_"):
         METHODS[name] = (_UNARY, homogeneous)
     passing = _one_input(calls.Passing)
@@ -638,12 +648,15 @@ def _fill_elementwise() -> None:
         METHODS[name] = (Signature("input, memory_format=None"), passing)
         FUNCTIONS[getattr(aten, name).default] = (Signature("input, memory_format=None"), passing)
     METHODS["detach"] = METHODS["alias"] = (_UNARY, passing)
-    for function in (torch.clone, torch.detach, aten.detach.default, aten.alias.default):
-        FUNCTIONS[function] = (Signature("input, memory_format=None"), passing)
-    for function in (operator.add, torch.add, aten.add.Tensor, aten.add_.Tensor):
-        FUNCTIONS[function] = (_BINARY, _add(1))
-    for function in (operator.sub, torch.sub, torch.subtract, aten.sub.Tensor, aten.sub_.Tensor):
-        FUNCTIONS[function] = (_BINARY, _add(-1))
+    _spelled(
+        (Signature("input, memory_format=None"), passing),
+        torch.clone,
+        torch.detach,
+        aten.detach.default,
+        aten.alias.default,
+    )
+    _spelled((_BINARY, _add(1)), operator.add, torch.add, aten.add.Tensor, aten.add_.Tensor)
+    _spelled((_BINARY, _add(-1)), operator.sub, torch.sub, torch.subtract, aten.sub.Tensor, aten.sub_.Tensor)
     for name, sign in (("add", 1), ("add_", 1), ("sub", -1), ("sub_", -1)):
         METHODS[name] = (_BINARY, _add(sign))
     for name in ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d"):
@@ -651,8 +664,14 @@ def _fill_elementwise() -> None:
             FUNCTIONS[getattr(getattr(aten, name), overload)] = (_ANY, _upsample)
     for name in METADATA_METHODS:
         METHODS[name] = (_ANY, _metadata)
-    for function in (torch.numel, torch.is_floating_point, torch.is_tensor, aten.sym_size.int, aten.sym_numel.default):
-        FUNCTIONS[function] = (_ANY, _metadata)
+    _spelled(
+        (_ANY, _metadata),
+        torch.numel,
+        torch.is_floating_point,
+        torch.is_tensor,
+        aten.sym_size.int,
+        aten.sym_numel.default,
+    )
 
 
 def _upsample(node: Node, _a: Arguments) -> calls.Call:
@@ -662,33 +681,24 @@ def _upsample(node: Node, _a: Arguments) -> calls.Call:
 def _fill_shapes() -> None:
     for name in ("reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"):
         METHODS[name] = (_ANY, _reshape)
-    for function in (torch.reshape, torch.flatten, torch.unflatten, torch.squeeze, torch.unsqueeze):
-        FUNCTIONS[function] = (_ANY, _reshape)
+    _spelled((_ANY, _reshape), torch.reshape, torch.flatten, torch.unflatten, torch.squeeze, torch.unsqueeze)
     shapes = (
         aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints,
         aten.unflatten.int, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default,
         aten.view_as.default, aten.reshape_as.default,
     )  # fmt: skip
-    for function in shapes:
-        FUNCTIONS[function] = (_ANY, _reshape)
+    _spelled((_ANY, _reshape), *shapes)
     swap = Signature("input, dim0, dim1")
     for name in ("transpose", "swapaxes", "swapdims"):
         METHODS[name] = (swap, _transpose)
-    for function in (torch.transpose, torch.swapaxes, torch.swapdims, aten.transpose.int):
-        FUNCTIONS[function] = (swap, _transpose)
-    for function in (torch.cat, torch.concat, torch.concatenate, aten.cat.default):
-        FUNCTIONS[function] = (_CAT, _concatenate)
-    for function in (F.pixel_shuffle, aten.pixel_shuffle.default):
-        FUNCTIONS[function] = (Signature("input, factor"), _pixel_shuffle)
-    for function in (F.pixel_unshuffle, aten.pixel_unshuffle.default):
-        FUNCTIONS[function] = (Signature("input, factor"), _pixel_unshuffle)
-    for function in (torch.channel_shuffle, aten.channel_shuffle.default):
-        FUNCTIONS[function] = (Signature("input, groups"), _channel_shuffle)
+    _spelled((swap, _transpose), torch.transpose, torch.swapaxes, torch.swapdims, aten.transpose.int)
+    _spelled((_CAT, _concatenate), torch.cat, torch.concat, torch.concatenate, aten.cat.default)
+    _spelled((Signature("input, factor"), _pixel_shuffle), F.pixel_shuffle, aten.pixel_shuffle.default)
+    _spelled((Signature("input, factor"), _pixel_unshuffle), F.pixel_unshuffle, aten.pixel_unshuffle.default)
+    _spelled((Signature("input, groups"), _channel_shuffle), torch.channel_shuffle, aten.channel_shuffle.default)
     split, chunk = Signature("input, size, dim=0"), Signature("input, chunks, dim=0")
-    for function in (torch.split, aten.split.Tensor, aten.split_with_sizes.default):
-        FUNCTIONS[function] = (split, _split)
-    for function in (torch.chunk, aten.chunk.default):
-        FUNCTIONS[function] = (chunk, _chunk)
+    _spelled((split, _split), torch.split, aten.split.Tensor, aten.split_with_sizes.default)
+    _spelled((chunk, _chunk), torch.chunk, aten.chunk.default)
     METHODS["split"], METHODS["chunk"] = (split, _split), (chunk, _chunk)
 
 
