@@ -21,7 +21,7 @@ from torch import Tensor
 from bnfold.affine import ChannelAffine
 from bnfold.graph import calls
 
-__all__ = ["Weights", "absorb_after", "output_channels"]
+__all__ = ["Weights", "absorb_after", "absorb_before", "input_channels", "output_channels"]
 
 Weights: TypeAlias = "tuple[Tensor, Tensor | None]"  # weight and bias, float64
 
@@ -59,3 +59,46 @@ def absorb_after(call: calls.Absorber, weights: Weights, affine: ChannelAffine) 
     else:
         scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
     return scaled, shift.clone() if bias is None else scale * bias + shift
+
+
+def input_channels(call: calls.Absorber, weight: Tensor) -> int:
+    """Return the number of channels that the op's input has."""
+    if isinstance(call, calls.Convolution):
+        return int(weight.shape[1] * call.groups)
+    if isinstance(call, (calls.TransposedConvolution, calls.ExplicitAffine)):
+        return int(weight.shape[0])
+    return int(weight.shape[1])
+
+
+def absorb_before(call: calls.Absorber, weights: Weights, affine: ChannelAffine) -> Weights:
+    """Return weight and bias of the op that computes ``op(affine(x))``, where each output sees a whole window.
+
+    For input channel i and output channel c::
+
+        weight'[c, i] = weight[c, i] * scale[i]
+        bias'[c]      = bias[c] + sum over i and the kernel of weight[c, i] * shift[i]
+
+    Args:
+        call: a convolution, transposed convolution, linear layer or explicit affine.
+        weights: weight and bias, float64; not changed.
+        affine: one value for each input channel, on the device of the weights.
+    """
+    weight, bias = weights
+    scale, shift = affine.scale, affine.shift
+    if isinstance(call, calls.ExplicitAffine):
+        return weight * scale, weight * shift + (0 if bias is None else bias)
+    if isinstance(call, calls.TransposedConvolution):
+        kernel = [1] * call.spatial_dims
+        scaled = weight * scale.reshape(-1, 1, *kernel)
+        moved = weight * shift.reshape(-1, 1, *kernel)
+        per_group = moved.reshape(call.groups, -1, *moved.shape[1:])
+        added = per_group.sum(dim=[1, *range(3, per_group.ndim)]).reshape(-1)
+    else:
+        groups = call.groups if isinstance(call, calls.Convolution) else 1
+        rows, columns = weight.shape[0] // groups, weight.shape[1]
+        kernel = [1] * (weight.ndim - 2)
+        by_row = scale.reshape(groups, 1, columns).expand(-1, rows, -1).reshape(weight.shape[0], columns)
+        shift_by_row = shift.reshape(groups, 1, columns).expand(-1, rows, -1).reshape(weight.shape[0], columns)
+        scaled = weight * by_row.reshape(*by_row.shape, *kernel)
+        added = (weight * shift_by_row.reshape(*by_row.shape, *kernel)).flatten(1).sum(1)
+    return scaled, added if bias is None else bias + added

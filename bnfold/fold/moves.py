@@ -57,23 +57,33 @@ def item_of_pool(call: calls.Item, demand: Demand, facts: Facts) -> Moved:
     if isinstance(source, calls.MaxPool) and call.index == 0:
         return ((call.input, demand),)
     if isinstance(source, calls.Split):
-        sizes = split_sizes(source, facts)
-        if isinstance(sizes, Refusal):
-            return sizes
-        start = sum(sizes[: call.index % len(sizes)])
-        window = (start, start + sizes[call.index % len(sizes)])
-        return _within(source.input, source.dim, window, demand, facts, source)
+        return _within(source.input, source.dim, item_window(call, source, facts), demand, facts)
     return Refusal("unknown-op", f"`{call.node.name}` takes an item of something that bnfold does not know")
 
 
 def slice_of(call: calls.Slice, demand: Demand, facts: Facts) -> Moved:
     """A slice along the channels asks for the affine there, and does not care about the other channels."""
+    return _within(call.input, call.dim, slice_window(call, facts), demand, facts)
+
+
+def slice_window(call: calls.Slice, facts: Facts) -> tuple[int, int] | Refusal:
+    """Return the ``[start, stop)`` that a slice takes, as numbers in range."""
     shapes = facts.shapes(call.input)
     if not shapes:
         return needs_shapes(call)
-    dim = call.dim % len(shapes[0])
-    start, stop, _ = slice(call.start, call.stop).indices(shapes[0][dim])
-    return _within(call.input, call.dim, (start, stop), demand, facts, call)
+    windows = {slice(call.start, call.stop).indices(shape[call.dim % len(shape)])[:2] for shape in shapes}
+    start, stop = min(windows)
+    return start, max(stop, start)
+
+
+def item_window(call: calls.Item, split: calls.Split, facts: Facts) -> tuple[int, int] | Refusal:
+    """Return the ``[start, stop)`` of a split's dimension that one of its pieces is."""
+    sizes = split_sizes(split, facts)
+    if isinstance(sizes, Refusal):
+        return sizes
+    index = call.index % len(sizes)
+    start = sum(sizes[:index])
+    return start, start + sizes[index]
 
 
 def split_sizes(call: calls.Split, facts: Facts) -> tuple[int, ...] | Refusal:
@@ -88,11 +98,11 @@ def split_sizes(call: calls.Split, facts: Facts) -> tuple[int, ...] | Refusal:
     return tuple(min(size, total - start) for start in range(0, total, size))
 
 
-def _within(source: Node, dim: int, window: tuple[int, int], demand: Demand, facts: Facts, call: calls.Call) -> Moved:
+def _within(source: Node, dim: int, window: tuple[int, int] | Refusal, demand: Demand, facts: Facts) -> Moved:
     """The demand on a value of which ``window`` of dimension ``dim`` is read."""
+    if isinstance(window, Refusal):
+        return window
     shapes = facts.shapes(source)
-    if not shapes:
-        return needs_shapes(call)
     if dim % len(shapes[0]) != demand.dim:  # cut along another dimension: the channels are all there
         return ((source, demand),)
     channels = shapes[0][demand.dim]
@@ -213,7 +223,7 @@ def reshaped(call: calls.Reshape, demand: Demand, facts: Facts) -> Moved:
     pairs = list(zip(facts.shapes(call.input), facts.shapes(call.node), strict=True))
     if not pairs:
         return needs_shapes(call)
-    answers = [_reshape_answer(before, after, demand) for before, after in pairs]
+    answers = [reshape_answer(before, after, demand) for before, after in pairs]
     first = answers[0]
     for answer in answers:
         if first is None or answer is None or answer[0] != first[0] or not torch.equal(answer[1], first[1]):
@@ -224,7 +234,7 @@ def reshaped(call: calls.Reshape, demand: Demand, facts: Facts) -> Moved:
     return ((call.input, Demand(moved.affine, dim, len(pairs[0][0]), moved.cares)),)
 
 
-def _reshape_answer(before: tuple[int, ...], after: tuple[int, ...], demand: Demand) -> tuple[int, Tensor] | None:
+def reshape_answer(before: tuple[int, ...], after: tuple[int, ...], demand: Demand) -> tuple[int, Tensor] | None:
     """Return the input dimension and, for each of its channels, an output channel that it holds, if there is one."""
     channels = after[demand.dim]
     if channels != demand.affine.channels or prod(before) == 0:

@@ -22,9 +22,9 @@ from bnfold.fold.conditions import name_of
 from bnfold.fold.decision import Decision, Decisions
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.pull import Way, pull
+from bnfold.fold.push import push
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
-from bnfold.graph.constants import evaluate
 from bnfold.graph.facts import Facts
 
 __all__ = ["Absorption", "Explicit", "Plan", "Steps", "make_plan"]
@@ -123,6 +123,9 @@ class _Planner:
         sites = [node for node in self.facts.index if self._is_batch_norm(node)]
         for node in sites:
             self._decide(node)
+        for index, node in enumerate(sites):
+            if node in self.explicit:
+                self._try_forward(index, node)
         for node in self.facts.index:
             self.decisions.extend(self._inside(node))
         self._check_names()
@@ -176,18 +179,48 @@ class _Planner:
             refusal = way
         self._become_explicit(node, name, refusal)
 
+    def _try_forward(self, index: int, node: Node) -> None:
+        """Push forward what could not be pulled backward, with what it has absorbed by now."""
+        affine = self.affines[index]
+        if affine is None:
+            return
+        for later in self.explicit[node].composed:
+            affine = later.after(affine)
+        call = self.facts.call(node)
+        assert isinstance(call, calls.BatchNorm)
+        old = self.decisions[index]
+        if node.name in self.refused and self.refused[node.name].reason == "weight-not-finite":
+            return
+        way = push(self, node, Demand(affine, 1, self.facts.rank(node) or call.rank))
+        if isinstance(way, Refusal):
+            detail = f"{old.detail.removesuffix('.')}; and forward, {way.detail}."
+            self.decisions[index] = replace(old, detail=detail)
+            return
+        for absorber, taken in way.absorbed:
+            self.absorbed.setdefault(absorber, []).append(Absorption("before", taken, index))
+        for guarded, rank in way.guards:
+            self.steps.guards[guarded.name] = rank
+        del self.explicit[node]
+        self.settled[node] = call
+        into = tuple(dict.fromkeys(self._label(target) for target, _ in way.absorbed))
+        through = tuple(dict.fromkeys(name_of(passed) for passed in way.through))
+        passing = f" through {_listed(through)}" if through else ""
+        words = f"{old.batchnorm} folded forward into {_listed(into)}{passing}."
+        self.decisions[index] = replace(
+            old, action="fold", direction="forward", into=into, through=through, reason=None, detail=words
+        )
+
     def _affine(self, call: calls.BatchNorm) -> ChannelAffine | Refusal:
         """The layer's affine, or why it has none that could be folded."""
         tensors = []
         for source in (call.running_mean, call.running_var, call.weight, call.bias):
-            if isinstance(source, Node):
-                if not self.facts.is_constant(source):
-                    text = f"its statistics or parameters are computed from the input, at `{source.name}`"
-                    return Refusal("computed-statistics", text)
-                tensors.append(evaluate(source, self.facts.capture.tensor, self.facts.capture.module))
-            else:
-                tensors.append(self.facts.tensor(source))
+            if isinstance(source, Node) and not self.facts.is_constant(source):
+                text = f"its statistics or parameters are computed from the input, at `{source.name}`"
+                return Refusal("computed-statistics", text)
+            tensors.append(self.facts.constant(source))
         mean, variance, weight, bias = tensors
+        assert mean is not None
+        assert variance is not None
         affine = affine_of_statistics(mean, variance, weight, bias, call.eps)
         if bool((variance < 0).any()):
             count = int((variance < 0).sum())

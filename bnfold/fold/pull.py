@@ -16,15 +16,14 @@ import torch
 from torch.fx import Node
 
 from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import output_channels
+from bnfold.fold.absorb import absorb_after, output_channels
 from bnfold.fold.conditions import counted, described, name_of
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.rules import pull_rule
 from bnfold.graph import calls
-from bnfold.graph.constants import evaluate
 from bnfold.graph.facts import Facts
 
-__all__ = ["State", "Way", "pull"]
+__all__ = ["State", "Way", "pull", "shares_weights", "weight_of"]
 
 
 class State(Protocol):
@@ -181,20 +180,14 @@ def _visit(state: State, value: Node, demand: Demand, way: Way) -> tuple[tuple[N
 def _absorb(state: State, call: calls.Absorber, demand: Demand, way: Way) -> Refusal | None:
     """Let a call with weights take the affine, if it may."""
     facts = state.facts
-    weight = call.weight
-    if isinstance(weight, Node):
-        if not facts.is_constant(weight):
-            return Refusal("computed-weight", f"the weight of {described(call)} is computed from the model's input")
-        tensor = evaluate(weight, facts.capture.tensor, facts.capture.module)
-    else:
-        tensor = facts.tensor(weight)
-    if isinstance(call.bias, Node) and not facts.is_constant(call.bias):
-        return Refusal("computed-weight", f"the bias of {described(call)} is computed from the model's input")
+    tensor = weight_of(facts, call)
+    if isinstance(tensor, Refusal):
+        return tensor
     refusal = _channels_agree(facts, call, demand, tensor, way)
     if refusal is None:
         refusal = _stays_finite(facts, call, demand, tensor)
-    if refusal is None and state.share == "keep":
-        refusal = _unshared(facts, call)
+    if refusal is None and state.share == "keep" and shares_weights(facts, call):
+        refusal = Refusal("shared", f"the weights of {described(call)} are used elsewhere too")
     if refusal is None:
         way.absorbed.append((call.node, demand.affine))
     return refusal
@@ -243,11 +236,8 @@ def _stays_finite(facts: Facts, call: calls.Absorber, demand: Demand, weight: to
     limit = _HALF.get(weight.dtype, 3.4e38)
     if max(largest, shift) < limit / 2**96 and weight.dtype not in (torch.float16,):
         return None
-    from bnfold.fold.absorb import absorb_after
-
-    tensors = [evaluate(s, facts.capture.tensor, facts.capture.module) if isinstance(s, Node) else facts.tensor(s)
-               for s in (call.weight, call.bias)]  # fmt: skip
-    bias = None if tensors[1] is None else tensors[1].detach().double()
+    old_bias = facts.constant(call.bias)
+    bias = None if old_bias is None else old_bias.detach().double()
     new_weight, new_bias = absorb_after(call, (weight.detach().double(), bias), demand.affine)
     for tensor in (new_weight, new_bias):
         if tensor is not None and not bool(torch.isfinite(tensor.to(weight.dtype)).all()):
@@ -257,12 +247,21 @@ def _stays_finite(facts: Facts, call: calls.Absorber, demand: Demand, weight: to
     return None
 
 
-def _unshared(facts: Facts, call: calls.Absorber) -> Refusal | None:
+def weight_of(facts: Facts, call: calls.Absorber) -> torch.Tensor | Refusal | None:
+    """Return the weight of a call (None where it has none), computed if it must be; or why it is not a constant."""
+    for source, what in ((call.bias, "bias"), (call.weight, "weight")):
+        if isinstance(source, Node) and not facts.is_constant(source):
+            return Refusal("computed-weight", f"the {what} of {described(call)} is computed from the model's input")
+    return facts.constant(call.weight)
+
+
+def shares_weights(facts: Facts, call: calls.Absorber) -> bool:
+    """Whether a weight or bias of the call is used by another call too."""
     for source in (call.weight, call.bias):
         tensor = facts.tensor(source)
         if tensor is not None and any(reader is not call.node for reader in facts.parameter_readers[id(tensor)]):
-            return Refusal("shared", f"the weights of {described(call)} are used elsewhere too")
-    return None
+            return True
+    return False
 
 
 def _no_rule(call: calls.Call) -> Refusal:

@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from bnfold.affine import ChannelAffine, affine_of_statistics, exact_terms
 from bnfold.errors import NotFiniteError
-from bnfold.fold.absorb import absorb_after, output_channels
+from bnfold.fold.absorb import absorb_after, absorb_before, output_channels
 from bnfold.fold.conditions import name_of
 from bnfold.fold.explicit import ExplicitAffine
 from bnfold.fold.plan import Absorption, Explicit, Plan
@@ -153,7 +153,8 @@ class _Rewriter:
         bias = None if old_bias is None else old_bias.detach().double()
         for absorption in absorptions:
             affine = _on(absorption.affine, like.device)
-            weight, bias = absorb_after(call, (weight, bias), affine)
+            absorb = absorb_after if absorption.side == "after" else absorb_before
+            weight, bias = absorb(call, (weight, bias), affine)
         template = old_weight if old_weight is not None else weight.to(like.dtype)
         new_weight = self._rounded(call, weight, template)
         if bias is None:
@@ -216,9 +217,7 @@ class _Rewriter:
             return self.graph.get_attr(name)
 
     def _tensor(self, source: calls.Source) -> Tensor | None:
-        if isinstance(source, Node):
-            return evaluate(source, self.capture.tensor, self.capture.module)
-        return None if source is None else self.capture.tensor(source)
+        return self.facts.constant(source)
 
     # --- names and shells -----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from bnfold.fold import moves
+from bnfold.fold import carries, moves
 from bnfold.fold.conditions import (
     indices_unused,
     pads_with_a_fixed_point,
@@ -22,10 +22,11 @@ from bnfold.fold.demand import Demand, Refusal
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 
-__all__ = ["PULL_RULES", "PullRule", "pull_rule"]
+__all__ = ["PULL_RULES", "PUSH_RULES", "PullRule", "PushRule", "pull_rule", "push_rule"]
 
 Condition: TypeAlias = Callable[[Any, Demand, Facts], "Refusal | None"]
 Move: TypeAlias = Callable[[Any, Demand, Facts], moves.Moved]
+Carry: TypeAlias = Callable[[Any, carries.Held, Facts], carries.Carried]
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,60 @@ PULL_RULES = (
     PullRule(calls.Item, moves.item_of_pool, (), "only the channels read take the affine"),
 )
 
-_BY_OP = {rule.op: rule for rule in PULL_RULES}
+
+@dataclass(frozen=True)
+class PushRule:
+    """How affines before ``op`` are rewritten as one after it.
+
+    Attributes:
+        op: the kind of call.
+        carry: from the affines that the inputs hold to the one that the output holds.
+        conditions: all must hold for the affine of each input that holds one.
+        mathematics: why it is right, in one line.
+    """
+
+    op: type[calls.Call]
+    carry: Carry
+    conditions: tuple[Condition, ...]
+    mathematics: str
+
+
+PUSH_RULES = (
+    PushRule(calls.MaxPool, carries.unchanged, (scale_nonnegative, indices_unused), "max(a x + b) = a max(x) + b"),
+    PushRule(
+        calls.AveragePool,
+        carries.past_average,
+        (window_weights_sum_to_one,),
+        "mean(a x + b) = a mean(x) + w b, w the sum of the window's weights",
+    ),
+    PushRule(calls.AdaptiveAveragePool, carries.unchanged, (), "mean(a x + b) = a mean(x) + b"),
+    PushRule(calls.Mean, carries.past_mean, (), "mean(a x + b) = a mean(x) + b"),
+    PushRule(calls.Interpolate, carries.unchanged, (), "weights sum to 1: sum w (a x + b) = a sum w x + b"),
+    PushRule(calls.Passing, carries.unchanged, (), "the identity"),
+    PushRule(
+        calls.PositivelyHomogeneous, carries.unchanged, (scale_nonnegative, shift_zero), "f(a x) = a f(x), a >= 0"
+    ),
+    PushRule(calls.Pad, carries.unchanged, (pads_with_a_fixed_point,), "padding copies values, or adds c = a c + b"),
+    PushRule(calls.PixelShuffle, carries.past_pixel_shuffle, (), "r*r adjacent inputs become output channel c"),
+    PushRule(calls.PixelUnshuffle, carries.past_pixel_unshuffle, (), "input channel c becomes r*r adjacent outputs"),
+    PushRule(calls.ChannelShuffle, carries.past_channel_shuffle, (), "a permutation of the channels"),
+    PushRule(calls.Reshape, carries.past_reshape, (), "the same numbers in row-major order"),
+    PushRule(calls.Permute, carries.past_permute, (), "the same numbers, dimensions renumbered"),
+    PushRule(calls.Concatenate, carries.past_concatenate, (), "each part brings the affine of its channels"),
+    PushRule(calls.Add, carries.past_sum, (), "(a x + b) ± (a y + c) = a (x ± y) + (b ± c)"),
+    PushRule(calls.Slice, carries.past_slice, (), "the channels taken bring their affine"),
+    PushRule(calls.Item, carries.past_item, (), "the channels taken bring their affine"),
+)
+
+_PULL = {rule.op: rule for rule in PULL_RULES}
+_PUSH = {rule.op: rule for rule in PUSH_RULES}
 
 
 def pull_rule(call: calls.Call) -> PullRule | None:
     """Return the row for a call, or None where no affine passes it."""
-    return _BY_OP.get(type(call))
+    return _PULL.get(type(call))
+
+
+def push_rule(call: calls.Call) -> PushRule | None:
+    """Return the row for a call, or None where no affine passes it forward."""
+    return _PUSH.get(type(call))

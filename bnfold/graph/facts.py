@@ -9,11 +9,12 @@ from collections import defaultdict
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Node
 
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
+from bnfold.graph.constants import evaluate
 from bnfold.graph.effects import is_pure, mutated_inputs
 from bnfold.graph.shapes import shapes_of
 from bnfold.graph.tracer import carries_hooks, require_rank
@@ -152,6 +153,12 @@ class Facts:
         )
         self._constants[value] = answer
         return answer
+
+    def constant(self, source: calls.Source) -> Tensor | None:
+        """Return the tensor that a source names, or computes from parameters only; None for None."""
+        if isinstance(source, Node):
+            return evaluate(source, self.capture.tensor, self.capture.module)
+        return None if source is None else self.capture.tensor(source)
 
     # --- shapes ---------------------------------------------------------------------------------------------------
 

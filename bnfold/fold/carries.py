@@ -1,0 +1,178 @@
+"""How an affine moves forward: the algebra that the push rows of :mod:`bnfold.fold.rules` name.
+
+A value *holds* an affine when what the rest of the network should see is the affine of what the value now is. Each
+function takes a call, the affines that its inputs hold and the facts, and returns the affine that its output then
+holds, or a :class:`Refusal`. An input that holds nothing is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch.fx import Node
+
+from bnfold.affine import ChannelAffine
+from bnfold.fold.conditions import described, needs_shapes
+from bnfold.fold.demand import Demand, Refusal
+from bnfold.fold.moves import item_window, part_sizes, reshape_answer, slice_window
+from bnfold.graph import calls
+from bnfold.graph.facts import Facts
+
+Held: TypeAlias = "Mapping[Node, Demand]"
+Carried: TypeAlias = "Demand | Refusal"
+
+
+def unchanged(call: Any, held: Held, facts: Facts) -> Carried:  # noqa: ARG001
+    """The output holds what the only input held."""
+    return held[call.input]
+
+
+def past_average(call: calls.AveragePool, held: Held, facts: Facts) -> Carried:  # noqa: ARG001
+    """``mean(a x + b) = a mean(x) + w b`` for window weights that sum to ``w``."""
+    affine = held[call.input].affine
+    if call.divisor_override is None or not bool((affine.shift != 0).any()):
+        return held[call.input]
+    return held[call.input].with_affine(affine.with_shift(affine.shift * (call.window / call.divisor_override)))
+
+
+def past_mean(call: calls.Mean, held: Held, facts: Facts) -> Carried:
+    """The mean of an affine is the affine of the mean; without ``keepdim`` the dimensions are renumbered."""
+    demand = held[call.input]
+    rank = demand.rank or facts.rank(call.input)
+    if rank is None:
+        return needs_shapes(call)
+    reduced = {dim % rank for dim in call.dims} if call.dims is not None else set(range(rank))
+    if demand.dim in reduced:
+        return Refusal("channel-dimension", f"{described(call)} runs over the channels")
+    if call.keepdim:
+        return demand
+    dim = demand.dim - sum(1 for d in reduced if d < demand.dim)
+    return Demand(demand.affine, dim, rank - len(reduced))
+
+
+def past_pixel_shuffle(call: calls.PixelShuffle, held: Held, facts: Facts) -> Carried:
+    """Output channel ``c`` holds input channels ``c r r ... c r r + r r - 1``: they must agree."""
+    demand = held[call.input]
+    rank = demand.rank or facts.rank(call.input)
+    if rank is None:
+        return needs_shapes(call)
+    repeat = call.factor**2
+    index = torch.arange(0, demand.affine.channels, repeat)
+    fewer = demand.picked(index)
+    again = fewer.picked(torch.arange(len(index)).repeat_interleave(repeat))
+    agree = torch.equal(again.affine.scale, demand.affine.scale) and torch.equal(
+        again.affine.shift, demand.affine.shift
+    )
+    if demand.dim != rank - 3 or not agree:
+        return Refusal("channels-disagree", f"{described(call)} joins channels that hold different affines")
+    return fewer
+
+
+def past_pixel_unshuffle(call: calls.PixelUnshuffle, held: Held, facts: Facts) -> Carried:
+    """Input channel ``c`` becomes output channels ``c r r ... c r r + r r - 1``."""
+    demand = held[call.input]
+    rank = demand.rank or facts.rank(call.input)
+    if rank is None or demand.dim != rank - 3:
+        return needs_shapes(call)
+    return demand.picked(torch.arange(demand.affine.channels).repeat_interleave(call.factor**2))
+
+
+def past_channel_shuffle(call: calls.ChannelShuffle, held: Held, facts: Facts) -> Carried:  # noqa: ARG001
+    """Output channel ``i * groups + g`` is input channel ``g * (C / groups) + i``."""
+    demand = held[call.input]
+    if demand.dim != 1:
+        return Refusal("channel-dimension", f"{described(call)} shuffles dimension 1")
+    return demand.picked(torch.arange(demand.affine.channels).reshape(call.groups, -1).t().reshape(-1))
+
+
+def past_reshape(call: calls.Reshape, held: Held, facts: Facts) -> Carried:
+    """The same numbers in row-major order: find the output dimension along which the affine is constant."""
+    demand = held[call.input]
+    pairs = list(zip(facts.shapes(call.node), facts.shapes(call.input), strict=True))
+    if not pairs:
+        return needs_shapes(call)
+    answers = [reshape_answer(after, before, demand) for after, before in pairs]
+    first = answers[0]
+    for answer in answers:
+        if first is None or answer is None or answer[0] != first[0] or not torch.equal(answer[1], first[1]):
+            return Refusal("channel-dimension", f"{described(call)} mixes the channels with other dimensions")
+    assert first is not None
+    dim, index = first
+    return Demand(demand.picked(index).affine, dim, len(pairs[0][0]))
+
+
+def past_permute(call: calls.Permute, held: Held, facts: Facts) -> Carried:
+    """Output dimension ``i`` is input dimension ``order[i]``."""
+    demand = held[call.input]
+    rank = demand.rank or facts.rank(call.input)
+    if rank is None and any(dim < 0 for dim in call.order):
+        return needs_shapes(call)
+    order = [dim % rank if rank is not None else dim for dim in call.order]
+    if call.swap:
+        first, second = order
+        dim = second if demand.dim == first else first if demand.dim == second else demand.dim
+    else:
+        dim = order.index(demand.dim)
+    return Demand(demand.affine, dim, rank)
+
+
+def past_concatenate(call: calls.Concatenate, held: Held, facts: Facts) -> Carried:
+    """Each part brings its own affine, or the identity; along another dimension all must bring the same."""
+    some = next(iter(held.values()))
+    rank = some.rank or facts.rank(call.node)
+    dim = call.dim if call.dim >= 0 else (None if rank is None else call.dim + rank)
+    if dim is None:
+        return needs_shapes(call)
+    if any(part.dim != some.dim for part in held.values()):
+        return Refusal("channel-dimension", f"{described(call)} joins affines along different dimensions")
+    if dim != some.dim:
+        same = len(set(call.parts)) == len(held) and all(
+            torch.equal(part.affine.scale, some.affine.scale) and torch.equal(part.affine.shift, some.affine.shift)
+            for part in held.values()
+        )
+        return some if same else Refusal("parts-disagree", f"{described(call)} joins parts that hold different affines")
+    sizes = part_sizes(call, dim, facts)
+    if isinstance(sizes, Refusal):
+        return sizes
+    parts = [
+        held[part].affine if part in held else ChannelAffine.identity(size)
+        for part, size in zip(call.parts, sizes, strict=True)
+    ]
+    affine = ChannelAffine(torch.cat([part.scale for part in parts]), torch.cat([part.shift for part in parts]))
+    return Demand(affine, dim, rank)
+
+
+def past_sum(call: calls.Add, held: Held, facts: Facts) -> Carried:
+    """``(a x + b) ± (a y + c) = a (x ± y) + (b ± c)``: both terms must hold the same scale."""
+    left, right = held.get(call.left), held.get(call.right)
+    if left is None or right is None:
+        return Refusal("term-without-affine", f"{described(call)} adds a term that holds no affine")
+    same = left.dim == right.dim and left.rank == right.rank and torch.equal(left.affine.scale, right.affine.scale)
+    if not same or facts.channels(call.left, left.dim) != facts.channels(call.right, right.dim):
+        return Refusal("terms-disagree", f"{described(call)} adds terms that hold different scales")
+    return left.with_affine(left.affine.with_shift(left.affine.shift + call.sign * right.affine.shift))
+
+
+def past_slice(call: calls.Slice, held: Held, facts: Facts) -> Carried:
+    """The channels taken bring their affine along."""
+    return _windowed(call.input, slice_window(call, facts), held, call.dim, facts)
+
+
+def past_item(call: calls.Item, held: Held, facts: Facts) -> Carried:
+    """The values of a pool that returns indices, or a piece of a split."""
+    source = facts.call(call.input)
+    if isinstance(source, calls.Split):
+        return _windowed(source.input, item_window(call, source, facts), held, source.dim, facts)
+    if isinstance(source, calls.MaxPool) and call.index == 0 and call.input in held:
+        return held[call.input]
+    return Refusal("unknown-op", f"`{call.node.name}` takes an item of something that bnfold does not know")
+
+
+def _windowed(source: Node, window: tuple[int, int] | Refusal, held: Held, dim: int, facts: Facts) -> Carried:
+    if isinstance(window, Refusal):
+        return window
+    demand = held[source]
+    rank = len(facts.shapes(source)[0])
+    return demand.picked(torch.arange(*window)) if dim % rank == demand.dim else demand
