@@ -1,0 +1,163 @@
+"""The commands and their options; what they do is imported when they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bnfold._version import __version__
+from bnfold.cli.request import ModelRequest, parse_shape
+from bnfold.cli.terminal import Terminal
+
+__all__ = ["bnfold"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_FILE = click.Path(path_type=Path)
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def add(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return add
+
+
+_about_the_model = _options(
+    click.option(
+        "--code", type=_FILE, multiple=True, metavar="FILE.py", help="Definitions of the classes in a pickled MODEL."
+    ),
+    click.option(
+        "--model", "spec", metavar="SPEC", help="package.module:factory or file.py:factory, for a file of weights."
+    ),
+    click.option("--key", metavar="KEY", help="Which entry of a checkpoint holds the weights."),
+    click.option("--trust", is_flag=True, help="Unpickle anything: runs code from the file."),
+    click.option(
+        "--input-shape",
+        "shapes",
+        type=parse_shape,
+        multiple=True,
+        metavar="1,3,224,224",
+        help="Shape of an input, batch first; found by itself where the model lets it be.",
+    ),
+    click.option("--inputs", type=_FILE, metavar="FILE", help="Real inputs: .npy, .npz or .safetensors."),
+)
+_about_the_words = _options(
+    click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only."),
+    click.option("-v", "--verbose", is_flag=True, help="Print every row, and where the time goes."),
+    click.option("--no-color", is_flag=True, help="No colours; NO_COLOR does the same."),
+)
+_reports = click.option(
+    "--report",
+    "reports",
+    multiple=True,
+    metavar="FILE",
+    help="Write a report: .json, .md or .xml (JUnit); - for JSON on stdout.",
+)
+_force = click.option("--force", is_flag=True, help="Replace files that exist.")
+_seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the inputs.")
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, "-V", "--version", prog_name="bnfold", message="%(prog)s %(version)s")
+def bnfold() -> None:
+    r"""Fold BatchNorm into the layers before it, exactly, and prove it.
+
+    \b
+    bnfold fold model.pt --code net.py         fold, verify, write ONNX and .pt2
+    bnfold fold torchvision.models:resnet50    a model by its name
+    bnfold explain model.pt bn1                what a BatchNorm computes, bit for bit
+    bnfold verify model.pt model.folded.onnx   compare any two
+    """
+
+
+@bnfold.command(context_settings=_CONTEXT)
+@click.argument("model")
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    type=_FILE,
+    multiple=True,
+    metavar="PATH",
+    help="The suffix says the kind: .onnx, .pt2, .safetensors.  [default: MODEL.folded.onnx and MODEL.folded.pt2]",
+)
+@_about_the_model
+@click.option("--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is.")
+@click.option("--strict", is_flag=True, help="Exit 4, and write no model, unless every BatchNorm folded.")
+@_reports
+@click.option("--no-verify", is_flag=True, help="Write without proof.")
+@_seed
+@_force
+@_about_the_words
+def fold(**options: Any) -> int:
+    r"""Fold MODEL, verify the result, write it.
+
+    MODEL is a file (a pickled module, or weights with --model), or a SPEC such as torchvision.models:resnet50.
+
+    \b
+    Exit codes: 0 done and equivalent; 1 not equivalent, nothing written; 2 usage; 3 the file is refused;
+    4 --strict and something did not fold; 5 reading or writing failed; 6 capture or export failed; 70 a bug.
+    """
+    from bnfold.cli.fold import FoldRequest, run
+
+    terminal = _terminal(options, to_stderr="-" in options["reports"])
+    return run(FoldRequest(about=_model_request(options), **options), terminal)
+
+
+@bnfold.command(context_settings=_CONTEXT)
+@click.argument("model")
+@click.argument("name", required=False)
+@_about_the_model
+@click.option("--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is.")
+@_reports
+@_seed
+@_force
+@_about_the_words
+def explain(**options: Any) -> int:
+    """Say what would become of each BatchNorm of MODEL, and why; nothing is folded.
+
+    For one NAME: its exact equation with its numbers, and how far other ways of writing it are off.
+    """
+    from bnfold.cli.explain import ExplainRequest, run
+
+    terminal = _terminal(options, to_stderr="-" in options["reports"])
+    return run(ExplainRequest(about=_model_request(options), **options), terminal)
+
+
+@bnfold.command(context_settings=_CONTEXT)
+@click.argument("model", metavar="ORIGINAL")
+@click.argument("candidate")
+@_about_the_model
+@_reports
+@_seed
+@_force
+@_about_the_words
+def verify(**options: Any) -> int:
+    """Compare two models: does CANDIDATE compute what ORIGINAL computes?
+
+    Each is a file (.pt, .safetensors, .pt2, .onnx) or a SPEC. The options about models hold for both.
+    """
+    from bnfold.cli.verify import VerifyRequest, run
+
+    terminal = _terminal(options, to_stderr="-" in options["reports"])
+    return run(VerifyRequest(about=_model_request(options), **options), terminal)
+
+
+def _terminal(options: dict[str, Any], *, to_stderr: bool) -> Terminal:
+    return Terminal(
+        quiet=options.pop("quiet"),
+        verbose=options.pop("verbose"),
+        color=not options.pop("no_color"),
+        results_to_stderr=to_stderr,
+    )
+
+
+def _model_request(options: dict[str, Any]) -> ModelRequest:
+    names = ("model", "code", "spec", "key", "trust", "shapes", "inputs", "seed")
+    return ModelRequest(**{name: options.pop(name) for name in names})

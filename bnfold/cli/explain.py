@@ -1,0 +1,119 @@
+"""``bnfold explain MODEL [NAME]``: what would become of each BatchNorm; what one of them computes."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from rich.text import Text
+
+from bnfold.cli import outputs
+from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
+from bnfold.cli.stages import Stages
+from bnfold.cli.terminal import Terminal
+from bnfold.errors import NeedsInputsError, UnknownNameError
+from bnfold.files.words import listed, shown
+from bnfold.report.document import Document
+from bnfold.report.tables import told_decisions, told_seconds
+
+__all__ = ["ExplainRequest", "run"]
+
+_STAGES = (
+    ("import", "importing torch"),
+    ("load", "loading the model"),
+    ("inputs", "finding inputs"),
+    ("plan", "planning"),
+    ("write", "writing"),
+)
+
+
+@dataclass(frozen=True)
+class ExplainRequest:
+    """The options of ``bnfold explain``; see its ``--help``."""
+
+    about: ModelRequest
+    name: str | None = None
+    keep: tuple[str, ...] = ()
+    reports: tuple[str, ...] = ()
+    force: bool = False
+
+
+def run(request: ExplainRequest, terminal: Terminal) -> int:
+    """Do it, and return the exit code."""
+    read = read_files(request.about)
+    outputs.check_paths([], request.reports, inputs=read, force=request.force)
+    with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
+        loaded, notes = load(request.about, terminal, stages)
+        plan = _plan(request, loaded, terminal, stages)
+        document = Document(
+            command="explain",
+            model=request.about.model,
+            capture=plan.capture,
+            batchnorms=plan.decisions,
+            notes=(*notes, *plan.notes),
+            seconds=stages.seconds,
+        )
+        with stages("write"):
+            outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
+        told = None if request.name is None else _explained(request, loaded.model, document)
+        stages.finish()
+    for note in document.notes:
+        terminal.note(note)
+    if told is None:
+        terminal.result(*told_decisions(document, every=terminal.verbose or len(document.batchnorms) <= 24))
+    else:
+        terminal.result(*told)
+    if terminal.verbose:
+        terminal.result(Text(), *told_seconds(document))
+    return 0
+
+
+def _plan(request: ExplainRequest, loaded: Any, terminal: Terminal, stages: Stages) -> Any:
+    """Return the plan; inputs are looked for only where the plan cannot do without."""
+    from bnfold.fold.api import plan as make_plan
+
+    inputs: Any = None
+    if request.about.inputs is not None or request.about.shapes:
+        inputs = find_inputs(request.about, loaded, terminal, stages).inputs
+    try:
+        with stages("plan"), terminal.foreign_code():
+            plan = make_plan(loaded.model, inputs, keep=request.keep)
+        wants_shapes = any(decision.reason in _WANT_SHAPES for decision in plan)
+    except NeedsInputsError:
+        wants_shapes = True
+    if inputs is not None or not wants_shapes:
+        return plan
+    inputs = find_inputs(request.about, loaded, terminal, stages).inputs
+    with stages("plan"), terminal.foreign_code():
+        return make_plan(loaded.model, inputs, keep=request.keep)
+
+
+_WANT_SHAPES = frozenset({"needs-inputs"})
+
+
+def _explained(request: ExplainRequest, model: Any, document: Document) -> list[Any]:
+    """Return the parts to print about the one layer that was named.
+
+    Raises:
+        UnknownNameError: no BatchNorm has this name; close ones are named.
+    """
+    from bnfold.explain import explain
+    from bnfold.report.explained import told_explanation
+
+    name = request.name or ""
+    decisions = tuple(d for d in document.batchnorms if name in (d.batchnorm, d.site))
+    layers = {path: part for path, part in model.named_modules() if _is_batchnorm(part)}
+    layer = layers.get(decisions[0].batchnorm if decisions else name)
+    if layer is not None:
+        return list(told_explanation(explain(layer, name, seed=request.about.seed), decisions))
+    if decisions:  # a call of a function: there is no layer whose numbers could be read
+        return list(told_decisions(document.with_results(batchnorms=decisions), every=True))
+    known = list(dict.fromkeys([*layers, *(decision.batchnorm for decision in document.batchnorms)]))
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    fix = f"Did you mean {listed(close)}?" if close else f"There are {listed(known, 5)}." if known else "It has none."
+    raise UnknownNameError(f"No BatchNorm of the model is called `{shown(name)}`.", fix=fix)
+
+
+def _is_batchnorm(part: Any) -> bool:
+    return hasattr(part, "running_var") and hasattr(part, "eps")

@@ -1,0 +1,200 @@
+"""``bnfold fold MODEL``: load, fold, export, verify, write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from bnfold.cli import outputs as files
+from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
+from bnfold.cli.stages import Stages
+from bnfold.cli.terminal import Terminal
+from bnfold.errors import MissingPackageError
+from bnfold.files.code import looks_like_spec
+from bnfold.files.save import Output
+from bnfold.report.document import Document
+from bnfold.report.tables import told_comparisons, told_decisions, told_outcome, told_outputs, told_seconds
+
+if TYPE_CHECKING:
+    from bnfold.fold.api import Folding
+
+__all__ = ["FoldRequest", "run"]
+
+_STAGES = (
+    ("import", "importing torch"),
+    ("load", "loading the model"),
+    ("inputs", "finding inputs"),
+    ("fold", "folding"),
+    ("export", "exporting"),
+    ("verify", "verifying"),
+    ("write", "writing"),
+)
+
+
+@dataclass(frozen=True)
+class FoldRequest:
+    """The options of ``bnfold fold``; see its ``--help``."""
+
+    about: ModelRequest
+    outputs: tuple[Path, ...] = ()
+    keep: tuple[str, ...] = ()
+    strict: bool = False
+    reports: tuple[str, ...] = ()
+    no_verify: bool = False
+    force: bool = False
+
+
+def run(request: FoldRequest, terminal: Terminal) -> int:
+    """Do it, and return the exit code."""
+    with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
+        document = _Run(request, terminal, stages).document()
+        stages.finish()
+    _tell(document, terminal)
+    return document.exit_code
+
+
+class _Run:
+    """One run of the command: what is known so far, and the steps."""
+
+    def __init__(self, request: FoldRequest, terminal: Terminal, stages: Stages) -> None:
+        self.request = request
+        self.terminal = terminal
+        self.stages = stages
+        self.files_read = read_files(request.about)
+        model = request.about.model
+        factory = model.rpartition(":")[2].rpartition(".")[2] if looks_like_spec(model) else None
+        self.paths = files.output_paths(request.outputs, model, factory)
+
+    def document(self) -> Document:
+        """Do everything, and return what is to be told."""
+        request, about = self.request, self.request.about
+        files.check_paths(self.paths, request.reports, inputs=self.files_read, force=request.force)
+        loaded, notes = load(about, self.terminal, self.stages)
+        if loaded.kind == "spec":
+            notes.append("The model is as its factory makes it, which may mean random weights.")
+        found = find_inputs(about, loaded, self.terminal, self.stages)
+        with self.stages("fold"), self.terminal.foreign_code():
+            from bnfold.fold.api import fold
+            from bnfold.inputs import shapes_in_words
+
+            folding = fold(loaded.model, found.inputs, keep=request.keep)
+        notes += folding.plan.notes
+        document = Document(
+            command="fold",
+            model=about.model,
+            inputs=(shapes_in_words(found.inputs), found.how),
+            capture=folding.plan.capture,
+            batchnorms=folding.plan.decisions,
+            notes=tuple(notes),
+            strict=request.strict,
+        )
+        if request.strict and document.summary["fold"] < len(document.batchnorms):
+            return self._written([], document.with_results(exit_code=4))
+        exported = self._export(folding, found.inputs, notes)
+        if not request.no_verify:
+            report = self._verify(loaded.model, folding, found.inputs, exported)
+            document = document.with_results(verification=report.to_dict(), notes=(*notes, *report.notes))
+            if not report.passed:
+                return self._written([], document.with_results(exit_code=1))
+        return self._written(self._outputs(folding, exported), document.with_results(notes=tuple(dict.fromkeys(notes))))
+
+    def _export(self, folding: Folding, inputs: tuple[Any, ...], notes: list[str]) -> dict[str, Any]:
+        """Export to each kind that is wanted; a program serves the ONNX export too."""
+        suffixes = {path.suffix for path in self.paths}
+        exported: dict[str, Any] = {}
+        if not suffixes & {".onnx", ".pt2"}:
+            return exported
+        with self.stages("export"), self.terminal.foreign_code():
+            from bnfold.export import export_program, onnx_of
+
+            program = export_program(folding.module, inputs)
+            exported[".pt2"] = program.program
+            notes += program.notes
+            if ".onnx" in suffixes:
+                self.stages.inside("export", "exporting to ONNX", 0.4)
+                converted = onnx_of(program.program, inputs)
+                exported[".onnx"] = converted.model
+                notes += converted.notes
+        return exported
+
+    def _verify(self, original: Any, folding: Folding, inputs: tuple[Any, ...], exported: dict[str, Any]) -> Any:
+        with self.stages("verify"), self.terminal.foreign_code():
+            from bnfold.verify import verify
+
+            def progress(sentence: str, done: float) -> None:
+                self.stages.inside("verify", sentence, done)
+
+            seed = self.request.about.seed
+            try:
+                return verify(
+                    original,
+                    folding.module,
+                    inputs,
+                    onnx=exported.get(".onnx", False),
+                    seed=seed,
+                    folding=folding,
+                    progress=progress,
+                )
+            except MissingPackageError as error:
+                raise MissingPackageError(
+                    error.what, fix=f"{error.fix} Without it, `-o model.pt2` still folds and verifies in torch."
+                ) from None
+
+    def _outputs(self, folding: Folding, exported: dict[str, Any]) -> list[Output]:
+        with self.stages("write"):
+            makers = {
+                ".onnx": lambda path: files.onnx_output(path, exported[".onnx"]),
+                ".pt2": lambda path: files.program_output(path, exported[".pt2"]),
+                ".safetensors": lambda path: files.weights_output(path, folding.module),
+            }
+            return [makers[path.suffix](path) for path in self.paths]
+
+    def _written(self, made: list[Output], document: Document) -> Document:
+        with self.stages("write"):
+            return files.write(
+                made,
+                document.with_results(seconds=dict(self.stages.seconds)),
+                self.request.reports,
+                self.terminal,
+                inputs=self.files_read,
+                force=self.request.force,
+            ).with_results(seconds=self.stages.seconds)
+
+
+def _tell(document: Document, terminal: Terminal) -> None:
+    for note in document.notes:
+        terminal.note(note)
+    if document.inputs is not None:
+        shapes, how = document.inputs
+        terminal.note(f"The inputs are {shapes} ({how}).")
+    terminal.result(*told_decisions(document, every=terminal.verbose), Text())
+    if document.comparisons:
+        terminal.result(*told_comparisons(document), Text())
+    if document.exit_code == 4:
+        stayed, total = len(document.batchnorms) - document.summary["fold"], len(document.batchnorms)
+        terminal.error(
+            f"{stayed} of {total} BatchNorms did not fold, and --strict was given. No model was written.",
+            "See why in the table above, or leave --strict out.",
+        )
+    elif document.exit_code == 1:
+        terminal.result(told_outcome(document))
+        terminal.error(*_failure(document.verification or {}))
+    else:
+        terminal.result(told_outcome(document), *told_outputs(document))
+    if terminal.verbose:
+        terminal.result(Text(), *told_seconds(document))
+
+
+def _failure(verification: dict[str, Any]) -> tuple[str, str]:
+    """Return what went wrong, and what to do about it."""
+    located = verification.get("located")
+    if located:
+        fix = f"Leave that BatchNorm as it is with --keep {located}, and please report it."
+    else:
+        fix = "Give real inputs with --inputs, or write without proof with --no-verify."
+    if verification.get("verdict") == "unverifiable":
+        return "It cannot be shown that the folded model is equivalent. No model was written.", fix
+    return "The folded model is not equivalent to the original. No model was written.", fix

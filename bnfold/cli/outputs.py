@@ -1,0 +1,145 @@
+"""The files that a run writes: models in each kind, reports in each format."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnfold.errors import UsageError
+from bnfold.files.save import Output, Sidecar, check_targets, write_outputs
+from bnfold.files.words import shown_path
+from bnfold.report.document import Document, OutputFile
+from bnfold.report.files import as_json, check_report_path, content_for
+
+if TYPE_CHECKING:
+    import onnx as onnx_package
+    from torch import nn
+    from torch.export import ExportedProgram
+
+    from bnfold.cli.terminal import Terminal
+
+__all__ = ["KINDS", "check_paths", "onnx_output", "output_paths", "program_output", "weights_output", "write"]
+
+KINDS = (".onnx", ".pt2", ".safetensors")
+
+
+def output_paths(given: Sequence[Path], model: str, name: str | None) -> list[Path]:
+    """Return where the models go: as given, or beside a model file, or for a SPEC in the current folder.
+
+    Args:
+        given: by the user.
+        model: MODEL as the user wrote it.
+        name: of the SPEC's factory; None for a file.
+
+    Raises:
+        UsageError: a suffix names no kind of model.
+    """
+    for path in given:
+        if path.suffix not in KINDS:
+            raise UsageError(
+                f"The suffix of the output {shown_path(path)} names no kind of model.", fix=f"Use {', '.join(KINDS)}."
+            )
+    if given:
+        return list(given)
+    stem = Path(model).with_suffix("") if name is None else Path(name)
+    return [stem.with_name(f"{stem.name}.folded{suffix}") for suffix in (".onnx", ".pt2")]
+
+
+def check_paths(outputs: Sequence[Path], reports: Sequence[str], *, inputs: Sequence[Path], force: bool) -> None:
+    """Check, before any work, that all files can be written.
+
+    Raises:
+        UsageError: a report's suffix names no format, or two files are one.
+        FileAccessError: a file exists and ``force`` is not given, or its folder does not exist.
+    """
+    paths = [Path(report) for report in reports if report != "-"]
+    for path in paths:
+        check_report_path(path)
+    check_targets([*outputs, *paths], inputs=inputs, force=force)
+
+
+def onnx_output(path: Path, model: onnx_package.ModelProto) -> Output:
+    """Return an .onnx file; weights over 2 GiB go to a sidecar, which protobuf demands."""
+    from bnfold.export import PROTOBUF_LIMIT, save_onnx, weight_bytes
+
+    if weight_bytes(model) < PROTOBUF_LIMIT:
+        return Output(path, model.SerializeToString(deterministic=True), _check_onnx)
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+        main, *others = save_onnx(model, Path(folder) / path.name)
+        sidecars = tuple(Sidecar(other.name, other.read_bytes()) for other in others)
+        return Output(path, main.read_bytes(), _check_onnx, sidecars)
+
+
+def program_output(path: Path, program: ExportedProgram) -> Output:
+    """Return a .pt2 file."""
+    import torch
+
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    return Output(path, content.getbuffer(), _check_program)
+
+
+def weights_output(path: Path, module: nn.Module) -> Output:
+    """Return a .safetensors file of the folded module's state_dict; memory that is shared is written for each name."""
+    import safetensors.torch
+
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
+    return Output(path, safetensors.torch.save(weights), _check_weights)
+
+
+def write(
+    outputs: Sequence[Output],
+    document: Document,
+    reports: Sequence[str],
+    terminal: Terminal,
+    *,
+    inputs: Sequence[Path],
+    force: bool,
+) -> Document:
+    """Write the models and the reports about them: all of them, or none.
+
+    Returns:
+        The document with the files written in it.
+    """
+    files = [_described(name, content) for output in outputs for name, content in _contents(output)]
+    document = document.with_results(outputs=tuple(files))
+    paths = [Path(report) for report in reports if report != "-"]
+    told = [Output(path, content_for(path, document)) for path in paths]
+    write_outputs([*outputs, *told], inputs=inputs, force=force)
+    if "-" in reports:
+        terminal.write_raw(as_json(document))
+    return document
+
+
+def _contents(output: Output) -> list[tuple[Path, bytes | bytearray | memoryview]]:
+    beside = [(output.path.parent / sidecar.name, sidecar.content) for sidecar in output.sidecars]
+    return [(output.path, output.content), *beside]
+
+
+def _described(path: Path, content: bytes | bytearray | memoryview) -> OutputFile:
+    return OutputFile(str(path), hashlib.sha256(content).hexdigest(), memoryview(content).nbytes)
+
+
+def _check_onnx(path: Path) -> None:
+    import onnx
+
+    onnx.checker.check_model(str(path))
+
+
+def _check_program(path: Path) -> None:
+    import torch
+
+    torch.export.load(path)
+
+
+def _check_weights(path: Path) -> None:
+    import safetensors
+
+    with safetensors.safe_open(path, framework="pt") as file:
+        keys: Any = file.keys()
+        for key in keys:
+            file.get_tensor(key)

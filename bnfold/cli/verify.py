@@ -1,0 +1,101 @@
+"""``bnfold verify ORIGINAL CANDIDATE``: do two models compute the same function?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from bnfold.cli import outputs
+from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
+from bnfold.cli.stages import Stages
+from bnfold.cli.terminal import Terminal
+from bnfold.errors import UsageError
+from bnfold.files.code import looks_like_spec
+from bnfold.files.kinds import Kind, open_regular, sniff
+from bnfold.files.words import shown_path
+from bnfold.report.document import Document
+from bnfold.report.tables import told_comparisons, told_outcome, told_seconds
+
+__all__ = ["VerifyRequest", "run"]
+
+_STAGES = (
+    ("import", "importing torch"),
+    ("load", "loading the models"),
+    ("inputs", "finding inputs"),
+    ("verify", "verifying"),
+    ("write", "writing"),
+)
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """The options of ``bnfold verify``; see its ``--help``."""
+
+    about: ModelRequest
+    candidate: str = ""
+    reports: tuple[str, ...] = ()
+    force: bool = False
+
+
+def run(request: VerifyRequest, terminal: Terminal) -> int:
+    """Do it, and return the exit code."""
+    about = request.about
+    read = read_files(about) + [path for path in (Path(request.candidate),) if path.exists()]
+    outputs.check_paths([], request.reports, inputs=read, force=request.force)
+    with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
+        if _is_onnx(about.model):
+            raise UsageError(
+                f"{shown_path(about.model)} is an ONNX model, which has no float64 form to measure against.",
+                fix="Give the torch model first and the ONNX model second.",
+            )
+        original, notes = load(about, terminal, stages)
+        candidate: Any = Path(request.candidate)
+        if not _is_onnx(request.candidate):
+            loaded, more = load(about.of(request.candidate), terminal, stages)
+            candidate = loaded.model
+            notes += [f"{request.candidate}: {note}" for note in more]
+        found = find_inputs(about, original, terminal, stages)
+        with stages("verify"), terminal.foreign_code():
+            from bnfold.inputs import shapes_in_words
+            from bnfold.verify import verify
+
+            def progress(sentence: str, done: float) -> None:
+                stages.inside("verify", sentence, done)
+
+            report = verify(
+                original.model, candidate, found.inputs, onnx=False, seed=about.seed, thorough=True, progress=progress
+            )
+        document = Document(
+            command="verify",
+            model=about.model,
+            candidate=request.candidate,
+            inputs=(shapes_in_words(found.inputs), found.how),
+            verification=report.to_dict(),
+            notes=tuple(dict.fromkeys([*notes, *report.notes])),
+            seconds=stages.seconds,
+            exit_code=0 if report.passed else 1,
+        )
+        with stages("write"):
+            outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
+        stages.finish()
+    for note in document.notes:
+        terminal.note(note)
+    terminal.result(*told_comparisons(document), Text(), told_outcome(document))
+    if terminal.verbose:
+        terminal.result(Text(), *told_seconds(document))
+    return document.exit_code
+
+
+def _is_onnx(model: str) -> bool:
+    """Whether a model is an ONNX file, by its content.
+
+    Raises:
+        FileAccessError: there is no such file.
+    """
+    if looks_like_spec(model):
+        return False
+    with open_regular(model) as file:
+        return sniff(file) is Kind.ONNX

@@ -1,0 +1,125 @@
+"""The one document that every format of report is made from: plain data, gathered in one place."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from typing import Any
+
+from bnfold._version import __version__
+from bnfold.fold.decision import Decision
+
+__all__ = ["SCHEMA", "Document", "OutputFile", "versions"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file that was written.
+
+    Attributes:
+        path: as the user would name it.
+        sha256: of its content, hexadecimal.
+        size: in bytes.
+    """
+
+    path: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """What one run of the command line did.
+
+    Attributes:
+        command: ``"fold"``, ``"explain"`` or ``"verify"``.
+        model: the model as the user named it; for verify, the original.
+        candidate: for verify, the other model; else None.
+        inputs: shapes of the example inputs as ``"2x1x28x28"``, and how they were come by; None if there were none.
+        capture: how the graph was obtained; None for verify.
+        batchnorms: one decision per BatchNorm call.
+        verification: what ``Report.to_dict()`` gave; None if nothing was verified.
+        outputs: the files written.
+        notes: sentences about nothing that is wrong.
+        strict: whether everything had to fold.
+        seconds: where the time went, by stage.
+        exit_code: of the run.
+    """
+
+    command: str
+    model: str
+    candidate: str | None = None
+    inputs: tuple[str, str] | None = None
+    capture: str | None = None
+    batchnorms: tuple[Decision, ...] = ()
+    verification: dict[str, Any] | None = None
+    outputs: tuple[OutputFile, ...] = ()
+    notes: tuple[str, ...] = ()
+    strict: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+    exit_code: int = 0
+
+    @property
+    def summary(self) -> dict[str, int]:
+        """How many BatchNorm calls folded, became an affine, and stayed."""
+        count = Counter(decision.action for decision in self.batchnorms)
+        return {"fold": count["fold"], "affine": count["affine"], "keep": count["keep"]}
+
+    @property
+    def outcome(self) -> str:
+        """The result in a few words."""
+        if self.verification is not None and not self.verification["passed"]:
+            return "not verifiable" if self.verification.get("verdict") == "unverifiable" else "not equivalent"
+        if self.exit_code == 4:
+            return "not everything folded"
+        return "equivalent" if self.verification is not None else "not verified"
+
+    @property
+    def comparisons(self) -> Sequence[dict[str, Any]]:
+        """The comparisons of the verification, as plain data."""
+        return [] if self.verification is None else self.verification["comparisons"]
+
+    def with_results(self, **changes: Any) -> Document:
+        """Return the document with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON report: the contract's keys, and a few more."""
+        data: dict[str, Any] = {
+            "schema": SCHEMA,
+            "command": self.command,
+            "model": self.model,
+            "capture": self.capture,
+            "batchnorms": [decision.to_dict() for decision in self.batchnorms],
+            "summary": self.summary,
+            "verification": self.verification,
+            "outputs": [{"path": file.path, "sha256": file.sha256, "size": file.size} for file in self.outputs],
+            "versions": versions(),
+            "outcome": self.outcome,
+            "exit_code": self.exit_code,
+            "notes": list(self.notes),
+            "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
+        }
+        if self.candidate is not None:
+            data["candidate"] = self.candidate
+        if self.inputs is not None:
+            data["inputs"] = {"shapes": self.inputs[0], "how": self.inputs[1]}
+        return data
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what the result depends on, without importing any of it."""
+    packages = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+    return {"bnfold": __version__, "python": platform.python_version()} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

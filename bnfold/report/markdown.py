@@ -1,0 +1,61 @@
+"""The report as Markdown, ready for a pull request or a CI step summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bnfold.files.words import bytes_in_words
+from bnfold.report.document import Document, versions
+from bnfold.report.escape import for_markdown
+from bnfold.report.words import became, name_of, number, summary_line
+
+__all__ = ["markdown"]
+
+_SIGNS = {"equivalent": "✅", "not equivalent": "❌", "not verifiable": "❌", "not everything folded": "❌"}
+
+
+def markdown(document: Document) -> str:
+    """Return the document as Markdown with tables."""
+    told = f"{for_markdown(document.model)}" + (
+        f" and {for_markdown(document.candidate)}" if document.candidate is not None else ""
+    )
+    lines = [f"## bnfold: {told}: {_SIGNS.get(document.outcome, '')} {document.outcome}".replace(":  ", ": "), ""]
+    if document.capture is not None:
+        lines += [summary_line(document.summary, document.capture) + ".", ""]
+    if document.batchnorms:
+        rows = (
+            (
+                name_of(decision, document.batchnorms),
+                became(decision),
+                ", ".join(decision.into),
+                ", ".join(decision.through),
+                "" if decision.action == "fold" else decision.detail,
+            )
+            for decision in document.batchnorms
+        )
+        lines += _table(("BatchNorm", "became", "into", "through", "why not"), rows)
+    if document.comparisons:
+        compared = (
+            (
+                str(comparison["name"]),
+                number(comparison["max_abs"]),
+                number(comparison["noise_floor"]),
+                number(comparison["allowed"]),
+                "passed" if comparison["passed"] else f"FAILED {comparison.get('detail', '')}",
+            )
+            for comparison in document.comparisons
+        )
+        lines += _table(("comparison", "error", "noise floor", "allowed", "verdict"), compared)
+    if document.outputs:
+        files = ((file.path, bytes_in_words(file.size), file.sha256) for file in document.outputs)
+        lines += _table(("file", "size", "sha256"), files)
+    if document.notes:
+        lines += [*(f"- {for_markdown(note)}" for note in document.notes), ""]
+    lines.append(", ".join(f"{name} {version}" for name, version in versions().items()))
+    return "\n".join(lines) + "\n"
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
+    lines += ["| " + " | ".join(for_markdown(cell) for cell in row) + " |" for row in rows]
+    return [*lines, ""]

@@ -1,0 +1,121 @@
+"""The report as a person reads it in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from bnfold.files.words import bytes_in_words
+from bnfold.fold.decision import Decision
+from bnfold.report.document import Document
+from bnfold.report.escape import visible
+from bnfold.report.words import became, counted, folded_in_words, name_of, number, summary_line, what_was_compared
+
+__all__ = ["plain_table", "told_comparisons", "told_decisions", "told_outcome", "told_outputs", "told_seconds"]
+
+MANY = 24
+"""From this many rows on, BatchNorms that folded are summed up unless every row is wanted."""
+
+_STYLES = {"fold": "green", "affine": "yellow", "keep": "magenta"}
+_OUTCOMES = {"equivalent": "bold green", "not verified": "yellow"}
+
+
+def plain_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """Return an empty table; the columns named in ``numbers`` are set flush right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return table
+
+
+def told_decisions(document: Document, *, every: bool) -> Iterator[Table | Text]:
+    """Yield the table of what became of each BatchNorm, and its sums.
+
+    Args:
+        document: what was done.
+        every: show each row, and of those that folded the sentence too.
+    """
+    decisions = document.batchnorms
+    compact = not every and len(decisions) > MANY
+    shown = [decision for decision in decisions if not compact or decision.action != "fold"]
+    if shown:
+        table = plain_table("BatchNorm", "became", "into", "through", "why")
+        for decision in shown:
+            table.add_row(*_row(decision, decisions, every=every))
+        yield table
+        yield Text()
+    yield Text(summary_line(document.summary, document.capture))
+    if compact and len(shown) < len(decisions):
+        folded = [decision for decision in decisions if decision.action == "fold"]
+        yield Text(f"The folded ones ({folded_in_words(folded)}) are listed with -v.")
+    added = sum(decision.added_bytes for decision in decisions)
+    if added:
+        yield Text(f"Layers that are shared were copied for the calls that folded: {bytes_in_words(added)} more.")
+
+
+def _row(decision: Decision, decisions: Sequence[Decision], *, every: bool) -> list[Text]:
+    why = decision.detail if every or decision.action != "fold" else ""
+    if every and decision.source:
+        why += f" ({decision.source})"
+    return [
+        Text(visible(name_of(decision, decisions)), style="bold"),
+        Text(became(decision), style=_STYLES[decision.action]),
+        Text(visible(", ".join(decision.into))),
+        Text(visible(", ".join(decision.through))),
+        Text(visible(why)),
+    ]
+
+
+def told_comparisons(document: Document) -> Iterator[Table | Text]:
+    """Yield one line per comparison: its error beside its noise floor."""
+    if not document.comparisons:
+        return
+    table = plain_table(
+        "comparison", "error", "noise floor", "allowed", "", numbers=("error", "noise floor", "allowed")
+    )
+    for comparison in document.comparisons:
+        name = str(comparison["name"])
+        told = what_was_compared(name)
+        heading = Text(visible(name), style="bold") + Text(f"  {told}" if told else "", style="dim")
+        passed = comparison["passed"]
+        verdict = Text("ok", style="green") if passed else Text("FAILED ", style="bold red")
+        if not passed:
+            verdict += Text(visible(comparison.get("detail") or ""))
+        floor = "exact" if name.partition(":")[0] == "algebra" else number(comparison["noise_floor"])
+        table.add_row(heading, number(comparison["max_abs"]), floor, number(comparison["allowed"]), verdict)
+    yield table
+
+
+def told_outcome(document: Document) -> Text:
+    """Return the verdict in one line."""
+    outcome = document.outcome
+    line = Text(outcome, style=_OUTCOMES.get(outcome, "bold red"))
+    verification = document.verification
+    if verification is None:
+        return line
+    if verification["passed"]:
+        failed = f" in {counted(len(document.comparisons), 'comparison')}"
+        cases = verification.get("cases") or ()
+        return line + Text(failed + (f" on {counted(len(cases), 'input')}" if cases else ""))
+    line += Text(f": {visible(verification.get('reason') or '')}")
+    if verification.get("located"):
+        line += Text(f" The first BatchNorm that differs is {visible(verification['located'])}.")
+    return line
+
+
+def told_outputs(document: Document) -> Iterator[Text]:
+    """Yield a line per file written."""
+    for file in document.outputs:
+        yield Text("wrote ") + Text(visible(file.path), style="bold") + Text(f"  {bytes_in_words(file.size)}")
+
+
+def told_seconds(document: Document) -> Iterator[Table | Text]:
+    """Yield where the time went."""
+    table = plain_table("stage", "seconds", numbers=("seconds",))
+    for stage, seconds in document.seconds.items():
+        table.add_row(stage, f"{seconds:.2f}")
+    table.add_row("total", f"{sum(document.seconds.values()):.2f}")
+    yield table

@@ -1,0 +1,68 @@
+"""The words that all formats share: what became of a BatchNorm, what a comparison compared, numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from bnfold.fold.decision import Decision
+
+__all__ = ["became", "counted", "folded_in_words", "name_of", "number", "summary_line", "what_was_compared"]
+
+_WITNESSES = {
+    "algebra": "the same plan in float64, against 1e-10 of the peak",
+    "weights": "the folded weights, computed in float64",
+    "torch": "the folded model in torch",
+    "onnx": "ONNX Runtime, optimisations off",
+    "onnx full": "ONNX Runtime, all optimisations",
+    "original onnx": "the original's export in ONNX Runtime",
+}
+
+
+def became(decision: Decision) -> str:
+    """Return what became of a BatchNorm, in one or two words."""
+    if decision.action == "fold":
+        return f"folded {decision.direction}" if decision.direction else "folded"
+    return {"affine": "explicit affine", "keep": "kept"}[decision.action]
+
+
+def name_of(decision: Decision, all_decisions: Sequence[Decision]) -> str:
+    """Return the BatchNorm's name; where it is called more than once, with the call's node."""
+    calls = sum(other.batchnorm == decision.batchnorm for other in all_decisions)
+    return f"{decision.batchnorm} at {decision.site}" if calls > 1 and decision.site else decision.batchnorm
+
+
+def what_was_compared(name: str) -> str:
+    """Return what a comparison's name means; empty where it speaks for itself."""
+    return _WITNESSES.get(name.partition(":")[0], "")
+
+
+def number(value: float | None) -> str:
+    """Return a number in three digits; what JSON cannot hold is a dash.
+
+    >>> number(0.00012345), number(None), number(0.0)
+    ('1.23e-04', '-', '0')
+    """
+    if value is None:
+        return "-"
+    return "0" if value == 0 else f"{value:.2e}"
+
+
+def counted(count: int, singular: str) -> str:
+    """Return ``1 BatchNorm`` or ``3 BatchNorms``."""
+    return f"{count} {singular}" if count == 1 else f"{count} {singular}s"
+
+
+def summary_line(summary: dict[str, int], capture: str | None) -> str:
+    """Return the sums of a plan in one line."""
+    total = counted(sum(summary.values()), "BatchNorm")
+    how = "" if capture is None else f" ({capture} capture)"
+    return f"{total}: {summary['fold']} folded, {summary['affine']} explicit affine, {summary['keep']} kept{how}"
+
+
+def folded_in_words(folded: Sequence[Decision]) -> str:
+    """Return how many of the folded ones went which way, and how many moved through something."""
+    ways = Counter(decision.direction or "in place" for decision in folded)
+    parts = [f"{count} {way}" for way, count in ways.most_common()]
+    moved = sum(bool(decision.through) for decision in folded)
+    return ", ".join(parts) + (f"; {moved} of them through other layers" if moved else "")
