@@ -15,17 +15,19 @@ import io
 import logging
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from bnfold.errors import ExportError, FileAccessError, MissingPackageError, TrainingModeError, UsageError
+from bnfold.batch import as_tuple, batch_positions, with_batch
+from bnfold.errors import ExportError, MissingPackageError, TrainingModeError
+from bnfold.program import constant_outputs, output_names, tensor_inputs
 
 if TYPE_CHECKING:
     import onnx
@@ -35,14 +37,11 @@ __all__ = [
     "OnnxExport",
     "ProgramExport",
     "StaticBatchWarning",
-    "as_tuple",
-    "batch_positions",
     "export_onnx",
     "export_program",
     "onnx_of",
     "to_onnx",
     "to_program",
-    "with_batch",
 ]
 
 PROTOBUF_LIMIT = 2**31 - 2**20  # one message holds less than 2 GiB; the margin is for everything but the weights
@@ -82,53 +81,6 @@ class OnnxExport:
     notes: tuple[str, ...] = ()
 
 
-def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
-    """Return ``example_inputs`` as a tuple of positional inputs.
-
-    Raises:
-        UsageError: it is neither a tensor nor a tuple or list that holds one.
-    """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    if not isinstance(inputs, (tuple, list)) or not any(isinstance(value, Tensor) for value in inputs):
-        raise UsageError(
-            f"The example inputs are a {type(example_inputs).__name__} without a tensor in it.",
-            fix="Pass a tensor, or a tuple of positional inputs.",
-        )
-    return tuple(inputs)
-
-
-def batch_positions(inputs: Sequence[Any]) -> tuple[int, ...]:
-    """Return the positions of the inputs whose first dimension is the batch.
-
-    The batch is the first dimension of the first input that has one; every other tensor whose first dimension is of the
-    same size has it too. Scalars (0-d tensors) and what is not a tensor have no batch.
-
-    >>> batch_positions((torch.zeros(4, 3), torch.tensor(1.0), torch.zeros(4), torch.zeros(7), 5))
-    (0, 2)
-    """
-    first = next((value for value in inputs if isinstance(value, Tensor) and value.ndim > 0), None)
-    if first is None:
-        return ()
-    return tuple(
-        position
-        for position, value in enumerate(inputs)
-        if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == first.shape[0]
-    )
-
-
-def with_batch(inputs: Sequence[Any], size: int, positions: Sequence[int] | None = None) -> tuple[Any, ...]:
-    """Return ``inputs`` with batch ``size``: samples are repeated in turn, or left out.
-
-    >>> with_batch((torch.tensor([1, 2]),), 3)[0].tolist()
-    [1, 2, 1]
-    """
-    chosen = batch_positions(inputs) if positions is None else positions
-    return tuple(
-        value[torch.arange(size, device=value.device) % max(1, value.shape[0])] if position in chosen else value
-        for position, value in enumerate(inputs)
-    )
-
-
 def to_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     """Export to a ``torch.export.ExportedProgram`` whose batch dimension is dynamic.
 
@@ -155,7 +107,8 @@ def to_onnx(module: nn.Module | ExportedProgram, example_inputs: Any, *, optimiz
     """Export to ONNX with the batch dimension dynamic.
 
     The same module gives the same bytes each time. Inputs bear the names of ``forward``'s arguments; an only output is
-    ``output``, several are ``output_0``, ``output_1``, or the keys of the dict that the model returns.
+    ``output``, several are ``output_0``, ``output_1``, or the keys of the dict that the model returns. Outputs that are
+    no tensors are left out.
 
     Args:
         module: in eval mode, not modified; or a program from :func:`to_program`.
@@ -169,7 +122,7 @@ def to_onnx(module: nn.Module | ExportedProgram, example_inputs: Any, *, optimiz
     Raises:
         ExportError: the module cannot be exported.
         MissingPackageError: onnx or onnxscript is not installed.
-        TrainingModeError: the module is in training mode.
+        TrainingModeError: part of the module is in training mode.
 
     Warns:
         StaticBatchWarning: the batch could not be made dynamic.
@@ -199,10 +152,7 @@ def export_onnx(module: nn.Module | ExportedProgram, path: str | os.PathLike[str
 def export_program(module: nn.Module, example_inputs: Any) -> ProgramExport:
     """Do what :func:`to_program` does, with notes instead of warnings."""
     inputs = as_tuple(example_inputs)
-    if module.training:
-        raise TrainingModeError(
-            f"The {type(module).__name__} to be exported is in training mode.", fix="Call .eval() on it first."
-        )
+    _require_eval(module)
     together = batch_positions(inputs)
     attempts = [together] if together else []
     if len(together) > 1:
@@ -234,17 +184,19 @@ def onnx_of(module: nn.Module | ExportedProgram, example_inputs: Any, *, optimiz
     notes: tuple[str, ...] = ()
     program = module
     if isinstance(module, nn.Module):
-        exported = export_program(module, example_inputs)
+        with _in_onnx_export():
+            exported = export_program(module, example_inputs)
         program, notes = exported.program, exported.notes
     assert not isinstance(program, nn.Module)
-    names = _output_names(program)
-    inputs = _tensor_inputs(program)
-    left_out = _constant_outputs(program)
+    names = output_names(program)
+    inputs = tensor_inputs(program)
+    left_out = constant_outputs(program)
     if left_out:
-        exported = export_program(_TensorOutputs(_runnable(module)), example_inputs)
-        program = exported.program
+        with _in_onnx_export():
+            program = export_program(_TensorOutputs(_runnable(module)), example_inputs).program
         names = [name for position, name in enumerate(names) if position not in left_out]
-        what = "one output, which is no tensor" if len(left_out) == 1 else f"{len(left_out)} outputs, which are no tensors"
+        count = len(left_out)
+        what = "one output, which is no tensor" if count == 1 else f"{count} outputs, which are no tensors"
         notes = (*notes, f"The ONNX export leaves out {what}.")
     symbols: dict[Any, str] = {str(symbol): "batch" for symbol in program.range_constraints}
     try:
@@ -266,32 +218,17 @@ def onnx_of(module: nn.Module | ExportedProgram, example_inputs: Any, *, optimiz
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> list[Path]:
-    """Write ``model`` to ``path`` atomically and return the files written: ``path`` and, over 2 GiB, ``path.data``.
+    """Write ``model`` to ``path`` and return the files written: ``path`` and, over 2 GiB, ``path.data``.
 
     Raises:
         FileAccessError: the folder is missing, or not writable, or full.
     """
-    import onnx
+    from bnfold.files.outputs import onnx_output
+    from bnfold.files.save import write_outputs
 
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            whole = Path(folder) / path.name
-            if weight_bytes(model) < PROTOBUF_LIMIT:
-                whole.write_bytes(model.SerializeToString(deterministic=True))
-            else:
-                copy = onnx.ModelProto()
-                copy.CopyFrom(model)  # saving external data empties the tensors of the model it is given
-                onnx.save_model(copy, whole, save_as_external_data=True, location=f"{path.name}.data")
-            written = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)  # the model itself last
-            for file in written:
-                with file.open("rb+") as stream:
-                    os.fsync(stream.fileno())
-                file.replace(path.parent / file.name)
-            return [path.parent / file.name for file in reversed(written)]
-    except OSError as error:
-        raise FileAccessError(
-            f"{path} cannot be written: {error.strerror or error}.", fix="Choose a folder that exists and has room."
-        ) from error
+    output = onnx_output(path, model)
+    write_outputs([output], inputs=[], force=True)
+    return [path, *(path.parent / sidecar.name for sidecar in output.sidecars)]
 
 
 def weight_bytes(model: onnx.ModelProto) -> int:
@@ -301,14 +238,23 @@ def weight_bytes(model: onnx.ModelProto) -> int:
 
 def first_sentence(error: BaseException) -> str:
     """Return what an exporter's page-long message says, in one line ending with a full stop."""
-    cause: BaseException = error
-    while cause.__cause__ is not None and "ConversionError" in type(cause).__name__ + type(error).__name__:
+    cause = error
+    while type(cause).__name__ == "ConversionError" and cause.__cause__ is not None:
         cause = cause.__cause__
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause))
     lines = [line.strip(" -\t") for line in text.splitlines() if line.strip(" -\t")]
     line = next((line for line in lines if not line.endswith(":")), lines[0] if lines else type(cause).__name__)
     line = line if len(line) <= 300 else line[:297] + "..."
     return line if line.endswith((".", "!", "?", "...")) else f"{line}."
+
+
+def _require_eval(module: nn.Module) -> None:
+    training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+    if training:
+        raise TrainingModeError(
+            f"The {type(module).__name__} to be exported is in training mode ({', '.join(training[:5])}).",
+            fix="Call .eval() on it first.",
+        )
 
 
 class _TensorOutputs(nn.Module):
@@ -350,49 +296,6 @@ def _runnable(module: nn.Module | ExportedProgram) -> nn.Module:
     return runnable
 
 
-def _tensor_inputs(program: ExportedProgram) -> list[str]:
-    """Return the placeholder names of the inputs that are not constants."""
-    from torch.export.graph_signature import ConstantArgument
-
-    specs = [spec for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
-    return [spec.arg.name for spec in specs if not isinstance(spec.arg, ConstantArgument)]
-
-
-def _constant_outputs(program: ExportedProgram) -> list[int]:
-    """Return the positions of the flat outputs that are no tensors: the ONNX exporter cannot express them."""
-    from torch.export.graph_signature import ConstantArgument
-
-    specs = [spec for spec in program.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
-    return [position for position, spec in enumerate(specs) if isinstance(spec.arg, ConstantArgument)]
-
-
-def _output_names(program: ExportedProgram) -> list[str]:
-    """Return a name per flat output: the keys that lead to it, or ``output`` and a number where it has none."""
-    from torch.utils import _pytree as pytree
-
-    count = len(program.graph_signature.user_outputs)
-    specification = program.call_spec.out_spec
-    if specification is None or specification.num_leaves != count:
-        return [f"output_{position}" for position in range(count)]
-    paths = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(count)), specification))[0]
-    taken = set(_tensor_inputs(program))
-    names: list[str] = []
-    for path, _ in paths:
-        words = [
-            re.sub(r"\W+", "_", str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", ""))))) for key in path
-        ]
-        if not words or (count == 1 and words == ["0"]):
-            words = ["output"]
-        elif not words[0].isidentifier():
-            words = ["output", *words]
-        name = "_".join(words)
-        while name in taken:
-            name = f"output_{name}"
-        taken.add(name)
-        names.append(name)
-    return names
-
-
 def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
     """Drop the stack traces and other records of the exporting machine; keep each node's layer (``namespace``)."""
     graph = model.graph
@@ -422,6 +325,17 @@ def _require(package: str) -> None:
 def _warn_if_static(dynamic: bool, notes: Sequence[str]) -> None:
     if not dynamic and notes:
         warnings.warn(notes[0], StaticBatchWarning, stacklevel=3)
+
+
+@contextlib.contextmanager
+def _in_onnx_export() -> Iterator[None]:
+    """Let ``torch.onnx.is_in_onnx_export()`` be true, as it is inside ``torch.onnx.export``.
+
+    A layer may have a form of its own for ONNX, as bnfold's explicit affine has; here the graph is captured by
+    ``torch.export``, which does not say where it is going.
+    """
+    with mock.patch.object(torch.onnx, "is_in_onnx_export", return_value=True):
+        yield
 
 
 @contextlib.contextmanager

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bnfold.batch import as_tuple
 from bnfold.errors import BnfoldError, TrainingModeError, UsageError
-from bnfold.export import as_tuple, onnx_of
+from bnfold.export import onnx_of
 from bnfold.verify.compare import (
     ALGEBRA,
     Error,

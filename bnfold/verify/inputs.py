@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnfold.batch import as_tuple, batch_positions
 from bnfold.errors import UsageError
-from bnfold.export import as_tuple, batch_positions
 
 __all__ = ["Case", "given_case", "other_size", "seeded_cases"]
 
