@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
-from torch._weights_only_unpickler import _get_allowed_globals
+from torch import _weights_only_unpickler, nn
 
 from bnfold.files.words import listed, shown
 
@@ -39,7 +38,7 @@ class Allowed:
         self.classes = list(classes)
         self.exact = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in reversed(self.classes)}
         self.used: dict[str, type] = {}
-        self._torch = _get_allowed_globals()
+        self._torch = _weights_only_unpickler._get_allowed_globals()
 
     def known(self, full: str) -> str | None:
         """Say how a name may be used; see :func:`bnfold.files.pickles.read_pickle`."""
@@ -83,8 +82,8 @@ class Allowed:
         others = [full for full in asked if full not in classes]
         if others:
             return (
-                f"asks for {listed(others)}, and loading a model calls no such thing",
-                "If you made the file, save its state_dict and give --model SPEC; --trust lets it run anything.",
+                f"asks for {listed(others)}, and may have only module classes and plain data",
+                "If you made it, save its state_dict and give --model SPEC; --trust lets the file run anything.",
             )
         what = f"holds objects of {listed(classes)}, which bnfold does not know"
         packages = sorted({full.partition(".")[0] for full in classes} - {"__main__"})
@@ -129,11 +128,14 @@ def only_these_globals(wanted: list[Any]) -> Iterator[None]:
     ``torch.serialization.safe_globals`` alone drops, on its way out, what a caller had added of the same.
     """
     with _list_lock:
-        before = torch.serialization.get_safe_globals()
+        found = _weights_only_unpickler._marked_safe_globals_set
         torch.serialization.clear_safe_globals()
         try:
             with torch.serialization.safe_globals(wanted):
                 yield
         finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(before)
+            # What torch's own modules have added meanwhile, because loading imported them, stays.
+            added = [one for one in torch.serialization.get_safe_globals() if one not in found]
+            _weights_only_unpickler._marked_safe_globals_set = found
+            if added:
+                torch.serialization.add_safe_globals(added)

@@ -77,9 +77,11 @@ def _tensor_with_state(function: Any, kind: Any, arguments: Any, state: Any) -> 
     names = tuple(name.full if isinstance(name, Name) else "?" for name in (function, kind))
     if names[1] != "torch.Tensor":
         raise BadPickleError(f"holds a tensor of the subclass `{shown(names[1])}`")
-    make = {"torch._utils._rebuild_tensor_v2": _tensor, "torch._utils._rebuild_tensor_v3": _tensor_of_dtype}.get(
-        names[0]
-    )
+    makers: dict[str, Callable[..., TensorClaim]] = {
+        "torch._utils._rebuild_tensor_v2": _tensor,
+        "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+    }
+    make = makers.get(names[0])
     if make is None or type(arguments) is not tuple:
         raise BadPickleError(f"puts a tensor together with `{shown(names[0])}`")
     _check_attributes(state)
@@ -174,6 +176,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch.Size": _size,
     "torch.device": _plain_values,
     "_codecs.encode": _bytes,
+    "torch.serialization._get_layout": lambda *_names: None,
     "torch._utils._rebuild_qtensor": _refuse("a quantized tensor"),
     "torch._utils._rebuild_sparse_tensor": _refuse("a sparse tensor"),
     "torch._utils._rebuild_nested_tensor": _refuse("a nested tensor"),

@@ -19,7 +19,8 @@ from bnfold.errors import BnfoldError, RefusedFileError, UsageError
 from bnfold.files.archive import BadArchiveError, Entry, check_archive, check_contents, read_entry
 from bnfold.files.code import classes_in, looks_like_spec, module_of_spec, resolve_spec, run_file
 from bnfold.files.kinds import Kind, open_regular, refusal, sniff
-from bnfold.files.request import LoadedModel, Request
+from bnfold.files.programs import load_program, load_torchscript
+from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
 from bnfold.files.words import reason_of, shown_path
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def _load_torch(file: BinaryIO, request: Request) -> LoadedModel:
 
     entries = check_archive(file)
     check_contents(file, entries)
+    _check_that_torch_agrees(file, entries)
     modules = [run_file(path) for path in request.code]
     target = None if request.spec is None else resolve_spec(request.spec)
     if request.trust:
@@ -80,6 +82,21 @@ def _load_torch(file: BinaryIO, request: Request) -> LoadedModel:
     if isinstance(loaded, nn.Module):
         return request.loaded(_unwrapped(loaded, request), "pickled module")
     return module_with_state(loaded, target, request)
+
+
+def _check_that_torch_agrees(file: BinaryIO, entries: dict[str, Entry]) -> None:
+    """Check that torch's own reader finds the same entries in the same places as the one that checked them."""
+    import torch
+
+    file.seek(0)
+    try:
+        reader: Any = torch._C.PyTorchFileReader(file)
+        names = set(reader.get_all_records())
+        same = names == entries.keys() and all(reader.get_record_offset(n) == entries[n].data for n in names)
+    except RuntimeError as error:
+        raise BadArchiveError(f"is an archive that torch cannot read: {reason_of(error)}") from None
+    if not same:
+        raise BadArchiveError("is an archive that can be read in two ways")
 
 
 def _classes(modules: list[ModuleType], request: Request, target: nn.Module | None) -> list[type[nn.Module]]:
@@ -163,4 +180,32 @@ def _unwrapped(module: nn.Module, request: Request) -> nn.Module:
     return module
 
 
-_LOADERS = {Kind.TORCH: _load_torch}
+def _load_safetensors(file: BinaryIO, request: Request) -> LoadedModel:
+    """Load weights into the model that ``--model`` makes."""
+    from bnfold.files.state import fill_module
+    from bnfold.files.weights import BadWeightsError, read_safetensors
+
+    try:
+        state = read_safetensors(file)
+    except BadWeightsError as error:
+        raise request.refused(error, "Download or copy it again.") from None
+    if request.key is not None:
+        raise UsageError(
+            f"{shown_path(request.source)} is a safetensors file, which has no keys to pick from.",
+            fix="Leave --key out.",
+        )
+    if request.spec is None:
+        raise request.refused(
+            f"holds weights ({len(state)} tensors) and not the model that they belong to", NEEDS_MODEL
+        )
+    target = resolve_spec(request.spec)
+    fill_module(target, state, request)
+    return request.loaded(target, "safetensors")
+
+
+_LOADERS = {
+    Kind.TORCH: _load_torch,
+    Kind.SAFETENSORS: _load_safetensors,
+    Kind.PROGRAM: load_program,
+    Kind.TORCHSCRIPT: load_torchscript,
+}

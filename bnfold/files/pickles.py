@@ -26,6 +26,8 @@ __all__ = ["BadPickleError", "Made", "Name", "Pickle", "Storage", "TensorClaim",
 
 MOST_BYTES = 64 << 20
 MOST_STEPS = 5_000_000
+MOST_WAITING = 100_000  # values on the stack: torch.save puts at most 1,000 items of a container there, or one tuple
+MOST_MARKS = 1_000
 DEEPEST = 500
 
 
@@ -147,7 +149,11 @@ class _Machine:
 
     def run(self) -> None:
         steps = _STEPS
-        for _ in range(MOST_STEPS):
+        for count in range(MOST_STEPS):
+            if not count % 4096 and (len(self.stack) > MOST_WAITING or len(self.marks) > MOST_MARKS):
+                raise BadPickleError(
+                    f"is nested more than {DEEPEST} levels deep, or holds a tuple too long to be meant"
+                )
             if self.place >= len(self.data):
                 raise BadPickleError("is damaged: its pickle is cut short")
             code = self.data[self.place]

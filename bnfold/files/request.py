@@ -12,7 +12,9 @@ from bnfold.files.words import shown_path
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LoadedModel", "Request"]
+__all__ = ["NEEDS_MODEL", "LoadedModel", "Request"]
+
+NEEDS_MODEL = "Say what makes it: --model package.module:factory or --model FILE.py:factory."
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class LoadedModel:
 
     Attributes:
         model: the module, in the mode in which it was saved; the caller switches it to eval, and says so.
-        kind: ``"pickled module"``, ``"state_dict"``, ``"checkpoint"``, ``"safetensors"``, ``"exported program"`` or
-            ``"spec"``.
+        kind: ``"pickled module"``, ``"state_dict"``, ``"checkpoint"``, ``"safetensors"``, ``"exported program"``,
+            ``"TorchScript"`` or ``"spec"``.
         name: what outputs are named after: the file's stem or the factory's name.
         notes: sentences for the user, about nothing that is wrong.
     """

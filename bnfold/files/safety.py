@@ -132,13 +132,14 @@ def _check_one(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     attributes, kind = module.__dict__, type(module)
     where = f"{shown(path)} ({_class_name(module)})" if path else f"its {_class_name(module)}"
     for holder in _HOLDERS:
-        held = attributes.get(holder)
+        held: Any = attributes.get(holder)
         if type(held) not in {dict, OrderedDict} or not all(type(name) is str for name in held):
             raise UnsafeModelError(f"leaves {where} incomplete: it has no {holder.strip('_')}")
     if type(attributes.get("training")) is not bool:
         raise UnsafeModelError(f"leaves {where} incomplete: it is in neither training nor eval mode")
     for hooks in _HOOKS:
-        if attributes.get(hooks):
+        held = attributes.get(hooks)
+        if held is not None and (type(held) not in {dict, OrderedDict} or held):
             raise UnsafeModelError(f"attaches hooks to {where}, code that runs with every call")
     if attributes.get("_is_full_backward_hook") not in {None, True, False}:
         raise UnsafeModelError(f"attaches hooks to {where}, code that runs with every call")

@@ -119,6 +119,9 @@ def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: b
     """
     if not outputs:
         return []
+    for output in outputs:
+        if any(Path(sidecar.name).name != sidecar.name for sidecar in output.sidecars):
+            raise ValueError("a sidecar stands beside its output and is named without a folder")
     paths = [path for output in outputs for path in _paths(output)]
     check_targets(paths, inputs=inputs, force=force)
     folders = list(dict.fromkeys(_target(path).parent for path in paths))
@@ -131,8 +134,8 @@ def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: b
             staging: dict[Path, Path] = {}
             for where in folders:
                 staging[where] = stages.enter_context(Staging(where)).path
-            for output in outputs:
-                for path, content in zip(_paths(output), _contents(output), strict=True):
+            for output in outputs:  # a sidecar before its output, so that no output stands without it
+                for path, content in reversed(list(zip(_paths(output), _contents(output), strict=True))):
                     where = _target(path)
                     files.append(_File(where, memoryview(content).cast("B"), staging[where.parent] / where.name))
                     _write(files[-1], signals)
@@ -145,7 +148,8 @@ def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: b
         raise KeyboardInterrupt from None
     except OSError as error:
         raise _cannot_write(where, error, files) from None
-    return [Written(path, file.sha256, file.content.nbytes) for path, file in zip(paths, files, strict=True)]
+    done = {file.target: file for file in files}
+    return [Written(path, done[_target(path)].sha256, done[_target(path)].content.nbytes) for path in paths]
 
 
 def _paths(output: Output) -> list[Path]:

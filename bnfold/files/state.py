@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.errors import UsageError
-from bnfold.files.request import LoadedModel, Request
+from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
 from bnfold.files.safety import UnsafeModelError, check_tensor
 from bnfold.files.words import listed, reason_of, shortened, shown, shown_path
 
@@ -30,6 +30,7 @@ _WRAPPERS = (
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "ema.", "network.")
 _COUNTERS = frozenset({"n_averaged"})  # torch.optim.swa_utils.AveragedModel's own
 _MOST_TEXT = 250
+_MOST_COMPARED, _LONGEST_COMPARED = 40, 100  # names are compared pair by pair, in time that grows with their lengths
 
 
 def module_with_state(content: Any, target: nn.Module | None, request: Request) -> LoadedModel:
@@ -51,7 +52,7 @@ def module_with_state(content: Any, target: nn.Module | None, request: Request) 
     if target is None:
         raise request.refused(
             f"holds weights ({len(state)} tensors) and not the model that they belong to",
-            "Say what makes it: --model package.module:factory or --model FILE.py:factory.",
+            NEEDS_MODEL,
         )
     fill_module(target, state, request)
     return request.loaded(target, "state_dict" if name is None else "checkpoint")
@@ -133,7 +134,8 @@ def _at_key(content: Any, key: str, request: Request) -> Any:
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
             keys = [name for name in content if isinstance(name, str)]
-            close = difflib.get_close_matches(key, keys, 5, 0.0)
+            short = [name for name in keys if len(name) <= _LONGEST_COMPARED][:1000]
+            close = difflib.get_close_matches(key[:_LONGEST_COMPARED], short, 5, 0.0)
             raise UsageError(
                 f"{shown_path(request.source)} has no key `{shown(key)}`.",
                 fix=f"It has {listed(close, 5, 30) or 'no keys'}.",
@@ -209,12 +211,15 @@ def _closest_first(left: list[str], right: list[str]) -> tuple[list[str], list[s
     """Sort two lists of names so that the pairs most alike across them come first."""
     if not left or not right:
         return left, right
-    pool = right[:200]
+    few = [name for name in left if len(name) <= _LONGEST_COMPARED][:_MOST_COMPARED]
+    others = [name for name in right if len(name) <= _LONGEST_COMPARED][:_MOST_COMPARED]
+    matcher = difflib.SequenceMatcher(autojunk=False)
     pairs = []
-    for one in left[:200]:
-        near = difflib.get_close_matches(one, pool, 1, 0.0)
-        if near:
-            pairs.append((difflib.SequenceMatcher(None, one, near[0]).ratio(), one, near[0]))
+    for other in others:
+        matcher.set_seq2(other)
+        for one in few:
+            matcher.set_seq1(one)
+            pairs.append((matcher.ratio(), one, other))
     pairs.sort(key=lambda pair: -pair[0])
     return (
         list(dict.fromkeys([one for _, one, _ in pairs] + left)),
