@@ -1,0 +1,1 @@
+"""Measurements: run by `make bench`, or each on its own."""

@@ -1,0 +1,191 @@
+"""Build a model of the zoo with random weights, at a small input size, with BatchNorms that no wrong fold can hide in.
+
+Fresh BatchNorms are close to the identity and a residual branch often starts at zero: a folder that drops a layer
+would pass. So every scale and shift is random here, a third of the scales are negative and some nearly zero, the
+statistics are those of real activations, moved a little, and parameters that start constant are moved too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from benchmarks import shim
+from benchmarks.zoo_list import Entry
+
+__all__ = ["Subject", "build", "fresh_inputs"]
+
+SIZES = (64, 96, 128, 160, 192, 224)
+FRAMES = 16
+CALIBRATION_BATCH = 4
+_DETECTORS = {"faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "ssd", "ssdlite"}
+_VIDEO = {"s3d", "mc3_18", "r3d_18", "r2plus1d_18"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is ready to be folded.
+
+    Attributes:
+        model: in eval mode, float32.
+        shape: of one input, channels first.
+        entry: where it comes from.
+        seed: that its numbers come from.
+    """
+
+    model: nn.Module
+    shape: tuple[int, ...]
+    entry: Entry
+    seed: int
+
+
+def build(entry: Entry, *, seed: int = 0) -> Subject:
+    """Build a model, find the smallest input that it takes, and give its BatchNorms telling numbers.
+
+    Raises:
+        Exception: whatever the library raises, where no input size works.
+    """
+    torch.manual_seed(seed)
+    model = _create(entry).eval()
+    shape = _smallest_shape(model, entry)
+    generator = torch.Generator().manual_seed(seed + 1)
+    _move_constants(model, generator)
+    _randomise(model, generator)
+    _calibrate(model, fresh_inputs(entry, shape, batch=CALIBRATION_BATCH, seed=seed + 2))
+    _jitter(model, generator)
+    return Subject(model.eval(), shape, entry, seed)
+
+
+def fresh_inputs(entry: Entry, shape: tuple[int, ...], *, batch: int, seed: int) -> tuple[Any, ...]:
+    """Return standard normal positional inputs for one model (values in 0 to 1 for a detector, as it expects)."""
+    generator = torch.Generator().manual_seed(seed)
+    if entry.family in _DETECTORS:
+        return ([torch.rand(shape, generator=generator) for _ in range(batch)],)
+    inputs = [torch.randn((batch, *shape), generator=generator) for _ in range(2 if entry.family == "raft" else 1)]
+    return tuple(inputs)
+
+
+# --- the model ----------------------------------------------------------------------------------------------------
+
+
+def _create(entry: Entry) -> nn.Module:
+    library = shim.load(entry.library)
+    if entry.library == "timm":
+        return library.create_model(entry.model, pretrained=False)  # type: ignore[no-any-return]
+    builder = library.models.get_model_builder(entry.model)
+    return builder(**_arguments(entry, builder))  # type: ignore[no-any-return]
+
+
+def _arguments(entry: Entry, builder: Any) -> dict[str, Any]:
+    """No pretrained weights, and detectors that look at small images and keep some of what they find."""
+    known = inspect.signature(builder).parameters
+    arguments: dict[str, Any] = {"weights": None}
+    if "weights_backbone" in known:
+        arguments["weights_backbone"] = None
+    if "init_weights" in known:
+        arguments["init_weights"] = False  # a slow truncated normal; the numbers here are random anyway
+    family = entry.family
+    if family.endswith("_rcnn"):
+        arguments |= {"min_size": 128, "max_size": 160, "box_score_thresh": 0.0, "box_detections_per_img": 10}
+        arguments |= {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 20}
+    elif family in ("retinanet", "fcos"):
+        arguments |= {"min_size": 128, "max_size": 160, "score_thresh": 0.0, "topk_candidates": 20}
+    elif family in ("ssd", "ssdlite"):
+        arguments |= {"score_thresh": 0.0, "topk_candidates": 20}
+    return arguments
+
+
+def _shapes(entry: Entry) -> Iterator[tuple[int, ...]]:
+    channels, *space = entry.shape or (3, 224, 224)
+    own = max(space)
+    sizes = [size for size in SIZES if size < own] + [own]
+    if entry.family in _DETECTORS or entry.family == "raft":
+        sizes = [128, 160]
+    if entry.model in _VIDEO:
+        yield from ((channels, FRAMES, size, size) for size in sizes)
+    else:
+        yield from ((channels, size, size) for size in sizes)
+
+
+def _smallest_shape(model: nn.Module, entry: Entry) -> tuple[int, ...]:
+    """The first shape with which the model runs, on a batch of 2."""
+    problem: Exception | None = None
+    for shape in _shapes(entry):
+        try:
+            with torch.no_grad():
+                outputs = model(*fresh_inputs(entry, shape, batch=2, seed=0))
+        except Exception as error:
+            problem = error
+            continue
+        tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        if tensors and (entry.family in _DETECTORS or all(tensor.shape[0] == 2 for tensor in tensors)):
+            return shape
+    raise problem or ValueError("no input size works")
+
+
+# --- its numbers --------------------------------------------------------------------------------------------------
+
+
+def _batch_norms(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def _move_constants(model: nn.Module, generator: torch.Generator) -> None:
+    """Move parameters whose values are all equal: zeros, ones and layer scales of 1e-6 hide what stands before them."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.is_floating_point() or bool((parameter != parameter.flatten()[0]).any()):
+                continue
+            spread = 0.1 if parameter.dim() < 2 else 1 / math.sqrt(max(1, parameter[0].numel()))
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter.dtype), alpha=spread)
+
+
+def _randomise(model: nn.Module, generator: torch.Generator) -> None:
+    """Scales of 0.5 to 1.5, a third of them negative, one in twenty nearly zero; shifts of either sign."""
+    with torch.no_grad():
+        for layer in _batch_norms(model):
+            if layer.weight is None:
+                continue
+            count = layer.weight.shape
+            kind = torch.rand(count, generator=generator)
+            scale = 0.5 + torch.rand(count, generator=generator)
+            scale = torch.where(kind < 1 / 3, -scale, scale)
+            scale = torch.where(kind > 0.95, scale * 1e-4, scale)
+            layer.weight.copy_(scale)
+            layer.bias.copy_(0.3 * torch.randn(count, generator=generator))
+
+
+def _calibrate(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Set the statistics to those of one batch; averaged over the calls of a layer that is called more than once."""
+    layers = [layer for layer in _batch_norms(model) if layer.track_running_stats]
+    momentum = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative average
+        layer.training = True  # of this module only: dropout inside or around it stays off
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for layer, value in zip(layers, momentum, strict=True):
+            layer.momentum = value
+            layer.training = False
+
+
+def _jitter(model: nn.Module, generator: torch.Generator) -> None:
+    """Move the statistics a little, so that they are those of no batch, and keep the variances off zero."""
+    with torch.no_grad():
+        for layer in _batch_norms(model):
+            if layer.running_var is None:
+                continue
+            variance, count = layer.running_var, layer.running_var.shape
+            variance.clamp_(min=float(variance.mean()) * 1e-3 + 1e-8)
+            layer.running_mean += 0.1 * variance.sqrt() * torch.randn(count, generator=generator)
+            variance *= torch.exp(0.2 * torch.randn(count, generator=generator))

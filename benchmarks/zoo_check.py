@@ -1,0 +1,268 @@
+"""Fold one model of the zoo, compare, and say what happened as one flat record.
+
+A record's ``outcome`` is one of
+
+===================  ==================================================================================================
+``equivalent``       folded and original agree in float64 to 1e-9 of the peak of every output
+``wrong``            they do not, or the fold changed the model it was given
+``inexact``          they do, and the float32 fold is much further from float64 than the original's own float32 error
+``capture-failed``   bnfold said that it cannot capture the graph
+``refused``          bnfold raised another of its own errors
+``crash``            anything else was raised by bnfold, or by the folded model
+``build-failed``     the library could not build or run the model: says nothing about bnfold
+``timeout``          it took too long (written by the pool)
+``memory``           it took too much memory, or its process died (written by the pool)
+===================  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.zoo_build import Subject, build, fresh_inputs
+from benchmarks.zoo_list import Entry
+from benchmarks.zoo_measure import call, count_batch_norm_calls, distance, in_double, unseen
+from bnfold import __version__
+from bnfold.errors import BnfoldError, CaptureError
+from bnfold.fold import api
+
+__all__ = ["TOLERANCE", "check", "examine"]
+
+TOLERANCE = 1e-9
+ROUNDING_FACTOR = 20.0  # how many times the original's own float32 error the fold's may be
+ROUNDING_FLOOR = 1e-5  # of the peak: an error below this is never called inexact
+NAMES_KEPT = 8
+Record = dict[str, Any]
+
+
+def check(entry: Entry, *, seed: int = 0, export: bool = False) -> Record:
+    """Build a model, fold it and compare; whatever happens ends in the record, never in an exception."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    start = time.perf_counter()
+    record: Record = {
+        "model": entry.model,
+        "library": entry.library,
+        "family": entry.family,
+        "parameters": entry.parameters,
+        "seed": seed,
+        "versions": {"torch": torch.__version__, "bnfold": __version__},
+        "seconds": {},
+    }
+    try:
+        subject = build(entry, seed=seed)
+    except Exception as error:
+        _failed(record, "build-failed", "build", error)
+    else:
+        record["shape"] = list(subject.shape)
+        record["seconds"]["build"] = _since(start)
+        examine(subject, record, export=export)
+    record["seconds"]["total"] = _since(start)
+    return record
+
+
+def examine(subject: Subject, record: Record, *, export: bool = False) -> None:
+    """Fold a model and compare; fill in the record."""
+    stage = ["run"]
+    try:
+        _examine(subject, record, stage, export)
+    except CaptureError as error:
+        _failed(record, "capture-failed", stage[0], error)
+    except BnfoldError as error:
+        _failed(record, "refused", stage[0], error)
+    except Exception as error:
+        _failed(record, "crash" if stage[0] not in ("run", "oracle") else "build-failed", stage[0], error)
+    stage[0] = "fuse"
+    try:
+        record["fuse"] = _fuse(subject)
+    except Exception as error:
+        record["fuse"] = {"takes": False, "message": _message(error)}
+
+
+def _examine(subject: Subject, record: Record, stage: list[str], export: bool) -> None:
+    model = subject.model
+    inputs = fresh_inputs(subject.entry, subject.shape, batch=3, seed=subject.seed + 11)
+    before = call(model, inputs)
+
+    stage[0] = "fold"
+    folding = _fold(subject, record)
+    plan, folded = folding.plan, folding.module
+    record["capture"] = plan.capture
+    record["calls"] = len(plan)
+    record["actions"] = plan.summary
+    record["directions"] = dict(Counter(d.direction for d in plan if d.action == "fold"))
+    record["reasons"] = dict(Counter(d.reason for d in plan if d.reason))
+    record["unfolded"] = [[d.batchnorm, d.action, d.reason, d.detail] for d in plan if d.reason][:NAMES_KEPT]
+    record["added_bytes"] = sum(d.added_bytes for d in plan)
+    record["left"] = count_batch_norm_calls(folded)
+
+    stage[0] = "run folded"
+    after = call(folded, inputs)
+    if distance(before, call(model, inputs)) != 0.0 or any(module.training for module in model.modules()):
+        record["outcome"], record["message"] = "wrong", "the fold changed the model it was given"
+        return
+
+    stage[0] = "float64"
+    graph64, folded64 = folding.in_float64()
+    double = in_double(inputs)
+    expected = call(graph64, double)
+    record["error"] = {"algebra": distance(expected, call(folded64, double))}
+    oracle = _oracle(model, double, record)
+    if oracle is None:
+        oracle = expected
+    record["error"]["capture"] = distance(oracle, expected)
+    record["error"]["float64"] = distance(oracle, call(folded64, double))
+    record["error"]["original32"] = distance(oracle, before)
+    record["error"]["folded32"] = distance(oracle, after)
+    _judge(record)
+    stage[0] = "unseen"
+    record["unseen"] = _unseen(model, double, subject.seed)
+    if export:
+        stage[0] = "export"
+        record["export"] = _export(folded, inputs)
+
+
+def _judge(record: Record) -> None:
+    error = record["error"]
+    allowed = max(ROUNDING_FACTOR * error["original32"], ROUNDING_FLOOR)
+    if max(error["algebra"], error["float64"]) > TOLERANCE:
+        guilty = "the capture" if error["algebra"] <= TOLERANCE else "the fold"
+        worst = max(error["algebra"], error["float64"])
+        record["outcome"], record["message"] = "wrong", f"{guilty} is off by {worst:.2e} of the peak in float64"
+    elif not error["folded32"] <= allowed and math.isfinite(error["original32"]):
+        record["outcome"] = "inexact"
+        record["message"] = f"float32 error {error['folded32']:.2e}, the original's is {error['original32']:.2e}"
+    else:
+        record["outcome"] = "equivalent"
+
+
+def _fold(subject: Subject, record: Record) -> api.Folding:
+    """Fold without example inputs; where that fails or leaves something, with them, and keep the better."""
+    example = fresh_inputs(subject.entry, subject.shape, batch=2, seed=subject.seed + 10)
+    without: api.Folding | None = None
+    with _timed(record["seconds"]):
+        try:
+            without = api.fold(subject.model)
+        except BnfoldError as error:
+            record["without_inputs"] = _message(error)
+    if without is not None and without.plan.summary["fold"] == len(without.plan):
+        record["with_inputs"] = False
+        return without
+    seconds: dict[str, float] = {}
+    with _timed(seconds):
+        informed = api.fold(subject.model, example)
+    if without is not None and without.plan.summary["fold"] >= informed.plan.summary["fold"]:
+        record["with_inputs"] = False
+        return without
+    if without is not None:
+        record["without_inputs"] = without.plan.summary
+    record["with_inputs"] = True
+    record["seconds"].update(seconds)
+    return informed
+
+
+@contextmanager
+def _timed(seconds: dict[str, float]) -> Iterator[None]:
+    """Measure a fold and, within it, its stages: the functions that bnfold.fold.api calls for them."""
+    originals = {name: getattr(api, name) for name in ("_capture", "make_plan", "rewrite") if hasattr(api, name)}
+    spent = dict.fromkeys(originals, 0.0)
+    depth = [0]
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            depth[0] += 1
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                depth[0] -= 1
+                if depth[0] == 0:  # a stage inside a stage belongs to the outer one
+                    spent[name] += time.perf_counter() - start
+
+        return wrapper
+
+    for name, function in originals.items():
+        setattr(api, name, timed(name, function))
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds["fold"] = _since(start)
+        for name, function in originals.items():
+            setattr(api, name, function)
+            seconds[{"_capture": "capture", "make_plan": "plan"}.get(name, name)] = round(spent[name], 4)
+
+
+def _oracle(model: nn.Module, double: tuple[Any, ...], record: Record) -> list[Any] | None:
+    """The model itself in float64, or None where its code insists on float32."""
+    try:
+        return call(copy.deepcopy(model).double(), double)
+    except Exception as error:
+        record["no_oracle"] = _message(error)
+        return None
+
+
+def _unseen(model: nn.Module, double: tuple[Any, ...], seed: int) -> list[str] | None:
+    try:
+        return unseen(copy.deepcopy(model).double(), double, seed=seed)
+    except Exception:  # the gradient is a service to the reader; a model that has none is no finding
+        return None
+
+
+def _fuse(subject: Subject) -> Record:
+    """What ``torch.fx.experimental.optimization.fuse`` makes of the same model, in float64."""
+    from torch.fx.experimental.optimization import fuse
+
+    original = copy.deepcopy(subject.model).double()
+    inputs = in_double(fresh_inputs(subject.entry, subject.shape, batch=3, seed=subject.seed + 11))
+    start = time.perf_counter()
+    fused = fuse(original)
+    result: Record = {"takes": True, "seconds": _since(start), "left": count_batch_norm_calls(fused)}
+    try:
+        result["error"] = distance(call(original, inputs), call(fused, inputs))
+    except Exception as error:
+        result["error"], result["message"] = math.inf, _message(error)
+    result["wrong"] = not result["error"] <= TOLERANCE
+    return result
+
+
+def _export(folded: nn.Module, inputs: tuple[Any, ...]) -> Record:
+    """Export to ONNX as users do; count the nodes that should not be there."""
+    from bnfold.export import to_onnx
+
+    start = time.perf_counter()
+    try:
+        exported = to_onnx(folded, inputs)
+    except Exception as error:
+        return {"failed": _message(error)}
+    kinds = Counter(node.op_type for node in exported.graph.node)
+    kinds.update(node.op_type for function in exported.functions for node in function.node)
+    return {"batch_normalization": kinds["BatchNormalization"], "nodes": sum(kinds.values()), "seconds": _since(start)}
+
+
+def _failed(record: Record, outcome: str, stage: str, error: Exception) -> None:
+    record["outcome"], record["stage"], record["message"] = outcome, stage, _message(error)
+    if outcome == "crash":
+        record["traceback"] = "".join(traceback.format_exception(error))[-3000:]
+
+
+def _message(error: BaseException) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 400 else text[:397] + "..."
+
+
+def _since(start: float) -> float:
+    return round(time.perf_counter() - start, 4)

@@ -1,0 +1,131 @@
+"""How far two models are apart, how many BatchNorms a module still calls, and which of them a comparison can see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+__all__ = ["call", "count_batch_norm_calls", "distance", "in_double", "unseen"]
+
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+SEEN = 1e-7
+
+
+def call(model: Any, inputs: Sequence[Any]) -> list[Any]:
+    """Run a model without gradients; return its outputs as a flat list of leaves, numbers and None among them."""
+    with torch.no_grad():
+        return leaves(model(*inputs))
+
+
+def leaves(outputs: Any) -> list[Any]:
+    """Return the leaves of nested outputs; dataclasses and dict-like classes are opened too."""
+    flat = []
+    for leaf in pytree.tree_leaves(outputs):
+        if hasattr(leaf, "__dict__") and not isinstance(leaf, Tensor):
+            flat += leaves(dict(vars(leaf)))
+        else:
+            flat.append(leaf)
+    return flat
+
+
+def in_double(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Return inputs with every floating-point tensor in float64."""
+    return tuple(
+        pytree.tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+    )
+
+
+def distance(oracle: Sequence[Any], other: Sequence[Any]) -> float:
+    """Return the largest difference of any output, each in units of the peak of that output of the oracle.
+
+    Infinite where the outputs differ in number or shape, where one is not finite and the other is, and where outputs
+    that are not floating point differ at all.
+    """
+    if len(oracle) != len(other):
+        return math.inf
+    return max((_leaf_distance(a, b) for a, b in zip(oracle, other, strict=True)), default=0.0)
+
+
+def _leaf_distance(oracle: Any, other: Any) -> float:
+    if not isinstance(oracle, Tensor) or not isinstance(other, Tensor):
+        return 0.0 if type(oracle) is type(other) and oracle == other else math.inf
+    if oracle.shape != other.shape:
+        return math.inf
+    if not oracle.is_floating_point():
+        return 0.0 if torch.equal(oracle, other) else math.inf
+    if oracle.numel() == 0:
+        return 0.0
+    first, second = oracle.double(), other.double()
+    finite = torch.isfinite(first)
+    if not torch.equal(finite, torch.isfinite(second)):
+        return math.inf
+    if not torch.equal(first[~finite].nan_to_num(2.0), second[~finite].nan_to_num(2.0)):
+        return math.inf
+    first, second = first[finite], second[finite]
+    if first.numel() == 0:
+        return 0.0
+    peak = float(first.abs().max())
+    worst = float((first - second).abs().max())
+    return worst / peak if peak > 0 else worst
+
+
+def count_batch_norm_calls(module: nn.Module) -> int:
+    """Count the BatchNorms that a module calls: layers and ``batch_norm`` functions, those of its parts included.
+
+    A GraphModule calls what its graph says; of any other module, each BatchNorm inside counts once.
+    """
+    if isinstance(module, _BATCH_NORM):
+        return 1
+    if not isinstance(module, GraphModule):
+        return sum(count_batch_norm_calls(child) for child in module.children())
+    count = 0
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            count += count_batch_norm_calls(module.get_submodule(str(node.target)))
+        elif node.op == "call_function" and "batch_norm" in getattr(node.target, "__name__", ""):
+            count += 1
+    return count
+
+
+def unseen(model: nn.Module, inputs: Sequence[Any], *, seed: int) -> list[str]:
+    """Name the BatchNorms whose scale and shift hardly move the outputs, by the gradient in a random direction.
+
+    A wrong fold of one of these could stay below the tolerance: the comparison says nothing about it.
+
+    Args:
+        model: in eval mode; ``requires_grad`` of its parameters is changed.
+        inputs: of the model's dtype.
+        seed: of the random direction.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, _BATCH_NORM) and m.weight is not None}
+    model.requires_grad_(False)
+    wanted = {}
+    for name, layer in layers.items():
+        wanted[name] = (layer.weight.requires_grad_(), layer.bias.requires_grad_())
+    generator = torch.Generator().manual_seed(seed)
+    total: Any = 0.0
+    for leaf in leaves(model(*inputs)):
+        if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel():
+            peak = leaf.detach().abs().max().clamp(min=1e-300)
+            direction = torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
+            total = total + (leaf / peak * direction).sum() / math.sqrt(leaf.numel())
+    if not isinstance(total, Tensor):
+        return list(layers)
+    flat = [tensor for pair in wanted.values() for tensor in pair]
+    gradients = iter(torch.autograd.grad(total, flat, allow_unused=True))
+    hidden = []
+    for name, pair in wanted.items():
+        effect = 0.0
+        for tensor in pair:
+            gradient = next(gradients)
+            if gradient is not None:
+                effect = max(effect, float((gradient * tensor.detach()).norm()))
+        if not effect >= SEEN:
+            hidden.append(name)
+    return hidden

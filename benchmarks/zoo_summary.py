@@ -1,0 +1,190 @@
+"""The tables of a run, as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["summary"]
+
+Record = Mapping[str, Any]
+OUTCOMES = (
+    "equivalent",
+    "wrong",
+    "inexact",
+    "capture-failed",
+    "refused",
+    "crash",
+    "timeout",
+    "memory",
+    "build-failed",
+)
+
+
+def summary(records: Mapping[str, Record]) -> str:
+    """Return the tables for the last record of each model, by ``library/model``."""
+    rows = list(records.values())
+    if not rows:
+        return "No records."
+    parts = [_outcomes(rows), _calls(rows), _reasons(rows), _errors(rows), _fuse(rows), _exports(rows), _failures(rows)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _folded(rows: Iterable[Record]) -> list[Record]:
+    """The records of models whose BatchNorms were all decided upon."""
+    return [row for row in rows if row.get("actions")]
+
+
+def _outcomes(rows: Sequence[Record]) -> str:
+    shown = [name for name in OUTCOMES if any(row["outcome"] == name for row in rows) or name in OUTCOMES[:2]]
+    body: list[list[object]] = []
+    libraries = sorted({row["library"] for row in rows})
+    for library in [*libraries, *(["all"] if len(libraries) > 1 else [])]:
+        mine = [row for row in rows if library in ("all", row["library"])]
+        count = Counter(row["outcome"] for row in mine)
+        families = {(row["library"], row["family"]) for row in mine}
+        body.append([library, len(mine), len(families), *(count[name] for name in shown)])
+    return "**Outcomes**\n\n" + _table(["library", "models", "families", *shown], body)
+
+
+def _calls(rows: Sequence[Record]) -> str:
+    done = _folded(rows)
+    if not done:
+        return ""
+    body: list[list[object]] = []
+    ways = sorted({row["capture"] for row in done})
+    for way in [*ways, *(["all"] if len(ways) > 1 else [])]:
+        mine = [row for row in done if way in ("all", row["capture"])]
+        calls = sum(row["calls"] for row in mine)
+        action = Counter[str]()
+        direction = Counter[str]()
+        for row in mine:
+            action.update(row["actions"])
+            direction.update(row["directions"])
+        body.append(
+            [
+                way,
+                len(mine),
+                calls,
+                *(f"{action[name]:,} ({_percent(action[name], calls)})" for name in ("fold", "affine", "keep")),
+                *(direction[name] for name in ("backward", "forward", "sideways")),
+                sum(row["left"] for row in mine),
+            ]
+        )
+    head = ["capture", "models", "BatchNorm calls", "folded", "explicit affine", "kept"]
+    head += ["backward", "forward", "sideways", "BatchNorms left"]
+    return "**BatchNorm calls**\n\n" + _table(head, body)
+
+
+def _reasons(rows: Sequence[Record]) -> str:
+    calls, models, example = Counter[tuple[str, str]](), Counter[tuple[str, str]](), dict[tuple[str, str], str]()
+    for row in _folded(rows):
+        actions = {reason: action for _, action, reason, _ in row["unfolded"]}
+        for reason, count in row["reasons"].items():
+            key = (reason, actions.get(reason, "affine"))
+            calls[key] += count
+            models[key] += 1
+            example.setdefault(key, row["model"])
+    if not calls:
+        return ""
+    body = [
+        [reason, action, n, models[reason, action], example[reason, action]]
+        for (reason, action), n in calls.most_common()
+    ]
+    return "**Why not folded**\n\n" + _table(["reason", "became", "calls", "models", "for example"], body)
+
+
+def _errors(rows: Sequence[Record]) -> str:
+    done = [row for row in rows if "folded32" in row.get("error", {})]
+    if not done:
+        return ""
+    ratios = [float(row["error"]["folded32"]) / max(float(row["error"]["original32"]), 1e-9) for row in done]
+    body = [
+        [
+            "float64, the plan applied to the captured graph",
+            *_middle_and_worst([row["error"]["algebra"] for row in done]),
+        ],
+        ["float64, against the model itself", *_middle_and_worst([row["error"]["float64"] for row in done])],
+        ["float32, the original's own", *_middle_and_worst([row["error"]["original32"] for row in done])],
+        ["float32, folded", *_middle_and_worst([row["error"]["folded32"] for row in done])],
+        ["float32, folded in units of the original's", f"{statistics.median(ratios):.2f}", f"{max(ratios):.2f}"],
+    ]
+    blind = sum(bool(row.get("unseen")) for row in done)
+    hidden = sum(len(row.get("unseen") or ()) for row in done)
+    text = f"\n\n{hidden:,} BatchNorms in {blind:,} models move the outputs too little for these to see them."
+    return "**Errors in units of the peak of an output**\n\n" + _table(["", "median", "worst"], body) + text
+
+
+def _middle_and_worst(values: Iterable[Any]) -> tuple[str, str]:
+    numbers = [float(value) for value in values]
+    return f"{statistics.median(numbers):.1e}", f"{max(numbers):.1e}"
+
+
+def _fuse(rows: Sequence[Record]) -> str:
+    both = [row for row in rows if row.get("fuse") and row.get("actions")]
+    if not both:
+        return ""
+    taken = [row for row in both if row["fuse"]["takes"]]
+    calls = sum(row["calls"] for row in both)
+    ours = sum(row["calls"] - row["actions"]["fold"] for row in both)
+    theirs = sum(row["fuse"]["left"] for row in taken)
+    refused = sum(row["calls"] for row in both) - sum(row["calls"] for row in taken)
+    wrong = sum(row["outcome"] == "wrong" for row in both)
+    head = ["tool", "models taken", "BatchNorm calls", "left as a BatchNorm", "not folded", "wrong"]
+    body: list[list[object]] = [
+        ["bnfold", f"{len(both):,} of {len(both):,}", calls, sum(row["left"] for row in both), ours, wrong],
+        [
+            "torch.fx.experimental.optimization.fuse",
+            f"{len(taken):,} of {len(both):,}",
+            calls,
+            theirs + refused,
+            theirs + refused,
+            sum(bool(row["fuse"]["wrong"]) for row in taken),
+        ],
+    ]
+    text = "\n\nOn the models that both take, median seconds for capture and fold: bnfold "
+    same = [row for row in taken if "fold" in row.get("seconds", {})]
+    if same:
+        text += f"{statistics.median(row['seconds']['fold'] for row in same):.2f}, fuse "
+        text += f"{statistics.median(row['fuse']['seconds'] for row in same):.2f} (one thread, float32 and float64)."
+    return "**Beside the usual tool**\n\n" + _table(head, body) + (text if same else "")
+
+
+def _exports(rows: Sequence[Record]) -> str:
+    tried = [row for row in rows if row.get("export")]
+    if not tried:
+        return ""
+    failed = [row for row in tried if "failed" in row["export"]]
+    nodes = sum(row["export"].get("batch_normalization", 0) for row in tried)
+    body = [[len(tried), len(tried) - len(failed), nodes]]
+    text = "**ONNX exports**\n\n" + _table(["models", "exported", "BatchNormalization nodes"], body)
+    if failed:
+        text += "\n\n" + _table(["model", "why not"], [[row["model"], row["export"]["failed"][:160]] for row in failed])
+    return text
+
+
+def _failures(rows: Sequence[Record]) -> str:
+    bad = [row for row in rows if row["outcome"] != "equivalent"]
+    if not bad:
+        return ""
+    bad.sort(key=lambda row: (OUTCOMES.index(row["outcome"]), row["library"], row["model"]))
+    body = [[f"{row['library']}/{row['model']}", row["outcome"], row.get("message", "")[:200]] for row in bad]
+    return "**Not equivalent**\n\n" + _table(["model", "outcome", "message"], body)
