@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.batch import as_tuple, batch_positions, with_batch
-from bnfold.errors import ExportError, MissingPackageError, TrainingModeError
+from bnfold.errors import ExportError, MissingPackageError
+from bnfold.mode import require_eval
 from bnfold.program import constant_outputs, output_names, tensor_inputs
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def export_onnx(module: nn.Module | ExportedProgram, path: str | os.PathLike[str
 def export_program(module: nn.Module, example_inputs: Any) -> ProgramExport:
     """Do what :func:`to_program` does, with notes instead of warnings."""
     inputs = as_tuple(example_inputs)
-    _require_eval(module)
+    require_eval(f"The {type(module).__name__} to be exported", module)
     together = batch_positions(inputs)
     attempts = [together] if together else []
     if len(together) > 1:
@@ -246,15 +247,6 @@ def first_sentence(error: BaseException) -> str:
     line = next((line for line in lines if not line.endswith(":")), lines[0] if lines else type(cause).__name__)
     line = line if len(line) <= 300 else line[:297] + "..."
     return line if line.endswith((".", "!", "?", "...")) else f"{line}."
-
-
-def _require_eval(module: nn.Module) -> None:
-    training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
-    if training:
-        raise TrainingModeError(
-            f"The {type(module).__name__} to be exported is in training mode ({', '.join(training[:5])}).",
-            fix="Call .eval() on it first.",
-        )
 
 
 class _TensorOutputs(nn.Module):

@@ -1,21 +1,20 @@
-"""Errors against the oracle, in units of the noise floor.
+"""Errors against the oracle, and whether two tensors differ in more than rounding.
 
-For one output on one input let ``e`` be the witness's error against the oracle and ``f`` that of the original itself.
+For one output on one input let ``e`` be the witness's error against the oracle, elementwise. Two numbers judge it, each
+against a floor (:mod:`bnfold.verify.floor`) that says how large the original's own rounding makes it:
 
-    floor      = max(largest |f|,  typical relative floor of all inputs * peak,  half an ulp of the peak)
-    rms floor  = the same with the root mean squares
-    passed     = largest |e| <= MAX_FLOORS * floor   and   rms e <= RMS_FLOORS * rms floor
+    passed  =  largest |e| <= limits.largest * floor.largest   and   rms e <= limits.mean * floor.mean
 
-The second and third terms keep the floor away from zero where the original happens to be exact (a saturated sigmoid, a
-few outputs that round well). The largest error is what a single wrong element raises; the mean is steadier, so its
-limit is lower and it catches a small error spread over a deep network. ``docs/verification.md`` shows what both
-measure on right and wrong folds.
+The largest error is what a single wrong element raises. The mean is steadier, so its limit is lower, and it catches a
+small error that is spread over all elements.
+
+Outputs of integers and booleans (an argmax, a mask) are judged by how many elements differ: rounding flips a few of
+them, where two candidates are as good as equal, in the original too.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,12 +22,9 @@ import torch
 from torch import Tensor
 
 from bnfold.verify.outputs import Leaf, leaf_difference
-from bnfold.verify.report import Comparison
+from bnfold.verify.report import Comparison, Stage
 
-__all__ = ["ALGEBRA", "Error", "Limits", "Reading", "difference_of_values", "floors_of", "judge", "measure"]
-
-ALGEBRA = 1e-10
-"""Largest error of the algebra, relative to the peak: float64 leaves about 1e-15, any wrong number far more."""
+__all__ = ["Error", "Floor", "Limits", "Reading", "beyond_rounding", "judge", "measure"]
 
 
 @dataclass(frozen=True)
@@ -45,22 +41,35 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """How large the original's own rounding makes an error.
+
+    Attributes:
+        largest: the largest absolute error, in the unit of the output (for integers: the number of other elements).
+        mean: the root mean square error; 0 for integers.
+    """
+
+    largest: float
+    mean: float
+
+
+@dataclass(frozen=True)
 class Error:
     """How far one tensor is from the oracle's.
 
     Attributes:
-        largest: largest absolute error; 0 for an empty tensor.
-        mean: root mean square error.
-        peak: largest absolute value of the oracle's tensor, where both are finite.
-        size: number of elements.
-        where: index of the largest error.
+        largest: largest absolute error, 0 for an empty tensor. For integers and booleans: how many elements differ.
+        mean: root mean square error; 0 for integers and booleans.
+        peak: largest absolute value of the oracle's tensor where both are finite. For integers: the number of elements.
+        where: index of the largest error, or of the first element that differs; None where nothing does.
+        counted: whether the numbers are counts of elements.
     """
 
     largest: float
     mean: float
     peak: float
-    size: int
     where: tuple[int, ...] | None
+    counted: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,120 +78,121 @@ class Reading:
 
     case: str
     error: Error
-    floor: float
-    mean_floor: float
+    floor: Floor
+
+    def strain(self, limits: Limits) -> float:
+        """Return how much of what is allowed the error takes; more than 1 fails."""
+        if self.error.counted:
+            return _ratio(self.error.largest, _allowed_count(limits, self.floor, self.error.peak))
+        return max(
+            _ratio(self.error.largest, limits.largest * self.floor.largest),
+            _ratio(self.error.mean, limits.mean * self.floor.mean),
+        )
 
 
 def measure(oracle: Tensor, tensor: Tensor) -> Error:
-    """Return how far ``tensor`` is from ``oracle``; elements that are not finite in the oracle or in it do not count.
+    """Return how far ``tensor`` is from ``oracle``; elements that are not finite in one of them do not count.
 
     Args:
-        oracle: float64 (or complex128, integer, boolean), any shape.
-        tensor: same shape, any dtype.
+        oracle: the exact values, any shape.
+        tensor: same shape; floating (or complex) where ``oracle`` is.
     """
-    exact, other = _wide(oracle), _wide(tensor).to(oracle.device)
-    difference = (other - exact).abs()
-    counted = torch.isfinite(difference)
-    difference = torch.where(counted, difference, 0)
-    size = difference.numel()
-    if size == 0:
-        return Error(0.0, 0.0, 0.0, 0, None)
+    other = tensor.to(oracle.device)
+    if not (oracle.is_floating_point() or oracle.is_complex()):
+        differs = oracle != other
+        where = _index(int(differs.flatten().byte().argmax()), differs.shape) if bool(differs.any()) else None
+        return Error(float(differs.sum()), 0.0, float(differs.numel()), where, counted=True)
+    wide = torch.complex128 if oracle.is_complex() or other.is_complex() else torch.float64
+    exact = oracle.to(wide)
+    difference = (other.to(wide) - exact).abs()
+    finite = torch.isfinite(difference)
+    if not bool(finite.all()):
+        difference, exact = torch.where(finite, difference, 0), torch.where(finite, exact, 0)
+    if difference.numel() == 0:
+        return Error(0.0, 0.0, 0.0, None)
     flat = int(difference.argmax())
-    peak = float(torch.where(counted, exact.abs(), 0).max())
-    mean = float(difference.square().mean().sqrt())
-    where = tuple(int(index) for index in torch.unravel_index(torch.tensor(flat), difference.shape))
-    return Error(float(difference.flatten()[flat]), mean, peak, size, where)
+    largest = float(difference.flatten()[flat])
+    mean = _root_mean_square(difference, largest)
+    return Error(largest, mean, float(exact.abs().max()), _index(flat, difference.shape) if largest > 0 else None)
 
 
-def floors_of(errors: Sequence[Error], ulp: float) -> list[tuple[float, float]]:
-    """Return ``(floor, rms floor)`` per input from the original's own errors on them.
-
-    Args:
-        errors: of the original, one per input, for one output.
-        ulp: distance from 1 to the next number of the output's dtype.
-    """
-    ratios = [(error.largest / error.peak, error.mean / error.peak) for error in errors if error.peak > 0]
-    typical, typical_mean = (
-        (statistics.median(column) for column in zip(*ratios, strict=True)) if ratios else (0.0, 0.0)
-    )
-    return [
-        (
-            max(error.largest, max(typical, ulp / 2) * error.peak),
-            max(error.mean, max(typical_mean, ulp / 4) * error.peak),
-        )
-        for error in errors
-    ]
-
-
-def judge(name: str, readings: Sequence[Reading], limits: Limits, *, stage: str = "fold") -> Comparison:
+def judge(name: str, readings: Sequence[Reading], limits: Limits, *, stage: Stage = "fold") -> Comparison:
     """Return the comparison of one witness on one output: the reading that stands worst against its limits."""
-
-    def strain(reading: Reading) -> float:
-        return max(
-            _ratio(reading.error.largest, limits.largest * reading.floor),
-            _ratio(reading.error.mean, limits.mean * reading.mean_floor),
-        )
-
-    worst = max(readings, key=strain)
-    passed = strain(worst) <= 1
-    error = worst.error
-    detail = ""
-    if not passed:
-        times = max(_ratio(error.largest, worst.floor), _ratio(error.mean, worst.mean_floor))
-        largest_is_fine = error.largest <= limits.largest * worst.floor
-        what = "the mean error" if largest_is_fine else f"the error at index {error.where}"
-        detail = f"{what} is {times:.3g} times what the original's own rounding makes, on {worst.case}"
+    worst = max(readings, key=lambda reading: (reading.strain(limits), reading.error.largest))
+    error, floor = worst.error, worst.floor
+    passed = worst.strain(limits) <= 1
+    if error.counted:
+        allowed, mean_allowed, mean, mean_floor = (
+            _allowed_count(limits, floor, error.peak), math.nan, math.nan, math.nan,
+        )  # fmt: skip
+        detail = f"{error.largest:.0f} of {error.peak:.0f} elements differ from the oracle's, first {error.where}"
+    else:
+        allowed, mean_allowed = limits.largest * floor.largest, limits.mean * floor.mean
+        mean, mean_floor = error.mean, floor.mean
+        if error.largest > allowed:
+            times = _ratio(error.largest, floor.largest)
+            detail = f"the error at {list(error.where or ())} is {times:.3g} times what rounding makes in the original"
+        else:
+            times = _ratio(error.mean, floor.mean)
+            detail = f"the mean error is {times:.3g} times what rounding makes in the original"
     return Comparison(
         name=name,
         max_abs=error.largest,
         peak=error.peak,
-        rms=error.mean,
-        noise_floor=worst.floor,
-        allowed=limits.largest * worst.floor,
+        rms=mean,
+        noise_floor=floor.largest,
+        allowed=allowed,
         passed=passed,
-        rms_floor=worst.mean_floor,
-        rms_allowed=limits.mean * worst.mean_floor,
+        rms_floor=mean_floor,
+        rms_allowed=mean_allowed,
         where=error.where,
         case=worst.case,
-        detail=detail,
+        detail="" if passed else f"{detail}, on {worst.case}",
         stage=stage,
     )
 
 
-def difference_of_values(original: Leaf, candidate: Leaf, *, names: bool = True) -> str | None:
-    """Return one sentence on what differs beyond rounding: kind, shape, dtype, NaN and infinity; None if nothing does.
+def beyond_rounding(expected: Leaf, actual: Leaf) -> str | None:
+    """Return one sentence on what differs beyond rounding, or None.
 
-    Args:
-        original: the output of the original in its own precision.
-        candidate: of the witness.
-        names: whether an output that is no tensor is compared too (an ONNX export has none).
+    That is: being a tensor, shape, dtype, where NaN and the infinities stand, and the value of what is no tensor.
     """
-    if names or original.is_tensor:
-        difference = leaf_difference(original, candidate)
-        if difference is not None:
-            return difference
-    if not original.is_tensor:
-        return None
-    left, right = original.value, candidate.value.to(original.value.device)
+    difference = leaf_difference(expected, actual)
+    if difference is not None or not expected.is_tensor:
+        return difference
+    left, right = expected.value, actual.value.to(expected.value.device)
     if not (left.is_floating_point() or left.is_complex()):
         return None
     for kind, test in (("NaN", torch.isnan), ("infinity", torch.isinf)):
         there, here = test(left), test(right)
         if not torch.equal(there, here):
-            index = tuple(int(i) for i in (there != here).nonzero()[0])
-            return (
-                f"{candidate.name} holds {kind} at {index}, where the original does not"
-                if bool(here[index])
-                else f"{candidate.name} holds no {kind} at {index}, where the original does"
-            )
-    infinite = torch.isinf(left) if not left.is_complex() else torch.zeros_like(left, dtype=torch.bool)
-    if not torch.equal(left[infinite], right[infinite]):
-        return f"{candidate.name} holds an infinity of the other sign"
+            index = [int(i) for i in (there != here).nonzero()[0]]
+            if bool(here[tuple(index)]):
+                return f"{actual.name} is {kind} at {index}, where the original is not"
+            return f"{actual.name} is not {kind} at {index}, where the original is"
+    if not left.is_complex():
+        infinite = torch.isinf(left)
+        if not torch.equal(left[infinite], right[infinite]):
+            return f"{actual.name} has an infinity of the other sign"
     return None
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+def _root_mean_square(values: Tensor, largest: float) -> float:
+    """Return the root mean square, scaled so that squares neither overflow nor vanish."""
+    return float((values / largest).square().mean().sqrt()) * largest if largest > 0 else 0.0
+
+
+def _allowed_count(limits: Limits, floor: Floor, size: float) -> float:
+    """Return how many integers may differ: what the original's do, some times over, and one in ten thousand."""
+    return math.floor(limits.largest * floor.largest + size / 10_000)
+
+
+def _index(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
+    index: list[int] = []
+    for size in reversed(shape):
+        flat, position = divmod(flat, size)
+        index.append(position)
+    return tuple(reversed(index))
 
 
 def _ratio(error: float, limit: float) -> float:

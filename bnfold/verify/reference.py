@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +23,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnfold.errors import UsageError
 
-__all__ = ["Float64", "copied", "copied_in_float64", "exact_arithmetic", "in_float64"]
+__all__ = [
+    "Float64",
+    "copied",
+    "copied_in_float64",
+    "everything_in_float64",
+    "exact_arithmetic",
+    "fresh",
+    "in_float64",
+]
 
-LOWER = frozenset({torch.float16, torch.bfloat16, torch.float32})
+WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
 
 # A random number generator gives other numbers for another dtype: these keep theirs, and their result is converted.
 RANDOM = frozenset(
@@ -51,12 +66,12 @@ class Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _raised(value: Any) -> Any:
     """Return a tensor or a dtype raised to float64 where it is lower."""
-    return torch.float64 if isinstance(value, torch.dtype) and value in LOWER else in_float64(value)
+    return WIDE.get(value, value) if isinstance(value, torch.dtype) else in_float64(value)
 
 
 def in_float64(value: Any) -> Any:
-    """Return ``value`` in float64 if it is a tensor of a lower floating precision, else as it is."""
-    return value.double() if isinstance(value, Tensor) and value.dtype in LOWER else value
+    """Return ``value`` in float64 (complex128) if it is a tensor of a lower floating precision, else as it is."""
+    return value.to(WIDE[value.dtype]) if isinstance(value, Tensor) and value.dtype in WIDE else value
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -74,14 +89,20 @@ def copied_in_float64(module: nn.Module) -> nn.Module:
     Raises:
         UsageError: something in it cannot be copied.
     """
-    return _copied(
-        module, lambda tensor: tensor.detach().to(torch.float64 if tensor.dtype in LOWER else tensor.dtype, copy=True)
-    )
+    return _copied(module, lambda tensor: tensor.detach().to(WIDE.get(tensor.dtype, tensor.dtype), copy=True))
+
+
+def fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Return inputs for one run: copies, since a model may write into what it is given."""
+    return tuple(value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value) for value in inputs)
 
 
 @contextlib.contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Switch TF32, reduced-precision sums and autotuning off, and gradients; restore every setting on leaving."""
+    """Switch TF32, reduced-precision sums, autotuning and gradients off; restore every setting on leaving.
+
+    The random state is restored too, and warnings are held back.
+    """
     backends: Any = torch.backends
     settings: list[tuple[Any, str, Any]] = [
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),
@@ -100,7 +121,9 @@ def exact_arithmetic() -> Iterator[None]:
     try:
         for owner, name, value in settings:
             setattr(owner, name, value)
-        with torch.no_grad(), torch.random.fork_rng():
+        devices = range(torch.cuda.device_count())
+        with torch.no_grad(), torch.random.fork_rng(devices), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a model warns of is its own affair, and was said when it was run
             yield
     finally:
         for owner, name, value in before:

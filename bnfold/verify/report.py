@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Comparison", "Report", "Verdict"]
+__all__ = ["Comparison", "Report", "Stage", "Verdict"]
 
 Verdict = Literal["passed", "failed", "unverifiable"]
+Stage = Literal["fold", "export", "optimizer"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Comparison:
     where: tuple[int, ...] | None = None
     case: str = ""
     detail: str = ""
-    stage: str = "fold"
+    stage: Stage = "fold"
     proves: bool = True
 
     @property
@@ -108,7 +109,7 @@ class Report:
     verdict: Verdict
     comparisons: tuple[Comparison, ...] = ()
     reason: str = ""
-    blame: str | None = None
+    blame: Stage | None = None
     located: str | None = None
     notes: tuple[str, ...] = ()
     cases: tuple[str, ...] = field(default=())

@@ -1,0 +1,133 @@
+"""The noise floor: how far the original itself is from the oracle, in its own precision.
+
+    floor  =  max(its error on this input,  its typical relative error * peak,  half an ulp of the peak)
+
+The second and third terms keep the floor away from zero where the original happens to be exact: a saturated sigmoid,
+ten outputs that round well. Where a witness stands above its limit all the same, one measurement is not trusted: some
+networks amplify a single rounding (a gate near its edge, a subtraction of near-equals), and then the ratio of two
+errors has no meaning, as the ratio of two draws has none. The original is run again some times, with its weights moved
+by as much as rounding moves the weights of a right fold, and the largest of those errors is the floor. A network that
+does not amplify keeps its floor, and a wrong fold of it stays found.
+
+Source of the idea: Parker 1997, "Monte Carlo Arithmetic", UCLA CSD-970002.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bnfold.verify.compare import Error, Floor, measure
+from bnfold.verify.inputs import Case
+from bnfold.verify.outputs import Leaf, flatten
+from bnfold.verify.reference import fresh
+
+__all__ = ["ALGEBRA", "Evaluated", "NoiseFloor"]
+
+ALGEBRA = 1e-10
+"""Largest error of float64 algebra relative to the peak: rounding leaves about 1e-15, a wrong number far more."""
+
+DRAWS = 8
+MOVED = 1 / 32  # the share of weights moved one ulp up, and as many down: the variance of rounding to nearest
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One case with what the oracle and the original answered."""
+
+    case: Case
+    oracle: list[Leaf]
+    original: list[Leaf]
+
+
+class NoiseFloor:
+    """The floors of every case and output.
+
+    Args:
+        evaluated: what the original answered.
+        original: a copy of the original that may be changed, made anew by each call; None where that is not possible.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self, evaluated: Sequence[Evaluated], original: Callable[[], nn.Module] | None = None, *, seed: int = 0
+    ) -> None:
+        self._evaluated = evaluated
+        self._original = original
+        self._seed = seed
+        self._floors: list[dict[int, Floor]] = [{} for _ in evaluated]
+        self._drawn: set[int] = set()
+        for position, leaf in enumerate(evaluated[0].original if evaluated else ()):
+            if leaf.is_tensor:
+                self._measure(position)
+
+    def of(self, number: int, position: int) -> Floor:
+        """Return the floor of case ``number`` and output ``position``."""
+        return self._floors[number][position]
+
+    def redraw(self, number: int) -> bool:
+        """Measure the floors of case ``number`` more thoroughly; return whether that was still to be done."""
+        if self._original is None or number in self._drawn:
+            return False
+        self._drawn.add(number)
+        item = self._evaluated[number]
+        for draw in range(DRAWS):
+            moved = _with_moved_weights(self._original(), seed=self._seed * DRAWS + draw)
+            answer = flatten(moved(*fresh(item.case.inputs)))
+            for position, now in list(self._floors[number].items()):
+                exact, value = item.oracle[position].value, answer[position].value
+                if not isinstance(value, Tensor) or value.shape != exact.shape:
+                    continue
+                error = measure(exact, value)
+                self._floors[number][position] = Floor(max(now.largest, error.largest), max(now.mean, error.mean))
+        return True
+
+    def _measure(self, position: int) -> None:
+        errors = [_own_error(item, position) for item in self._evaluated]
+        numbers = [error for error in errors if error is not None and not error.counted and error.peak > 0]
+        typical = statistics.median([error.largest / error.peak for error in numbers] or [0.0])
+        typical_mean = statistics.median([error.mean / error.peak for error in numbers] or [0.0])
+        for item, floors, error in zip(self._evaluated, self._floors, errors, strict=True):
+            if error is None:
+                floors[position] = Floor(0.0, 0.0)
+            elif error.counted:
+                floors[position] = Floor(error.largest, 0.0)
+            else:
+                least = _least(item.original[position].value)
+                floors[position] = Floor(
+                    max(error.largest, max(typical, least) * error.peak),
+                    max(error.mean, max(typical_mean, least / 2) * error.peak),
+                )
+
+
+def _own_error(item: Evaluated, position: int) -> Error | None:
+    own, exact = item.original[position], item.oracle[position]
+    if not own.is_tensor or not exact.is_tensor or own.value.shape != exact.value.shape:
+        return None
+    return measure(exact.value, own.value)
+
+
+def _least(value: Tensor) -> float:
+    """Return the least floor of a dtype, relative to the peak: half an ulp, or for float64 what the algebra may err."""
+    if value.dtype in (torch.float64, torch.complex128):
+        return ALGEBRA / 10
+    return torch.finfo(value.dtype).eps / 2 if value.is_floating_point() or value.is_complex() else 0.0
+
+
+def _with_moved_weights(module: nn.Module, *, seed: int) -> nn.Module:
+    """Move some of the weights of ``module`` by one unit in the last place, in place, and return it."""
+    generator = torch.Generator().manual_seed(seed)
+    seen: set[int] = set()
+    for tensor in (*module.parameters(), *module.buffers()):
+        if id(tensor) in seen or not tensor.is_floating_point():
+            continue
+        seen.add(id(tensor))
+        chance = torch.rand(tensor.shape, generator=generator)
+        step = (chance < MOVED).double() - (chance > 1 - MOVED).double()
+        moved = tensor.double() * (1 + step.to(tensor.device) * torch.finfo(tensor.dtype).eps)
+        tensor.data = moved.to(tensor.dtype)
+    return module

@@ -1,0 +1,191 @@
+"""What is compared with the oracle, and how one of them is.
+
+    witness                              what it runs                                        its failure blames
+    float64 algebra                      the plan applied to the original in float64         the fold
+    rounded weights                      the candidate's weights, computed in float64        the fold
+    torch                                the candidate as it is                              the fold
+    ONNX Runtime, optimisations off      its export                                          the exporter
+    ONNX Runtime, optimisations on       the same, as it is deployed                         ONNX Runtime's optimiser
+
+The first is held to 1e-10 of the peak, the others to multiples of the noise floor. Each stage builds on those before
+it, so the first that fails is the one to blame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bnfold.errors import BnfoldError
+from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
+from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
+from bnfold.verify.inputs import Case
+from bnfold.verify.outputs import Leaf, flatten, structure_difference
+from bnfold.verify.reference import copied, copied_in_float64, everything_in_float64, fresh, in_float64
+from bnfold.verify.report import Comparison, Stage
+from bnfold.verify.runtime import Optimisation, OrtModel
+
+__all__ = ["Witness", "compare", "in_words", "of_algebra", "of_module", "of_onnx", "of_weights"]
+
+TORCH_LIMITS = Limits(largest=3.0, mean=2.0)
+WEIGHT_LIMITS = Limits(largest=2.0, mean=1.5)
+ONNX_LIMITS = Limits(largest=4.0, mean=2.5)
+
+HOPELESS = 1000.0  # noise floors beyond which measuring the floor again cannot change the verdict
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Something to compare with the oracle.
+
+    Attributes:
+        name: in the report.
+        stage: what its failure blames.
+        run: from a case to the flat outputs.
+        limits: in noise floors; None for the algebra, which is judged against the peak.
+        in_float64: whether it computes in float64, so that dtypes are those of the oracle.
+        exported: whether its outputs are an export's: tensors only, in order, under other names.
+    """
+
+    name: str
+    stage: Stage
+    run: Callable[[Case], list[Leaf]]
+    limits: Limits | None
+    in_float64: bool = False
+    exported: bool = False
+
+
+def of_algebra(exact: nn.Module) -> Witness:
+    """Return the witness of a plan applied in float64."""
+    return Witness("float64 algebra", "fold", _in_float64(exact), None, in_float64=True)
+
+
+def of_weights(module: nn.Module) -> Witness:
+    """Return the witness that has the candidate's weights, as they were rounded, and no other rounding."""
+    exact = copied_in_float64(module)
+    return Witness("rounded weights", "fold", _in_float64(exact), WEIGHT_LIMITS, in_float64=True)
+
+
+def of_module(module: nn.Module) -> Witness:
+    """Return the witness of a module as it is."""
+    plain = copied(module)
+    return Witness("torch", "fold", lambda case: flatten(plain(*fresh(case.inputs))), TORCH_LIMITS)
+
+
+def of_onnx(model: Any, optimisation: Optimisation) -> Witness:
+    """Return the witness of an ONNX model (a ``ModelProto`` or a path) under ONNX Runtime.
+
+    Raises:
+        MissingPackageError: ONNX Runtime is not installed.
+        RefusedFileError: ONNX Runtime does not take the model.
+    """
+    session = OrtModel(model, optimisation)
+
+    def run(case: Case) -> list[Leaf]:
+        return [Leaf(name, value) for name, value in zip(session.output_names, session(*case.inputs), strict=True)]
+
+    words, stage = {"off": ("off", "export"), "full": ("on", "optimizer")}[optimisation]
+    return Witness(f"ONNX Runtime, optimisations {words}", stage, run, ONNX_LIMITS, exported=True)  # type: ignore[arg-type]
+
+
+def compare(
+    witness: Witness, evaluated: Sequence[Evaluated], floors: NoiseFloor, notes: list[str]
+) -> Iterator[Comparison]:
+    """Run a witness on every case and yield one comparison per output, or the one that says what is wrong.
+
+    Args:
+        witness: what to run.
+        evaluated: the cases, with what the oracle and the original answered.
+        floors: their noise floors; those of a case that stands out are measured again.
+        notes: sentences for the user are added here.
+    """
+    errors: dict[int, list[tuple[int, Error]]] = {}
+    names: dict[int, str] = {}
+    for number, item in enumerate(evaluated):
+        case = item.case
+        if witness.exported and case.resized:
+            continue
+        try:
+            answer = witness.run(case)
+        except Exception as problem:
+            if case.resized:
+                notes.append(f"The candidate takes no other size than the example's: {in_words(problem)}.")
+                continue
+            yield _failure(witness, case, f"it does not run on {case.name}: {in_words(problem)}")
+            return
+        pairs = _paired(witness, item, answer)
+        if isinstance(pairs, str):
+            yield _failure(witness, case, f"{pairs}, on {case.name}")
+            return
+        for position, leaf in pairs:
+            expected = (item.oracle if witness.in_float64 else item.original)[position]
+            problem_found = beyond_rounding(expected, leaf)
+            if problem_found is not None:
+                yield _failure(witness, case, f"{problem_found}, on {case.name}")
+                return
+            names[position] = expected.name
+            if expected.is_tensor:
+                errors.setdefault(position, []).append((number, measure(item.oracle[position].value, leaf.value)))
+    for position, found in errors.items():
+        name = f"{witness.name}: {names[position]}" if len(names) > 1 else witness.name
+        yield _judged(name, witness, [(evaluated[n].case.name, n, error) for n, error in found], floors, position)
+    if names and not errors:
+        nan = float("nan")
+        yield Comparison(witness.name, nan, nan, nan, nan, nan, passed=True, detail="equal", stage=witness.stage)
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error's message in one line without a full stop."""
+    text = error.what if isinstance(error, BnfoldError) else str(error)
+    return " ".join(text.split())[:300].rstrip(".") or type(error).__name__
+
+
+def _judged(
+    name: str, witness: Witness, found: list[tuple[str, int, Error]], floors: NoiseFloor, position: int
+) -> Comparison:
+    if witness.limits is None:
+        exact = [Reading(case, error, _algebra_floor(error)) for case, _, error in found]
+        return judge(name, exact, Limits(1.0, 1.0), stage=witness.stage)
+    limits = witness.limits
+    readings = [(Reading(case, error, floors.of(number, position)), number) for case, number, error in found]
+    doubtful = [number for reading, number in readings if 1 < reading.strain(limits) < HOPELESS]
+    if doubtful and all(reading.strain(limits) < HOPELESS for reading, _ in readings):
+        for number in doubtful:
+            floors.redraw(number)
+        readings = [(Reading(case, error, floors.of(number, position)), number) for case, number, error in found]
+    return judge(name, [reading for reading, _ in readings], limits, stage=witness.stage)
+
+
+def _algebra_floor(error: Error) -> Floor:
+    return Floor(0.0 if error.counted else ALGEBRA * error.peak, ALGEBRA * error.peak)
+
+
+def _paired(witness: Witness, item: Evaluated, answer: list[Leaf]) -> list[tuple[int, Leaf]] | str:
+    """Return each of the answer's leaves with the position of the original's that it stands for, or what is wrong."""
+    expected = item.original
+    if not witness.exported:
+        if [leaf.name for leaf in expected] != [leaf.name for leaf in answer]:
+            return structure_difference(expected, answer) or "the outputs differ"
+        return list(enumerate(answer))
+    positions = [position for position, leaf in enumerate(expected) if leaf.is_tensor]
+    if len(positions) != len(answer):
+        return f"the export has {len(answer)} outputs, and the original {len(positions)} tensors"
+    return [(p, Leaf(expected[p].name, leaf.value)) for p, leaf in zip(positions, answer, strict=True)]
+
+
+def _in_float64(module: nn.Module) -> Callable[[Case], list[Leaf]]:
+    def run(case: Case) -> list[Leaf]:
+        with everything_in_float64():
+            return flatten(module(*(in_float64(value) for value in fresh(case.inputs))))
+
+    return run
+
+
+def _failure(witness: Witness, case: Case, detail: str) -> Comparison:
+    nan = float("nan")
+    return Comparison(
+        witness.name, nan, nan, nan, nan, nan, passed=False, case=case.name, detail=detail, stage=witness.stage
+    )
