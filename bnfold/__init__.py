@@ -5,7 +5,9 @@ The public names, loaded when first used: ``import bnfold`` alone imports neithe
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from bnfold._version import __version__
@@ -72,6 +74,20 @@ _HOME = {
     "assert_equivalent": "bnfold.verify",
     "verify": "bnfold.verify",
 }
+
+
+class _Package(ModuleType):
+    """``bnfold.fold`` and ``bnfold.verify`` are functions, in packages of the same names.
+
+    Importing ``bnfold.fold.api`` makes Python set ``bnfold.fold`` to the package; here the functions stay.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _HOME):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

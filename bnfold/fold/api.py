@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 
 from bnfold.errors import NotFiniteError
 from bnfold.fold.demand import Refusal
 from bnfold.fold.plan import Plan, make_plan
 from bnfold.fold.rewrite import rewrite
+from bnfold.fold.shells import double_shell
 from bnfold.graph.capture import Capture, capture
 
 __all__ = ["Folding", "fold", "plan"]
@@ -45,7 +46,9 @@ class Folding:
         """
         double = replace(
             self.captured,
-            root=_in_double(self.captured.root),
+            graph=_graph_in_double(self.captured.graph),
+            root=double_shell(self.captured.root, {}),
+            shapes=(),
             constants={name: _double(value) for name, value in self.captured.constants.items()},
             _cache={},
         )
@@ -114,10 +117,31 @@ def _names(keep: Iterable[str]) -> tuple[str, ...]:
     return (keep,) if isinstance(keep, str) else tuple(keep)
 
 
-def _in_double(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        return copy.deepcopy(model).double()
-
-
 def _double(value: torch.Tensor) -> torch.Tensor:
     return value.double() if value.is_floating_point() else value
+
+
+_CASTS = frozenset(("float", "half", "bfloat16"))
+
+
+def _graph_in_double(graph: Graph) -> Graph:
+    """Return a copy of the graph in which no cast to a narrower floating type is left."""
+    new = Graph()
+    copies: dict[Node, Node] = {}
+    new.graph_copy(graph, copies)
+    new.set_codegen(copy.copy(graph._codegen))
+    old_output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    new.node_copy(old_output, copies.__getitem__)
+    for node in new.nodes:
+        node.args, node.kwargs = _wide(node.args), _wide(node.kwargs)
+        if node.op == "call_method" and node.target in _CASTS:
+            node.target = "double"
+    return new
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_wide(part) for part in value) if type(value) in (tuple, list) else value
+    if isinstance(value, dict):
+        return {key: _wide(part) for key, part in value.items()}
+    return torch.float64 if value in (torch.float32, torch.float16, torch.bfloat16) else value

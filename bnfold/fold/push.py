@@ -44,8 +44,6 @@ def push(state: State, start: Node, demand: Demand) -> Push | Refusal:
     facts = state.facts
     call = facts.call(start)
     assert isinstance(call, calls.BatchNorm)
-    if facts.mutated(start) or facts.mutated(call.input):
-        return Refusal("mutated", f"`{name_of(start)}` or its input is written to in place")
     held: dict[Node, Demand] = {}
     queue: list[tuple[int, Node]] = []
     queued: set[Node] = set()
@@ -68,6 +66,8 @@ def push(state: State, start: Node, demand: Demand) -> Push | Refusal:
             return step
         if step is not None:
             hold(reader, step)
+    if facts.mutated(start) or facts.mutated(call.input):
+        return Refusal("mutated", "its output or its input is written to in place")
     return way
 
 

@@ -20,6 +20,7 @@ from bnfold.fold.absorb import absorb_after, absorb_before, output_channels
 from bnfold.fold.conditions import name_of
 from bnfold.fold.explicit import ExplicitAffine
 from bnfold.fold.plan import Absorption, Explicit, Plan
+from bnfold.fold.shells import shell, wrapped
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
 from bnfold.graph.constants import evaluate
@@ -79,7 +80,7 @@ class _Rewriter:
 
     def _copy_output(self, copies: dict[Node, Node]) -> None:
         old = next(node for node in reversed(self.capture.graph.nodes) if node.op == "output")
-        self.graph._codegen = copy.deepcopy(self.capture.graph._codegen)
+        self.graph.set_codegen(copy.copy(self.capture.graph._codegen))
         copies[old] = self.graph.node_copy(old, copies.__getitem__)
 
     def _remove(self, old: Node, new: Node) -> None:
@@ -124,7 +125,7 @@ class _Rewriter:
                 new.target = name
                 return
         weight, bias = self._absorbed(call, absorptions)
-        layer = _shell(self.capture.module(target), self.shells, fresh=True)
+        layer = fresh_shell(self.capture.module(target), self.shells)
         layer._parameters["weight"] = weight
         if bias is not None:
             layer._parameters["bias"] = bias
@@ -251,7 +252,7 @@ class _Rewriter:
             if target in self.held:
                 continue
             if node.op == "call_module":
-                self.held[target] = _shell(self.capture.module(target), self.shells)
+                self.held[target] = shell(self.capture.module(target), self.shells)
             elif node.op == "get_attr":
                 self.held[target] = _shell_of_attribute(self.capture, target, self.shells)
 
@@ -262,36 +263,7 @@ def _shell_of_attribute(capture: Capture, target: str, shells: dict[int, Any]) -
         return constant.detach()
     owner, _, attribute = target.rpartition(".")
     value = getattr(capture.module(owner) if owner else capture.root, attribute)
-    return _shell(value, shells) if isinstance(value, nn.Module) else _wrapped(value, shells)
-
-
-def _shell(module: nn.Module, shells: dict[int, Any], *, fresh: bool = False) -> Any:
-    """Return a module of the same class and settings, with parameters of its own over the same memory."""
-    if not fresh and id(module) in shells:
-        return shells[id(module)]
-    new = module.__class__.__new__(module.__class__)
-    new.__dict__.update(module.__dict__)
-    for hooks in [name for name in new.__dict__ if name.endswith("_hooks") and name.startswith("_")]:
-        new.__dict__[hooks] = copy.copy(new.__dict__[hooks])
-    new._parameters = {name: _wrapped(value, shells) for name, value in module._parameters.items()}
-    new._buffers = {name: _wrapped(value, shells) for name, value in module._buffers.items()}
-    new._modules = {name: None if part is None else _shell(part, shells) for name, part in module._modules.items()}
-    if not fresh:
-        shells[id(module)] = new
-    return new
-
-
-def _wrapped(tensor: Any, shells: dict[int, Any]) -> Any:
-    """Return a tensor object of its own over the same memory; tied tensors stay tied."""
-    if not isinstance(tensor, Tensor):
-        return tensor
-    found = shells.get(id(tensor))
-    if found is None:
-        found = tensor.detach()
-        if isinstance(tensor, nn.Parameter):
-            found = nn.Parameter(found, requires_grad=tensor.requires_grad)
-        shells[id(tensor)] = found
-    return found
+    return shell(value, shells) if isinstance(value, nn.Module) else wrapped(value, shells)
 
 
 def _equal(first: list[Absorption], second: list[Absorption]) -> bool:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
-from bnfold.errors import CaptureError, TrainingModeError, UsageError
+from bnfold.errors import CaptureError, NeedsInputsError, TrainingModeError, UsageError
 from bnfold.graph.tracer import _HERE, _TORCH, ModelTracer, carries_hooks
 
 __all__ = ["Capture", "as_inputs", "capture", "require_eval"]
@@ -35,6 +35,7 @@ class Capture:
         way: ``"symbolic"`` or ``"export"``.
         example_inputs: positional inputs, or None.
         notes: sentences for the user.
+        shapes: of all tensors, for each of two batch sizes, where the capture knows them; else empty.
     """
 
     graph: Graph
@@ -43,6 +44,7 @@ class Capture:
     way: str
     example_inputs: tuple[Any, ...] | None = None
     notes: tuple[str, ...] = ()
+    shapes: tuple[dict[Node, tuple[int, ...]], ...] = ()
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def module(self, name: str) -> nn.Module:
@@ -113,7 +115,25 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
     _refuse_wrappers(model)
     inputs = as_inputs(example_inputs)
     with _left_as_found(model):
-        return _WAYS["symbolic" if how == "auto" else how](model, inputs)
+        if how != "auto":
+            return _WAYS[how](model, inputs)
+        return _automatic(model, inputs)
+
+
+def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
+    """Trace symbolically; where that fails, export; where that fails too, say both."""
+    try:
+        return _symbolic(model, inputs)
+    except CaptureError as error:
+        first = error
+    if inputs is None:
+        raise NeedsInputsError(
+            first.what, fix="Pass example_inputs, so that torch.export can capture it by running it."
+        ) from first
+    try:
+        return _exported(model, inputs)
+    except CaptureError as error:
+        raise CaptureError(f"{first.what} {error.what}", fix=error.fix) from error
 
 
 def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
@@ -137,7 +157,37 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
     return Capture(graph, model, tracer.constants, "symbolic", inputs)
 
 
-_WAYS: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], Capture]] = {"symbolic": _symbolic}
+def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
+    if inputs is None:
+        raise NeedsInputsError("torch.export captures a model by running it.", fix="Pass example_inputs.")
+    hooked = [name for name, module in model.named_modules() if carries_hooks(module)]
+    if hooked:
+        raise CaptureError(
+            f"`{hooked[0]}` carries hooks, which torch.export would freeze.", fix="Remove them before folding."
+        )
+    from bnfold.graph.exported import export_graph
+
+    before = _random_state()
+    try:
+        graph, root, notes, shapes = export_graph(model, inputs)
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export cannot capture {type(model).__name__}: {_one_line(error)}{_where(error)}.",
+            fix="Fold the parts of the model that can be captured, one by one.",
+        ) from error
+    if _random_state() != before:
+        raise CaptureError(
+            f"{type(model).__name__}.forward draws random numbers, which a captured graph would freeze.",
+            fix="Make it deterministic in eval mode.",
+        )
+    _remove_dead(graph, root)
+    return Capture(graph, root, {}, "export", inputs, notes, shapes)
+
+
+_WAYS: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], Capture]] = {
+    "symbolic": _symbolic,
+    "export": _exported,
+}
 
 
 def _refuse_wrappers(model: nn.Module) -> None:

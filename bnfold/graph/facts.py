@@ -16,6 +16,7 @@ from bnfold.graph import calls
 from bnfold.graph.capture import Capture
 from bnfold.graph.constants import evaluate
 from bnfold.graph.effects import is_pure, mutated_inputs
+from bnfold.graph.exported import require_shape
 from bnfold.graph.shapes import shapes_of
 from bnfold.graph.tracer import carries_hooks, require_rank
 from bnfold.graph.vocabulary import read_function, read_module
@@ -106,7 +107,7 @@ class Facts:
         found: list[Node] = []
         for user in value.users:
             call = self.call(user)
-            if isinstance(call, calls.MetadataRead) or user.target is require_rank:
+            if isinstance(call, calls.MetadataRead) or _reads_metadata(user, value):
                 continue
             if isinstance(call, calls.Split) and all(isinstance(self.call(item), calls.Item) for item in user.users):
                 found.extend(user.users)
@@ -164,7 +165,7 @@ class Facts:
 
     @cached_property
     def _shapes(self) -> tuple[dict[Node, tuple[int, ...]], ...]:
-        return shapes_of(self.capture)
+        return self.capture.shapes or shapes_of(self.capture)
 
     def shapes(self, value: Node) -> tuple[tuple[int, ...], ...]:
         """Return the value's shape for each batch size tried; empty without example inputs."""
@@ -172,12 +173,13 @@ class Facts:
         return tuple(shape for shape in found if shape is not None) if None not in found else ()
 
     def channels(self, value: Node, dim: int) -> int | None:
-        """Return the size of dimension ``dim`` of a value: from its shape, or for ``dim`` 1 from the layers before."""
-        shapes = self.shapes(value)
-        if shapes:
-            return shapes[0][dim] if dim < len(shapes[0]) else None
-        if dim != 1:
-            return None
+        """Return the size of dimension ``dim`` of a value: from the layers before (``dim`` 1), else from its shape."""
+        found = self._channels_by_layers(value) if dim == 1 else None
+        if found is None and (shapes := self.shapes(value)):
+            found = shapes[0][dim] if dim < len(shapes[0]) else None
+        return found
+
+    def _channels_by_layers(self, value: Node) -> int | None:
         chain: list[Node] = []
         node, count = value, self._channels.get(value)
         while count is None:
@@ -202,7 +204,7 @@ class Facts:
         if isinstance(call, calls.ExplicitAffine):
             return int(self.tensor(call.weight).numel())
         if isinstance(call, calls.Concatenate) and call.dim == 1:
-            sizes = [self.channels(part, 1) for part in call.parts]
+            sizes = [self._channels_by_layers(part) for part in call.parts]
             return sum(size for size in sizes if size is not None) if None not in sizes else None
         return None
 
@@ -221,15 +223,14 @@ class Facts:
             if answer is not None or not isinstance(call, _SAME_RANK):
                 break
             node = call.inputs[0]
+        if answer is None and (shapes := self.shapes(value)):
+            return len(shapes[0])
         for seen in chain:
             self._ranks[seen] = answer
         return answer
 
     def _own_rank(self, node: Node) -> int | None:
         """The rank as far as the node itself tells."""
-        shapes = self.shapes(node)
-        if shapes:
-            return len(shapes[0])
         if node.op == "call_module":
             known = _RANK_OF_LAYER.get(type(self.capture.module(str(node.target))))
             if known is not None:
@@ -279,6 +280,17 @@ class Facts:
             return self.capture.tensor(str(node.target))
         except (AttributeError, TypeError):
             return None
+
+
+def _reads_metadata(user: Node, value: Node) -> bool:
+    """Whether a reader takes only the shape or the dtype of ``value``: a guard, or the model of a reshape."""
+    if user.target in (require_rank, require_shape):
+        return True
+    name = str(user.target) if user.op == "call_method" else getattr(user.target, "__name__", "")
+    return name.partition(".")[0] in _LIKE and value in user.args[1:] and user.args[0] is not value
+
+
+_LIKE = frozenset(("reshape_as", "view_as", "expand_as", "type_as"))
 
 
 def _writes(node: Node) -> bool:

@@ -1,0 +1,68 @@
+"""Layers and tensors of their own over the memory of a model.
+
+What is done to a shell (``.to()``, ``.half()``, ``requires_grad_()``, new parameters) leaves the model alone; what is
+written into its memory does not, which is the price of copying nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["double_shell", "fresh_shell", "shell", "wrapped"]
+
+
+def shell(module: nn.Module, shells: dict[int, Any]) -> Any:
+    """Return a module of the same class and settings, with parameters of its own over the same memory.
+
+    Args:
+        module: not changed.
+        shells: what was made so far, by the identity of what it was made from: shared parts stay shared.
+    """
+    if id(module) not in shells:
+        shells[id(module)] = fresh_shell(module, shells)
+    return shells[id(module)]
+
+
+def fresh_shell(module: nn.Module, shells: dict[int, Any]) -> Any:
+    """Return a new shell, also where one of this module was made before; its tensors are still the shared ones."""
+    new = module.__class__.__new__(module.__class__)
+    new.__dict__.update(module.__dict__)
+    for name, value in module.__dict__.items():
+        if name.startswith("_") and name.endswith("_hooks"):
+            new.__dict__[name] = copy.copy(value)
+    new.__dict__["_parameters"] = {name: wrapped(value, shells) for name, value in module._parameters.items()}
+    new.__dict__["_buffers"] = {name: wrapped(value, shells) for name, value in module._buffers.items()}
+    new.__dict__["_modules"] = {
+        name: None if part is None else shell(part, shells) for name, part in module._modules.items()
+    }
+    return new
+
+
+def double_shell(module: nn.Module, shells: dict[int, Any]) -> Any:
+    """Return a shell whose floating tensors are float64 copies."""
+    for part in module.modules():
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None and id(tensor) not in shells:
+                shells[id(tensor)] = _in_double(tensor)
+    return shell(module, shells)
+
+
+def wrapped(tensor: Any, shells: dict[int, Any]) -> Any:
+    """Return a tensor object of its own over the same memory; tied tensors stay tied."""
+    if not isinstance(tensor, Tensor):
+        return tensor
+    found = shells.get(id(tensor))
+    if found is None:
+        found = tensor.detach()
+        if isinstance(tensor, nn.Parameter):
+            found = nn.Parameter(found, requires_grad=tensor.requires_grad)
+        shells[id(tensor)] = found
+    return found
+
+
+def _in_double(tensor: Tensor) -> Tensor:
+    double = tensor.detach().double() if tensor.is_floating_point() else tensor.detach()
+    return nn.Parameter(double, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else double

@@ -1,0 +1,128 @@
+"""Capture by ``torch.export``, for models whose control flow symbolic tracing cannot follow.
+
+Export runs the model on fake tensors of the example inputs' shapes. Python control flow is decided by these shapes, so
+the graph is right for them only: every dimension but the batch is fixed, and a guard at the head of the graph says so
+to who calls it otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.fx.node import has_side_effect
+
+__all__ = ["export_graph", "require_shape"]
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+@has_side_effect
+def require_shape(value: Any, shape: tuple[int | None, ...], name: str) -> None:
+    """Raise unless an input has the shape that the graph was captured for; None stands for any size."""
+    actual = tuple(value.shape)
+    if len(actual) != len(shape) or any(
+        want is not None and want != have for want, have in zip(shape, actual, strict=True)
+    ):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"input {name!r} has shape {actual}, and this graph was captured by torch.export for ({wanted}). Fold the "
+            "model again with example_inputs of the shape that you need."
+        )
+
+
+Shapes: TypeAlias = "tuple[dict[Node, tuple[int, ...]], ...]"
+
+
+def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.Module, tuple[str, ...], Shapes]:
+    """Return the graph of aten operators, the module that holds its parameters (the model's own), notes and shapes.
+
+    Raises:
+        Exception: whatever ``torch.export`` raises, with the batch dynamic and without.
+    """
+    grown = tuple(_two_or_more(value) for value in inputs)
+    batch = next((value.shape[0] for value in grown if isinstance(value, Tensor) and value.ndim), None)
+    dynamic = tuple(
+        {0: torch.export.Dim.AUTO} if isinstance(v, Tensor) and v.ndim and v.shape[0] == batch else None for v in grown
+    )
+    notes: tuple[str, ...] = ()
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            try:
+                program = torch.export.export(model, grown, dynamic_shapes=(dynamic,) if _variadic(model) else dynamic)
+            except Exception:
+                program = torch.export.export(model, inputs)
+            module = program.module(check_guards=False)
+    finally:
+        logging.disable(level)
+    graph = module.graph
+    fixed = _add_guards(graph)
+    if fixed:
+        notes = (f"captured by torch.export: the folded model takes inputs of {fixed}",)
+    shapes = tuple({node: _sizes(node.meta["val"], batch) for node in _tensors(graph)} for batch in (5, 7))
+    _tidy(graph)
+    return graph, module, notes, shapes
+
+
+def _two_or_more(value: Any) -> Any:
+    """A batch of one would be taken for a constant: repeat it."""
+    if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1:
+        return torch.cat([value, value])
+    return value
+
+
+def _variadic(model: nn.Module) -> bool:
+    code = getattr(type(model).forward, "__code__", None)
+    return bool(code is not None and code.co_flags & 0x04)
+
+
+def _add_guards(graph: Graph) -> str:
+    """Check, at the head of the graph, the sizes that the export took for granted; return them in words."""
+    words = []
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    if not placeholders:
+        return ""
+    for node in placeholders:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            continue
+        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        with graph.inserting_after(placeholders[-1]):
+            graph.call_function(require_shape, (node, shape, node.name))
+        words.append("(" + ", ".join("N" if size is None else str(size) for size in shape) + ")")
+    return " and ".join(words)
+
+
+def _tensors(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+
+
+def _sizes(value: Tensor, batch: int) -> tuple[int, ...]:
+    """Return a shape as numbers, for a batch size that no channel count is likely to be."""
+    sizes: list[int] = []
+    for size in (*value.shape,):
+        if isinstance(size, int):
+            sizes.append(size)
+        else:
+            expression = size.node.expr
+            sizes.append(int(expression.subs(dict.fromkeys(expression.free_symbols, batch))))
+    return tuple(sizes)
+
+
+def _tidy(graph: Graph) -> None:
+    """Note the source line and the module of each node, and drop what torch notes of its own."""
+    for node in graph.nodes:
+        trace, stack = node.meta.get("stack_trace"), node.meta.get("nn_module_stack")
+        frames = [f"{name}:{line}" for name, line in _FRAME.findall(trace or "") if "/torch/" not in name]
+        owner = next(reversed(stack.values()))[0] if stack else ""
+        node.meta.clear()
+        node.meta["source"] = frames[-1] if frames else None
+        node.meta["module"] = owner
