@@ -38,17 +38,17 @@ class Allowed:
         self.classes = list(classes)
         self.exact = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in reversed(self.classes)}
         self.used: dict[str, type] = {}
+        self._known: dict[str, str | None] = {}
         self._torch = _weights_only_unpickler._get_allowed_globals()
 
     def known(self, full: str) -> str | None:
         """Say how a name may be used; see :func:`bnfold.files.pickles.read_pickle`."""
-        if full in self.used:
-            return "class"
-        found = self._class_of(full)
-        if found is not None:
-            self.used[full] = found
-            return "class"
-        return "value" if full in self._torch else None
+        if full not in self._known:
+            found = self._class_of(full)
+            if found is not None:
+                self.used[full] = found
+            self._known[full] = "class" if found is not None else "value" if full in self._torch else None
+        return self._known[full]
 
     def _class_of(self, full: str) -> type | None:
         module, _, name = full.rpartition(".")

@@ -25,7 +25,7 @@ from bnfold.files.words import bytes_in_words, shown
 __all__ = ["BadPickleError", "Made", "Name", "Pickle", "Storage", "TensorClaim", "children", "read_pickle"]
 
 MOST_BYTES = 64 << 20
-MOST_STEPS = 5_000_000
+MOST_STEPS = 2_000_000
 MOST_WAITING = 100_000  # values on the stack: torch.save puts at most 1,000 items of a container there, or one tuple
 MOST_MARKS = 1_000
 DEEPEST = 500
@@ -123,6 +123,11 @@ class _Machine:
     """The pickle machine over names and claims."""
 
     def __init__(self, data: bytes, entries: dict[str, Entry], known: Callable[[str], str | None]) -> None:
+        from torch._utils import IMPORT_MAPPING, NAME_MAPPING
+
+        from bnfold.files.calls import CALLS
+
+        self.calls, self.names, self.modules = CALLS, NAME_MAPPING, IMPORT_MAPPING
         self.data, self.place = data, 0
         self.entries, self.known = entries, known
         self.stack: list[Any] = []
@@ -178,10 +183,8 @@ class _Machine:
             raise BadPickleError(f"is pickled with protocol {version}; torch.save writes protocol 2")
 
     def name(self) -> None:
-        from torch._utils import IMPORT_MAPPING, NAME_MAPPING
-
         pair = self.line(), self.line()
-        module, name = NAME_MAPPING.get(pair, (IMPORT_MAPPING.get(pair[0], pair[0]), pair[1]))
+        module, name = self.names.get(pair, (self.modules.get(pair[0], pair[0]), pair[1]))
         full = f"{module}.{name}"
         if self.known(full) is None and full not in self.result.asked:
             self.result.asked.append(full)
@@ -261,15 +264,13 @@ class _Machine:
         self.stack.append(Made(name.full))
 
     def call(self) -> None:
-        from bnfold.files.calls import CALLS
-
         arguments, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, Name) or type(arguments) is not tuple:
             raise BadPickleError("calls something that is no function of torch's")
         if self.known(name.full) is None:
             self.stack.append(Made(name.full))  # the whole file is refused for asking for it
             return
-        result = CALLS.get(name.full)
+        result = self.calls.get(name.full)
         if result is None:
             raise BadPickleError(f"calls `{shown(name.full)}`, which torch.save never writes")
         self.stack.append(result(*arguments))

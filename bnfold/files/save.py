@@ -9,6 +9,7 @@ one, never a part of one; a temporary folder that it left is removed by the next
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -83,6 +84,8 @@ def check_targets(paths: Sequence[Path], *, inputs: Sequence[Path], force: bool)
     """
     seen: dict[str, Path] = {}
     for path in paths:
+        if "\0" in os.fspath(path):
+            raise FileAccessError(f"{shown_path(path)} is no file's name.", fix="Choose another -o.")
         target = _target(path)
         for given in inputs:
             if _same(target, given):
@@ -147,13 +150,14 @@ def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: b
     except Interrupted:
         raise KeyboardInterrupt from None
     except OSError as error:
-        raise _cannot_write(where, error, files) from None
+        size = sum(memoryview(content).nbytes for output in outputs for content in _contents(output))
+        raise _cannot_write(where, error, size) from None
     done = {file.target: file for file in files}
     return [Written(path, done[_target(path)].sha256, done[_target(path)].content.nbytes) for path in paths]
 
 
 def _paths(output: Output) -> list[Path]:
-    return [output.path, *(output.path.parent / sidecar.name for sidecar in output.sidecars)]
+    return [output.path, *(_target(output.path).parent / sidecar.name for sidecar in output.sidecars)]
 
 
 def _contents(output: Output) -> list[bytes | bytearray | memoryview]:
@@ -177,15 +181,15 @@ def _check_target(path: Path, target: Path, *, force: bool) -> None:
     try:
         mode = os.lstat(target).st_mode
     except FileNotFoundError:
-        if not target.parent.is_dir():
+        if not os.path.isdir(target.parent):
             raise FileAccessError(f"There is no folder {shown_path(target.parent)}.", fix="Make it first.") from None
         if os.path.islink(path):
             raise FileAccessError(
                 f"{name} is a link to a file that does not exist.", fix="Write to the file that you mean."
             ) from None
         return
-    except (OSError, ValueError) as error:
-        raise FileAccessError(f"{name} cannot be written: {_system_words(error)}.", fix="Choose another -o.") from None
+    except OSError as error:
+        raise _cannot_write(target, error, 0) from None
     if stat.S_ISDIR(mode):
         raise FileAccessError(f"{name} is a folder.", fix="Name a file in it with -o.")
     if not stat.S_ISREG(mode):
@@ -293,15 +297,10 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _system_words(error: OSError | ValueError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or reason_of(error)
-
-
-def _cannot_write(where: Path, error: OSError, files: list[_File]) -> FileAccessError:
-    import errno
-
-    name = f"a file in {shown_path(where)}" if where.is_dir() else shown_path(where)
-    size = bytes_in_words(sum(file.content.nbytes for file in files))
+def _cannot_write(where: Path, error: OSError, needed: int) -> FileAccessError:
+    """Return what a failed write of ``needed`` bytes means to a user."""
+    name = f"a file in {shown_path(where)}" if os.path.isdir(where) else shown_path(where)
+    size = bytes_in_words(needed)
     old = "Nothing was written, and what was there is as it was."
     words = {
         errno.ENOSPC: (f"The disk is full: no room for {name}", f"Free {size}, or write elsewhere with -o."),
@@ -317,5 +316,7 @@ def _cannot_write(where: Path, error: OSError, files: list[_File]) -> FileAccess
         errno.EEXIST: (f"{name} has appeared meanwhile", "Give --force to replace it, or write elsewhere with -o."),
         errno.ENOENT: (f"There is no way to make {name}", "Write elsewhere with -o."),
     }
-    what, fix = words.get(error.errno or 0, (f"{name} cannot be written ({_system_words(error)})", "Check the disk."))
+    what, fix = words.get(
+        error.errno or 0, (f"{name} cannot be written ({error.strerror or reason_of(error)})", "Check the disk.")
+    )
     return FileAccessError(f"{what}. {old}", fix=fix)
