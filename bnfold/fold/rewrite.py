@@ -21,6 +21,7 @@ from bnfold.fold.conditions import name_of
 from bnfold.fold.explicit import ExplicitAffine
 from bnfold.fold.plan import Absorption, Explicit, Plan
 from bnfold.fold.shells import shell, wrapped
+from bnfold.fold.shells import fresh_shell, shell, wrapped
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
 from bnfold.graph.constants import evaluate
