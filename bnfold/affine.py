@@ -232,5 +232,3 @@ def _statistics(batchnorm: nn.Module) -> tuple[Tensor, Tensor, Tensor | None, Te
     if eps is None:
         raise UsageError(f"This {name} has no eps.", fix="Pass a BatchNorm layer.")
     return running_mean, running_var, getattr(batchnorm, "weight", None), getattr(batchnorm, "bias", None), float(eps)
-
-

@@ -106,7 +106,7 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     if native.dtype.kind == "u" and native.dtype.itemsize > 1:
         native = native.astype(np.int64)
-    return torch.from_numpy(np.ascontiguousarray(native))
+    return torch.from_numpy(native.copy(order="C"))
 
 
 def _chosen(arrays: dict[str, Tensor], names: Sequence[str], path: Path) -> list[Tensor]:

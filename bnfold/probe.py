@@ -248,7 +248,7 @@ class _Watch(TorchFunctionMode):
         elif name in ("add", "__add__", "add_", "__iadd__") and len(reads) == 2:
             self._look_at_sum(*reads)
         if name == "embedding" and len(reads) == 2:
-            x, table = reads if reads[0].dtype in (torch.int64, torch.int32) else reads[::-1]
+            x, table = reads if id(reads[0]) in self._derived else reads[::-1]
             self._need(x, "embedding", have=0, want=table.shape[0])
             return True
         if not weights or id(x) not in self._derived:
@@ -294,11 +294,9 @@ class _Watch(TorchFunctionMode):
         if (id(left) in self._derived) == (id(right) in self._derived) or left.ndim != right.ndim:
             return
         x, parameter = (left, right) if id(left) in self._derived else (right, left)
-        differing = [
-            (a, b) for a, b in zip(x.shape[1:], parameter.shape[1:], strict=True) if a != b and 1 not in (a, b)
-        ]
-        if len(differing) == 1:
-            self._trial.hints.append(Hint(*differing[0]))
+        extents = list(zip(x.shape[1:], parameter.shape[1:], strict=True))
+        if sum(have != want for have, want in extents) <= 1:
+            self._trial.hints += [Hint(have, want) for have, want in extents if 1 not in (have, want)]
 
 
 def _groups(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:

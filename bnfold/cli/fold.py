@@ -17,6 +17,7 @@ from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
 from bnfold.report.document import Document
 from bnfold.report.tables import told_comparisons, told_decisions, told_outcome, told_outputs, told_seconds
+from bnfold.report.words import counted
 
 if TYPE_CHECKING:
     from bnfold.fold.api import Folding
@@ -174,9 +175,9 @@ def _tell(document: Document, terminal: Terminal) -> None:
     if document.comparisons:
         terminal.result(*told_comparisons(document), Text())
     if document.exit_code == 4:
-        stayed, total = len(document.batchnorms) - document.summary["fold"], len(document.batchnorms)
+        total, folded = len(document.batchnorms), document.summary["fold"]
         terminal.error(
-            f"{stayed} of {total} BatchNorms did not fold, and --strict was given. No model was written.",
+            f"--strict: {total - folded} of {counted(total, 'BatchNorm')} did not fold. No model was written.",
             "See why in the table above, or leave --strict out.",
         )
     elif document.exit_code == 1:

@@ -20,7 +20,6 @@ from bnfold.fold.absorb import absorb_after, absorb_before, output_channels
 from bnfold.fold.conditions import name_of
 from bnfold.fold.explicit import ExplicitAffine
 from bnfold.fold.plan import Absorption, Explicit, Plan
-from bnfold.fold.shells import shell, wrapped
 from bnfold.fold.shells import fresh_shell, shell, wrapped
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from bnfold.files.words import bytes_in_words
 from bnfold.report.document import Document, versions
 from bnfold.report.escape import for_markdown
-from bnfold.report.words import became, name_of, number, summary_line
+from bnfold.report.words import became, name_of, number, summary_line, why
 
 __all__ = ["markdown"]
 
@@ -29,7 +29,7 @@ def markdown(document: Document) -> str:
                 became(decision),
                 ", ".join(decision.into),
                 ", ".join(decision.through),
-                "" if decision.action == "fold" else decision.detail,
+                "" if decision.action == "fold" else why(decision),
             )
             for decision in document.batchnorms
         )

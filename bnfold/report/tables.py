@@ -12,7 +12,7 @@ from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision
 from bnfold.report.document import Document
 from bnfold.report.escape import visible
-from bnfold.report.words import became, counted, folded_in_words, name_of, number, summary_line, what_was_compared
+from bnfold.report.words import became, counted, folded_in_words, name_of, number, summary_line, what_was_compared, why
 
 __all__ = ["plain_table", "told_comparisons", "told_decisions", "told_outcome", "told_outputs", "told_seconds"]
 
@@ -25,7 +25,7 @@ _OUTCOMES = {"equivalent": "bold green", "not verified": "yellow"}
 
 def plain_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     """Return an empty table; the columns named in ``numbers`` are set flush right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     return table
@@ -42,9 +42,12 @@ def told_decisions(document: Document, *, every: bool) -> Iterator[Table | Text]
     compact = not every and len(decisions) > MANY
     shown = [decision for decision in decisions if not compact or decision.action != "fold"]
     if shown:
-        table = plain_table("BatchNorm", "became", "into", "through", "why")
-        for decision in shown:
-            table.add_row(*_row(decision, decisions, every=every))
+        rows = [_row(decision, decisions, every=every) for decision in shown]
+        headings = ("BatchNorm", "became", "into", "through", "why")
+        told = [column for column in range(len(headings)) if any(row[column] for row in rows)]
+        table = plain_table(*(headings[column] for column in told))
+        for row in rows:
+            table.add_row(*(row[column] for column in told))
         yield table
         yield Text()
     yield Text(summary_line(document.summary, document.capture))
@@ -57,15 +60,15 @@ def told_decisions(document: Document, *, every: bool) -> Iterator[Table | Text]
 
 
 def _row(decision: Decision, decisions: Sequence[Decision], *, every: bool) -> list[Text]:
-    why = decision.detail if every or decision.action != "fold" else ""
+    reason = why(decision) if every or decision.action != "fold" else ""
     if every and decision.source:
-        why += f" ({decision.source})"
+        reason += f" ({decision.source})"
     return [
         Text(visible(name_of(decision, decisions)), style="bold"),
         Text(became(decision), style=_STYLES[decision.action]),
         Text(visible(", ".join(decision.into))),
         Text(visible(", ".join(decision.through))),
-        Text(visible(why)),
+        Text(visible(reason)),
     ]
 
 

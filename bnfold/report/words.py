@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from bnfold.fold.decision import Decision
 
-__all__ = ["became", "counted", "folded_in_words", "name_of", "number", "summary_line", "what_was_compared"]
+__all__ = ["became", "counted", "folded_in_words", "name_of", "number", "summary_line", "what_was_compared", "why"]
 
 _WITNESSES = {
-    "algebra": "the same plan in float64, against 1e-10 of the peak",
-    "weights": "the folded weights, computed in float64",
-    "torch": "the folded model in torch",
-    "onnx": "ONNX Runtime, optimisations off",
-    "onnx full": "ONNX Runtime, all optimisations",
+    "algebra": "the same plan, in float64",
+    "weights": "its weights, in float64",
+    "torch": "as it runs in torch",
+    "onnx": "ONNX Runtime, not optimising",
+    "onnx full": "ONNX Runtime, optimising",
     "original onnx": "the original's export in ONNX Runtime",
 }
 
@@ -30,6 +30,11 @@ def name_of(decision: Decision, all_decisions: Sequence[Decision]) -> str:
     """Return the BatchNorm's name; where it is called more than once, with the call's node."""
     calls = sum(other.batchnorm == decision.batchnorm for other in all_decisions)
     return f"{decision.batchnorm} at {decision.site}" if calls > 1 and decision.site else decision.batchnorm
+
+
+def why(decision: Decision) -> str:
+    """Return the reason alone, where the sentence begins with what a table says in other columns."""
+    return decision.detail.removeprefix(f"{decision.batchnorm} became an explicit affine: ")
 
 
 def what_was_compared(name: str) -> str:
