@@ -15,8 +15,8 @@ from bnfold.errors import NotFiniteError
 from bnfold.fold.demand import Refusal
 from bnfold.fold.plan import Plan, make_plan
 from bnfold.fold.rewrite import rewrite
-from bnfold.fold.shells import double_shell
 from bnfold.graph.capture import Capture, capture
+from bnfold.graph.shells import double_shell
 
 __all__ = ["Folding", "fold", "plan"]
 

@@ -171,7 +171,13 @@ class _Planner:
         self.affines[-1] = affine
         refusal = self.refused.get(node.name)
         if refusal is None:
-            rank = self.facts.rank(node) or call.rank
+            rank = self.facts.rank(node)
+            if rank is None and call.rank is not None:  # taken for granted by the layer, checked by nobody: so check
+                rank = self.steps.guards[node.name] = call.rank
+            if rank is not None and call.rank is not None and rank != call.rank:
+                text = f"its input has {rank} dimensions, and its channels are then not in dimension 1"
+                self._stay(node, name, "channel-dimension", text)
+                return
             way = pull(self, node, Demand(affine, 1, rank))
             if isinstance(way, Way):
                 self._fold(node, name, way)

@@ -20,11 +20,11 @@ from bnfold.fold.absorb import absorb_after, absorb_before, output_channels
 from bnfold.fold.conditions import name_of
 from bnfold.fold.explicit import ExplicitAffine
 from bnfold.fold.plan import Absorption, Explicit, Plan
-from bnfold.fold.shells import fresh_shell, shell, wrapped
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
 from bnfold.graph.constants import evaluate
 from bnfold.graph.facts import Facts
+from bnfold.graph.shells import fresh_shell, shell, wrapped
 from bnfold.graph.tracer import require_rank
 from bnfold.graph.vocabulary import arguments_of
 
@@ -60,6 +60,8 @@ class _Rewriter:
         self._copy_output(copies)
         by_name = {node.name: node for node in self.capture.graph.nodes}
         steps = self.plan.steps
+        for name, rank in steps.guards.items():
+            self._guard(copies[by_name[name]], rank)
         for name, absorptions in steps.absorbed.items():
             self._absorb(by_name[name], copies[by_name[name]], absorptions)
         for name, explicit in steps.explicit.items():
@@ -68,8 +70,6 @@ class _Rewriter:
             self._make_constant(by_name[name], copies[by_name[name]])
         for name in steps.removed:
             self._remove(by_name[name], copies[by_name[name]])
-        for name, rank in steps.guards.items():
-            self._guard(copies[by_name[name]], rank)
         self._sweep()
         self._hold_the_rest()
         module = GraphModule(self.held, self.graph, f"Folded{type(self.capture.root).__name__}")

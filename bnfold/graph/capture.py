@@ -7,9 +7,11 @@ model is not changed by the capture, whatever its ``forward`` writes while it ru
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import traceback
 import warnings
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -212,22 +214,52 @@ def _refuse_wrappers(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Undo what ``forward`` writes into modules while it is traced: attributes, buffers, counters."""
+    """Undo what ``forward`` writes into modules while it is traced: attributes, buffers, counters, caches."""
     found = []
     for module in model.modules():
         state = module.__dict__
-        tables = {name: dict(state[name]) for name in ("_parameters", "_buffers", "_modules")}
-        found.append((state, dict(state), tables))
+        contents = [(value, _content(value)) for value in state.values() if type(value) in _CONTAINERS and value]
+        empty = [value for value in state.values() if type(value) in _CONTAINERS and not value]
+        found.append((state, dict(state), contents, empty))
     try:
         yield
     finally:
-        for state, before, tables in found:
-            state.clear()
-            state.update(before)
-            for name, table in tables.items():
-                if state[name] != table or list(state[name]) != list(table):
-                    state[name].clear()
-                    state[name].update(table)
+        for state, before, contents, empty in found:
+            if state.keys() != before.keys() or any(state[key] is not value for key, value in before.items()):
+                state.clear()
+                state.update(before)
+            for value, content in contents:
+                _restore(value, content)
+            for value in empty:
+                value.clear()
+
+
+_CONTAINERS: tuple[type, ...] = (dict, list, set, OrderedDict, defaultdict)
+
+
+def _content(value: Any) -> Any:
+    """What a container holds now, and what the containers in it hold."""
+    inner = [(part, _content(part)) for part in _parts(value) if type(part) in _CONTAINERS]
+    return copy.copy(value), inner
+
+
+def _parts(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _restore(value: Any, content: Any) -> None:
+    """Put back what a container held; it is touched only where something changed."""
+    before, inner = content
+    same = len(before) == len(value) and (
+        all(key in value and value[key] is part for key, part in before.items())
+        if isinstance(value, dict)
+        else isinstance(value, set) or all(a is b for a, b in zip(before, value, strict=True))
+    )
+    if not same or isinstance(value, set):
+        value.clear()
+        (value.extend if isinstance(value, list) else value.update)(before)
+    for part, held in inner:
+        _restore(part, held)
 
 
 def _random_state() -> tuple[bytes, Any]:

@@ -7,6 +7,8 @@ to who calls it otherwise.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
 import warnings
@@ -54,7 +56,7 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             try:
                 program = torch.export.export(model, grown, dynamic_shapes=(dynamic,) if _variadic(model) else dynamic)

@@ -13,9 +13,10 @@ What it does differently from :class:`torch.fx.Tracer`:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
@@ -23,8 +24,10 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.node import has_side_effect
+from torch.nn.utils.parametrize import ParametrizationList
 
 from bnfold.graph.inplace import IN_PLACE
+from bnfold.graph.proof import behaves_like_batch_norm
 
 __all__ = ["ModelTracer", "carries_hooks", "require_default", "require_rank"]
 
@@ -99,15 +102,18 @@ class ModelTracer(Tracer):
         """Trace ``root``, an ``nn.Module``."""
         for name, tensor in (*root.named_parameters(), *root.named_buffers()):
             self._tensor_names[id(tensor)] = name
-        return super().trace(root, concrete_args)
+        with _dimension_checks_recorded():
+            return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Leaves: torch's own layers, and whatever must be called as it is."""
         if carries_hooks(m) or "forward" in m.__dict__:
             return True
-        if "parametrizations" in m._modules:  # traced through, so that the computed weight is seen
-            return False
-        return super().is_leaf_module(m, module_qualified_name) or type(m).__module__ == "bnfold.fold.explicit"
+        if "parametrizations" in m._modules or isinstance(m, ParametrizationList):
+            return False  # traced through, so that the weight is seen as computed from parameters
+        if super().is_leaf_module(m, module_qualified_name) or type(m).__module__ == "bnfold.fold.explicit":
+            return True
+        return behaves_like_batch_norm(m)
 
     def proxy(self, node: Node) -> Proxy:
         """Wrap a node as a traced value."""
@@ -188,3 +194,31 @@ class ModelTracer(Tracer):
 
 
 _TRACE = ModelTracer.trace.__code__
+
+
+@contextlib.contextmanager
+def _dimension_checks_recorded() -> Iterator[None]:
+    """Let subclasses of BatchNorm be traced through.
+
+    Their inherited ``forward`` asks for the number of dimensions first, which a traced value cannot answer: it is
+    recorded as a guard instead.
+    """
+    ranks = ((nn.BatchNorm2d, 4), (nn.BatchNorm3d, 5), (nn.BatchNorm1d, None), (nn.SyncBatchNorm, None))
+    saved: list[tuple[Any, Any]] = [(kind, kind._check_input_dim) for kind, _ in ranks]
+
+    def recorder(check: Callable[[Any, Any], None], rank: int | None) -> Callable[[Any, Any], None]:
+        def record(self: nn.Module, input: Any) -> None:
+            if not isinstance(input, Proxy):
+                check(self, input)
+            elif rank is not None:
+                input.tracer.create_proxy("call_function", require_rank, (input, rank, type(self).__name__), {})
+
+        return record
+
+    try:
+        for (kind, check), (_, rank) in zip(saved, ranks, strict=True):
+            kind._check_input_dim = recorder(check, rank)
+        yield
+    finally:
+        for kind, check in saved:
+            kind._check_input_dim = check

@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from bnfold.graph import calls
 from bnfold.graph.inplace import IN_PLACE_ADD, IN_PLACE_SUBTRACT
+from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.signature import NotStaticError, Signature, static
 
 __all__ = ["METADATA_ATTRIBUTES", "METADATA_METHODS", "arguments_of", "read_function", "read_module"]
@@ -29,6 +30,8 @@ FunctionReader: TypeAlias = Callable[[Node, Arguments], "calls.Call | None"]
 def read_module(node: Node, module: nn.Module) -> calls.Call | None:
     """Read a ``call_module`` node; None for a module of a type that is not in the table."""
     reader = MODULES.get(type(module))
+    if reader is None and behaves_like_batch_norm(module):
+        reader = _frozen_module
     if reader is None or len(node.args) + len(node.kwargs) != 1:
         return None  # more than the input: output_size of a transposed convolution decides its shape, say
     try:
@@ -125,6 +128,14 @@ def _batch_norm_module(node: Node, module: Any, target: str) -> calls.Call:
         target,
         _LAYER_RANK.get(type(module)),
     )
+
+
+def _frozen_module(node: Node, module: Any, target: str) -> calls.Call:
+    """A layer of unknown code that was measured to be an eval-mode BatchNorm."""
+    sources = [_parameter(module, name, target) for name in ("running_mean", "running_var", "weight", "bias")]
+    measured = measured_batch_norm(module)
+    assert measured is not None
+    return calls.BatchNorm(node, _input(node), *sources, measured.eps, False, target, measured.rank)
 
 
 _LAYER_RANK: dict[type[nn.Module], int] = {
