@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import signal
 import subprocess
 import sys
 import time
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sample", action="store_true", help="of what is selected, the smallest model of each kind")
     add("--shard", metavar="I/N", help="part I of N of what is selected")
     add("--output", type=Path, default=Path("zoo.jsonl"), help="default: zoo.jsonl")
-    add("--again", nargs="?", const="*", metavar="OUTCOME", help="run also models with that outcome, or all of them")
+    add("--again", nargs="?", const="all", metavar="OUTCOME", help="run models again: all, bad, or with that outcome")
     add("--processes", type=int, default=1, help="how many models at a time, one thread each; default: 1")
     add("--timeout", type=float, default=900, metavar="SECONDS", help="for one model; default: 900")
     add("--memory", type=float, default=12, metavar="GIB", help="for one process; default: 12")
@@ -110,6 +111,7 @@ def _run(chosen: Sequence[Entry], options: argparse.Namespace) -> int:
     _say(f"{len(chosen)} models, {len(chosen) - len(todo)} of them done, {len(todo)} to run")
     from benchmarks.zoo_check import check
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process at work is ended too
     commit, start, bad = _commit(), time.perf_counter(), 0
     for number, finished in enumerate(
         run_all(
@@ -132,7 +134,12 @@ def _run(chosen: Sequence[Entry], options: argparse.Namespace) -> int:
 
 
 def _wanted(record: dict[str, Any] | None, again: str | None) -> bool:
-    return record is None or again == "*" or (again is not None and record["outcome"] in again.split(","))
+    """Whether to run a model that has that record, or none; ``again`` is all, bad, or outcomes with commas between."""
+    if record is None or again == "all":
+        return True
+    if again == "bad":
+        return bool(record["outcome"] != "equivalent")
+    return again is not None and record["outcome"] in again.split(",")
 
 
 def _record_of(finished: Finished[Entry], options: argparse.Namespace) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from torch import nn
 
 from benchmarks.zoo_build import Subject, build, fresh_inputs
 from benchmarks.zoo_list import Entry
-from benchmarks.zoo_measure import call, count_batch_norm_calls, distance, in_double, unseen
+from benchmarks.zoo_measure import Throughout64, call, count_batch_norm_calls, distance, in_double, unseen
 from bnfold import __version__
 from bnfold.errors import BnfoldError, CaptureError
 from bnfold.fold import api
@@ -49,14 +49,19 @@ Record = dict[str, Any]
 
 def check(entry: Entry, *, seed: int = 0, export: bool = False) -> Record:
     """Build a model, fold it and compare; whatever happens ends in the record, never in an exception."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _check(entry, seed, export)
+
+
+def _check(entry: Entry, seed: int, export: bool) -> Record:
     start = time.perf_counter()
     record: Record = {
         "model": entry.model,
         "library": entry.library,
         "family": entry.family,
         "parameters": entry.parameters,
+        "batchnorms": entry.batchnorms,
         "seed": seed,
         "versions": {"torch": torch.__version__, "bnfold": __version__},
         "seconds": {},
@@ -103,7 +108,8 @@ def _examine(subject: Subject, record: Record, stage: list[str], export: bool) -
     record["calls"] = len(plan)
     record["actions"] = plan.summary
     record["directions"] = dict(Counter(d.direction for d in plan if d.action == "fold"))
-    record["reasons"] = dict(Counter(d.reason for d in plan if d.reason))
+    record["reasons"] = dict(Counter(d.reason for d in plan if d.action == "affine"))
+    record["kept"] = dict(Counter(d.reason for d in plan if d.action == "keep"))
     record["unfolded"] = [[d.batchnorm, d.action, d.reason, d.detail] for d in plan if d.reason][:NAMES_KEPT]
     record["added_bytes"] = sum(d.added_bytes for d in plan)
     record["left"] = count_batch_norm_calls(folded)
@@ -115,17 +121,16 @@ def _examine(subject: Subject, record: Record, stage: list[str], export: bool) -
         return
 
     stage[0] = "float64"
-    graph64, folded64 = folding.in_float64()
     double = in_double(inputs)
-    expected = call(graph64, double)
-    record["error"] = {"algebra": distance(expected, call(folded64, double))}
-    oracle = _oracle(model, double, record)
-    if oracle is None:
-        oracle = expected
-    record["error"]["capture"] = distance(oracle, expected)
-    record["error"]["float64"] = distance(oracle, call(folded64, double))
-    record["error"]["original32"] = distance(oracle, before)
-    record["error"]["folded32"] = distance(oracle, after)
+    expected, computed = _pair(folding, double, record)
+    oracle = _oracle(model, double, record) or expected
+    record["error"] = {
+        "algebra": distance(expected, computed),
+        "capture": distance(oracle, expected),
+        "float64": distance(oracle, computed),
+        "original32": distance(oracle, before),
+        "folded32": distance(oracle, after),
+    }
     _judge(record)
     stage[0] = "unseen"
     record["unseen"] = _unseen(model, double, subject.seed)
@@ -206,10 +211,29 @@ def _timed(seconds: dict[str, float]) -> Iterator[None]:
             seconds[{"_capture": "capture", "make_plan": "plan"}.get(name, name)] = round(spent[name], 4)
 
 
+def _pair(folding: api.Folding, double: tuple[Any, ...], record: Record) -> tuple[list[Any], list[Any]]:
+    """Outputs of the captured graph and of the folded one in float64.
+
+    Where code in the graph insists on a narrower type it is overruled, and the record says so.
+    """
+    graph, folded = folding.in_float64()
+    try:
+        expected, computed = call(graph, double), call(folded, double)
+    except Exception as error:
+        record["narrow"] = _message(error)
+    else:
+        if distance(expected, computed) <= TOLERANCE:
+            return expected, computed
+        record["narrow"] = f"the pair is {distance(expected, computed):.1e} apart before narrow types are overruled"
+    with Throughout64():
+        return call(graph, double), call(folded, double)
+
+
 def _oracle(model: nn.Module, double: tuple[Any, ...], record: Record) -> list[Any] | None:
     """The model itself in float64, or None where its code insists on float32."""
     try:
-        return call(copy.deepcopy(model).double(), double)
+        with Throughout64():
+            return call(copy.deepcopy(model).double(), double)
     except Exception as error:
         record["no_oracle"] = _message(error)
         return None
@@ -217,7 +241,8 @@ def _oracle(model: nn.Module, double: tuple[Any, ...], record: Record) -> list[A
 
 def _unseen(model: nn.Module, double: tuple[Any, ...], seed: int) -> list[str] | None:
     try:
-        return unseen(copy.deepcopy(model).double(), double, seed=seed)
+        with Throughout64():
+            return unseen(copy.deepcopy(model).double(), double, seed=seed)
     except Exception:  # the gradient is a service to the reader; a model that has none is no finding
         return None
 
@@ -226,13 +251,15 @@ def _fuse(subject: Subject) -> Record:
     """What ``torch.fx.experimental.optimization.fuse`` makes of the same model, in float64."""
     from torch.fx.experimental.optimization import fuse
 
+    start = time.perf_counter()
+    fused = fuse(subject.model)
+    result: Record = {"takes": True, "seconds": _since(start), "left": count_batch_norm_calls(fused)}
+    del fused
     original = copy.deepcopy(subject.model).double()
     inputs = in_double(fresh_inputs(subject.entry, subject.shape, batch=3, seed=subject.seed + 11))
-    start = time.perf_counter()
-    fused = fuse(original)
-    result: Record = {"takes": True, "seconds": _since(start), "left": count_batch_norm_calls(fused)}
     try:
-        result["error"] = distance(call(original, inputs), call(fused, inputs))
+        with Throughout64():
+            result["error"] = distance(call(original, inputs), call(fuse(original), inputs))
     except Exception as error:
         result["error"], result["message"] = math.inf, _message(error)
     result["wrong"] = not result["error"] <= TOLERANCE

@@ -10,11 +10,39 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["call", "count_batch_norm_calls", "distance", "in_double", "unseen"]
+__all__ = ["Throughout64", "call", "count_batch_norm_calls", "distance", "in_double", "unseen"]
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 SEEN = 1e-7
+
+
+class Throughout64(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While this is entered, what a model's code makes or casts to a narrower float is float64.
+
+    Some attention layers say ``x.float()`` or ``torch.zeros(..., dtype=torch.float32)``: for a float64 copy of the
+    model that is a rounding in the middle, and nothing after it could be compared to 1e-9.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        if func is torch.ops.aten._assert_tensor_metadata.default:  # written by torch.export: "this is float32"
+            return None
+        wide = pytree.tree_map(_widened, (args, kwargs or {}))
+        return func(*wide[0], **wide[1])
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
+
+
+_NARROW = {torch.float32, torch.float16, torch.bfloat16}
 
 
 def call(model: Any, inputs: Sequence[Any]) -> list[Any]:

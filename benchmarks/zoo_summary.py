@@ -97,18 +97,15 @@ def _calls(rows: Sequence[Record]) -> str:
 def _reasons(rows: Sequence[Record]) -> str:
     calls, models, example = Counter[tuple[str, str]](), Counter[tuple[str, str]](), dict[tuple[str, str], str]()
     for row in _folded(rows):
-        actions = {reason: action for _, action, reason, _ in row["unfolded"]}
-        for reason, count in row["reasons"].items():
-            key = (reason, actions.get(reason, "affine"))
-            calls[key] += count
-            models[key] += 1
-            example.setdefault(key, row["model"])
+        for became, reasons in (("affine", row["reasons"]), ("kept", row.get("kept", {}))):
+            for reason, count in reasons.items():
+                key = (reason, became)
+                calls[key] += count
+                models[key] += 1
+                example.setdefault(key, row["model"])
     if not calls:
         return ""
-    body = [
-        [reason, action, n, models[reason, action], example[reason, action]]
-        for (reason, action), n in calls.most_common()
-    ]
+    body = [[*key, count, models[key], example[key]] for key, count in calls.most_common()]
     return "**Why not folded**\n\n" + _table(["reason", "became", "calls", "models", "for example"], body)
 
 
@@ -139,33 +136,44 @@ def _middle_and_worst(values: Iterable[Any]) -> tuple[str, str]:
 
 
 def _fuse(rows: Sequence[Record]) -> str:
-    both = [row for row in rows if row.get("fuse") and row.get("actions")]
+    both = [row for row in rows if row.get("fuse")]
     if not both:
         return ""
-    taken = [row for row in both if row["fuse"]["takes"]]
-    calls = sum(row["calls"] for row in both)
-    ours = sum(row["calls"] - row["actions"]["fold"] for row in both)
-    theirs = sum(row["fuse"]["left"] for row in taken)
-    refused = sum(row["calls"] for row in both) - sum(row["calls"] for row in taken)
-    wrong = sum(row["outcome"] == "wrong" for row in both)
-    head = ["tool", "models taken", "BatchNorm calls", "left as a BatchNorm", "not folded", "wrong"]
+    ours, theirs = _folded(both), [row for row in both if row["fuse"]["takes"]]
+    calls = sum(_count(row) for row in both)
+    untouched = calls - sum(_count(row) for row in ours), calls - sum(_count(row) for row in theirs)
+    left = sum(row["left"] for row in ours), sum(row["fuse"]["left"] for row in theirs)
     body: list[list[object]] = [
-        ["bnfold", f"{len(both):,} of {len(both):,}", calls, sum(row["left"] for row in both), ours, wrong],
+        [
+            "bnfold",
+            f"{len(ours):,} of {len(both):,}",
+            calls,
+            untouched[0] + left[0],
+            untouched[0] + sum(row["calls"] - row["actions"]["fold"] for row in ours),
+            sum(row["outcome"] == "wrong" for row in both),
+        ],
         [
             "torch.fx.experimental.optimization.fuse",
-            f"{len(taken):,} of {len(both):,}",
+            f"{len(theirs):,} of {len(both):,}",
             calls,
-            theirs + refused,
-            theirs + refused,
-            sum(bool(row["fuse"]["wrong"]) for row in taken),
+            untouched[1] + left[1],
+            untouched[1] + left[1],
+            sum(bool(row["fuse"]["wrong"]) for row in theirs),
         ],
     ]
-    text = "\n\nOn the models that both take, median seconds for capture and fold: bnfold "
-    same = [row for row in taken if "fold" in row.get("seconds", {})]
+    head = ["tool", "models taken", "BatchNorm calls", "left as a BatchNorm", "not folded", "wrong"]
+    text = "**Beside the usual tool**\n\n" + _table(head, body)
+    same = [row for row in theirs if row.get("actions")]
     if same:
+        text += "\n\nMedian seconds for capture and fold, one thread, of the models that both take: bnfold "
         text += f"{statistics.median(row['seconds']['fold'] for row in same):.2f}, fuse "
-        text += f"{statistics.median(row['fuse']['seconds'] for row in same):.2f} (one thread, float32 and float64)."
-    return "**Beside the usual tool**\n\n" + _table(head, body) + (text if same else "")
+        text += f"{statistics.median(row['fuse']['seconds'] for row in same):.2f}."
+    return text
+
+
+def _count(row: Record) -> int:
+    """BatchNorm calls; where bnfold did not take the model, its BatchNorm modules."""
+    return int(row.get("calls") or row.get("batchnorms") or 0)
 
 
 def _exports(rows: Sequence[Record]) -> str:
