@@ -70,7 +70,7 @@ class _Rewriter:
             self._make_constant(by_name[name], copies[by_name[name]])
         for name in steps.removed:
             self._remove(by_name[name], copies[by_name[name]])
-        self._sweep()
+        self._sweep(by_name)
         self._hold_the_rest()
         module = GraphModule(self.held, self.graph, f"Folded{type(self.capture.root).__name__}")
         module.eval()
@@ -96,10 +96,13 @@ class _Rewriter:
         with self.graph.inserting_before(new):
             self.graph.call_function(require_rank, (value, rank, name_of(new)))
 
-    def _sweep(self) -> None:
-        """Remove reads of parameters that nobody needs any more, and what was computed from them alone."""
+    def _sweep(self, by_name: dict[str, Node]) -> None:
+        """Remove what nobody needs any more: reads of parameters, and what was computed from them alone."""
         for node in reversed(list(self.graph.nodes)):
-            if not node.users and (node.op == "get_attr" or "constant" in node.meta):
+            if node.users or node.op in ("placeholder", "output"):
+                continue
+            old = by_name.get(node.name)
+            if node.op == "get_attr" or (old is not None and old.op == node.op and self.facts.is_constant(old)):
                 self.graph.erase_node(node)
 
     # --- weights --------------------------------------------------------------------------------------------------

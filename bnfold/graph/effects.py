@@ -26,7 +26,7 @@ def mutated_inputs(node: Node, root: nn.Module) -> tuple[Node, ...]:
     """
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        known = type(module).__module__.startswith(("torch.nn.modules", "bnfold."))
+        known = type(module).__module__.startswith(("torch.nn.", "bnfold."))
         if getattr(module, "inplace", False) or not known or carries_hooks(module):
             return tuple(node.all_input_nodes)
         return ()
@@ -57,7 +57,7 @@ def has_effect(node: Node, root: nn.Module) -> bool:
         return True
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        if not type(module).__module__.startswith(("torch.nn.modules", "bnfold.")) or carries_hooks(module):
+        if not type(module).__module__.startswith(("torch.nn.", "bnfold.")) or carries_hooks(module):
             return True
     elif node.op in ("call_function", "call_method") and _unknown(node):
         return True

@@ -132,10 +132,12 @@ def _batch_norm_module(node: Node, module: Any, target: str) -> calls.Call:
 
 def _frozen_module(node: Node, module: Any, target: str) -> calls.Call:
     """A layer of unknown code that was measured to be an eval-mode BatchNorm."""
-    sources = [_parameter(module, name, target) for name in ("running_mean", "running_var", "weight", "bias")]
+    mean, variance = f"{target}.running_mean", f"{target}.running_var"
+    weight, bias = _parameter(module, "weight", target), _parameter(module, "bias", target)
     measured = measured_batch_norm(module)
     assert measured is not None
-    return calls.BatchNorm(node, _input(node), *sources, measured.eps, False, target, measured.rank)
+    x, eps, rank = _input(node), measured.eps, measured.rank
+    return calls.BatchNorm(node, x, mean, variance, weight, bias, eps, False, target, rank)
 
 
 _LAYER_RANK: dict[type[nn.Module], int] = {
