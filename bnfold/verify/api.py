@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from bnfold.batch import as_tuple
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.export import onnx_of
 from bnfold.mode import require_eval
+from bnfold.verify.blame import blame_of_export, culprit, unfolded_export
 from bnfold.verify.compare import measure
+from bnfold.verify.exercise import unreached
 from bnfold.verify.floor import Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case, given_case, other_size, seeded_cases
 from bnfold.verify.outputs import Leaf, flatten, structure_difference
@@ -77,8 +80,14 @@ def verify(
                 continue
             say(f"comparing: {witness.name}", done)
             comparisons += compare(witness, evaluated, floors, notes)
+        report = _verdict(comparisons, evaluated, notes)
+        if report.verdict == "failed":
+            say("finding the cause", 0.95)
+            report = _with_cause(report, original, candidate, example, folding, evaluated, floors)
+        elif report.passed:
+            report = _with_reach(report, original, evaluated)
     say("compared", 1.0)
-    return _verdict(comparisons, evaluated, notes)
+    return report
 
 
 def _cases(example: tuple[Any, ...], inputs: Sequence[Any], *, seed: int, thorough: bool) -> list[Case]:
@@ -177,6 +186,46 @@ def _verdict(comparisons: Sequence[Comparison], evaluated: Sequence[Evaluated], 
     if empty is not None:
         return Report("unverifiable", tuple(comparisons), empty, notes=tuple(notes), cases=cases)
     return Report("passed", tuple(comparisons), notes=tuple(notes), cases=cases)
+
+
+def _with_cause(
+    report: Report,
+    original: Model,
+    candidate: Model,
+    example: tuple[Any, ...],
+    folding: Any,
+    evaluated: Sequence[Evaluated],
+    floors: NoiseFloor,
+) -> Report:
+    """Return the report of a failure with what it points at."""
+    failed = next(comparison for comparison in report.comparisons if not comparison.passed)
+    if failed.stage == "fold" or _is_onnx(candidate):
+        module = None if _is_onnx(candidate) else _module(candidate)
+        findings = culprit(failed, _module(original), module, folding, evaluated)
+    else:
+        unfolded = unfolded_export(_module(original), example) if failed.stage == "export" else None
+        findings = blame_of_export(failed, unfolded, evaluated, floors)
+    reason = f"{report.reason} {findings.sentence}".strip()
+    return replace(report, reason=reason, located=findings.located)
+
+
+def _with_reach(report: Report, original: Model, evaluated: Sequence[Evaluated]) -> Report:
+    """Return a passed report, or one that proves nothing, by whether the BatchNorms reach the output at all."""
+    silent: list[str] = []
+    for number, item in enumerate(reversed([item for item in evaluated if not item.case.resized])):
+        exact = copied_in_float64(_module(original))
+        with everything_in_float64():
+            names = unreached(exact, tuple(in_float64(value) for value in fresh(item.case.inputs)))
+        silent = names if number == 0 else [name for name in silent if name in names]
+        if not silent:
+            return report
+    listed = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
+    verb = "does" if len(silent) == 1 else "do"
+    return replace(
+        report,
+        verdict="unverifiable",
+        reason=f"On every input {listed} {verb} not reach the output, so its fold is not proved. Give real inputs.",
+    )
 
 
 def _proves_nothing(evaluated: Sequence[Evaluated]) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Leaf", "flatten", "structure_difference"]
+__all__ = ["Leaf", "Leaves", "flatten", "leaf_difference", "nest_difference", "structure_difference"]
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,46 @@ class Leaf:
         return isinstance(self.value, Tensor)
 
 
-def flatten(output: Any) -> list[Leaf]:
+class Leaves(list[Leaf]):
+    """The leaves of one output, in order.
+
+    Attributes:
+        kinds: of what nests them, as one would write it: ``dict('a': Tensor, 'b': tuple(Tensor, int))``.
+    """
+
+    def __init__(self, leaves: Iterable[Leaf], kinds: str) -> None:
+        super().__init__(leaves)
+        self.kinds = kinds
+
+
+def flatten(output: Any) -> Leaves:
     """Return the leaves of ``output``: of tuples, lists, named tuples, mappings and dataclasses, in order.
 
     >>> import torch
     >>> [leaf.name for leaf in flatten({"a": torch.zeros(1), "b": (1, None)})]
     ["output['a']", "output['b'][0]", "output['b'][1]"]
     """
-    return list(_walk("output", output))
+    return Leaves(_walk("output", output), _kinds(output))
 
 
 def structure_difference(expected: list[Leaf], actual: list[Leaf]) -> str | None:
-    """Return one sentence on how two lists of leaves differ in names, kinds, shapes or dtypes; None if they do not."""
-    if [leaf.name for leaf in expected] != [leaf.name for leaf in actual]:
-        return f"the outputs are {_names(actual)} instead of {_names(expected)}"
+    """Return one sentence on how two outputs differ in nesting, kinds, shapes or dtypes; None if they do not."""
+    difference = nest_difference(expected, actual)
+    if difference is not None:
+        return difference
     for left, right in zip(expected, actual, strict=True):
         difference = leaf_difference(left, right)
         if difference is not None:
             return difference
+    return None
+
+
+def nest_difference(expected: list[Leaf], actual: list[Leaf]) -> str | None:
+    """Return one sentence on how two outputs differ in nesting and names; None if they do not."""
+    if isinstance(expected, Leaves) and isinstance(actual, Leaves) and expected.kinds != actual.kinds:
+        return f"the output is {actual.kinds:.150} instead of {expected.kinds:.150}"
+    if [leaf.name for leaf in expected] != [leaf.name for leaf in actual]:
+        return f"the outputs are {_names(actual)} instead of {_names(expected)}"
     return None
 
 
@@ -63,6 +85,18 @@ def leaf_difference(expected: Leaf, actual: Leaf) -> str | None:
     if left.dtype != right.dtype:
         return f"{expected.name} has dtype {_dtype(right)} instead of {_dtype(left)}"
     return None
+
+
+def _kinds(value: Any) -> str:
+    """Return the nest of containers around the leaves; a mapping of any class is a dict."""
+    if isinstance(value, Mapping):
+        return f"dict({', '.join(f'{key!r}: {_kinds(item)}' for key, item in value.items())})"
+    if isinstance(value, (tuple, list)):
+        kind = "list" if isinstance(value, list) else "tuple" if type(value) is tuple else type(value).__name__
+        return f"{kind}({', '.join(map(_kinds, value))})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return f"{type(value).__name__}({', '.join(_kinds(getattr(value, f.name)) for f in dataclasses.fields(value))})"
+    return "Tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _walk(name: str, value: Any) -> Iterator[Leaf]:

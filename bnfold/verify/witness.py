@@ -23,7 +23,7 @@ from bnfold.errors import BnfoldError
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case
-from bnfold.verify.outputs import Leaf, flatten, structure_difference
+from bnfold.verify.outputs import Leaf, flatten, nest_difference
 from bnfold.verify.reference import copied, copied_in_float64, everything_in_float64, fresh, in_float64
 from bnfold.verify.report import Comparison, Stage
 from bnfold.verify.runtime import Optimisation, OrtModel
@@ -167,9 +167,7 @@ def _paired(witness: Witness, item: Evaluated, answer: list[Leaf]) -> list[tuple
     """Return each of the answer's leaves with the position of the original's that it stands for, or what is wrong."""
     expected = item.original
     if not witness.exported:
-        if [leaf.name for leaf in expected] != [leaf.name for leaf in answer]:
-            return structure_difference(expected, answer) or "the outputs differ"
-        return list(enumerate(answer))
+        return nest_difference(expected, answer) or list(enumerate(answer))
     positions = [position for position, leaf in enumerate(expected) if leaf.is_tensor]
     if len(positions) != len(answer):
         return f"the export has {len(answer)} outputs, and the original {len(positions)} tensors"

@@ -1,0 +1,104 @@
+"""What a failure points at: a BatchNorm, the exporter, or ONNX Runtime's optimiser.
+
+The stages build on each other, so the first that fails is to blame:
+
+    fold        the folded module itself is wrong; the BatchNorm whose site goes wrong first is named
+    export      torch agrees, its export does not. If the export of the *original* fails as well, the fold is not in it
+    optimizer   the export agrees with ONNX Runtime's optimisations off, and not with them on
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from bnfold.errors import BnfoldError
+from bnfold.export import onnx_of
+from bnfold.verify.exercise import BATCHNORMS
+from bnfold.verify.floor import Evaluated, NoiseFloor
+from bnfold.verify.locate import Located, locate, locate_by_name
+from bnfold.verify.reference import copied_in_float64, everything_in_float64, fresh, in_float64
+from bnfold.verify.report import Comparison
+from bnfold.verify.witness import Witness, compare, of_onnx
+
+__all__ = ["Findings", "blame_of_export", "culprit", "unfolded_export"]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a failure.
+
+    Attributes:
+        sentence: for the report.
+        located: the BatchNorm to blame, where one could be found.
+    """
+
+    sentence: str
+    located: str | None = None
+
+
+def culprit(
+    failed: Comparison, original: nn.Module, candidate: nn.Module | None, folding: Any, evaluated: Sequence[Evaluated]
+) -> Findings:
+    """Say which BatchNorm a failing fold goes wrong at.
+
+    Args:
+        failed: the first comparison that failed.
+        original: the caller's; not changed.
+        candidate: the caller's; None where it is ONNX alone.
+        folding: what made the candidate, or None.
+        evaluated: the cases.
+    """
+    case = next((item.case for item in evaluated if item.case.name == failed.case), None)
+    if case is None or candidate is None:
+        return Findings("")
+    found: Located | None = None
+    # a graph that cannot be run node by node, or that raises as the candidate did, is not located: the verdict stands
+    with contextlib.suppress(Exception), everything_in_float64():
+        inputs = tuple(in_float64(value) for value in fresh(case.inputs))
+        if folding is not None:
+            graph, exact = folding.in_float64()
+            if isinstance(graph, fx.GraphModule) and isinstance(exact, fx.GraphModule):
+                found = locate(graph, exact, folding.plan, inputs, exact=True)
+            if found is None and isinstance(graph, fx.GraphModule) and isinstance(candidate, fx.GraphModule):
+                found = locate(graph, copied_in_float64(candidate), folding.plan, inputs, exact=False)
+        else:
+            names = [name for name, layer in original.named_modules() if isinstance(layer, BATCHNORMS)]
+            twins = copied_in_float64(original), copied_in_float64(candidate)
+            found = locate_by_name(*twins, inputs, names=names)
+    if found is None:
+        return Findings("")
+    if folding is None:
+        return Findings(f"Of the layers that both have, `{found.batchnorm}` is the first to differ.", found.batchnorm)
+    return Findings(
+        f"It goes wrong at `{found.batchnorm}`: fold with keep=[{found.batchnorm!r}] (--keep {found.batchnorm}).",
+        found.batchnorm,
+    )
+
+
+def unfolded_export(original: nn.Module, example: tuple[Any, ...]) -> Witness | None:
+    """Return the original's own export as a witness, folded by nobody; None where it cannot be had."""
+    try:
+        return of_onnx(onnx_of(original, example, optimize=False).model, "off")
+    except BnfoldError:
+        return None
+
+
+def blame_of_export(
+    failed: Comparison, unfolded: Witness | None, evaluated: Sequence[Evaluated], floors: NoiseFloor
+) -> Findings:
+    """Say what a failure of the export, or of ONNX Runtime, points at."""
+    if failed.stage == "optimizer":
+        return Findings("With optimisations off it agrees: ONNX Runtime's optimiser is to blame.")
+    if unfolded is None:
+        return Findings("The torch module agrees: the exporter or ONNX Runtime is to blame.")
+    own = [c for c in compare(unfolded, evaluated, floors, []) if not c.passed]
+    if own:
+        return Findings(
+            "The original's own export fails as well: the exporter or ONNX Runtime is to blame, not the fold."
+        )
+    return Findings("The torch module agrees and so does the original's own export: the exporter is to blame.")
