@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 
 from bnfold.errors import NotFiniteError
 from bnfold.fold.demand import Refusal
-from bnfold.fold.plan import Plan, make_plan
-from bnfold.fold.rewrite import rewrite
+from bnfold.fold.pieces import plan_model, rewrite_model
+from bnfold.fold.plan import Plan
 from bnfold.graph.capture import Capture, capture
 from bnfold.graph.shells import double_shell
 
@@ -34,7 +34,7 @@ class Folding:
         captured: the graph of the original, for proofs.
     """
 
-    module: GraphModule
+    module: nn.Module
     plan: Plan
     captured: Capture = field(repr=False)
 
@@ -44,16 +44,9 @@ class Folding:
         The same plan is applied to a float64 copy of the model, so that the two differ by nothing but the fold: what
         remains between them is float64 rounding.
         """
-        double = replace(
-            self.captured,
-            graph=_graph_in_double(self.captured.graph),
-            root=double_shell(self.captured.root, {}),
-            shapes=(),
-            constants={name: _double(value) for name, value in self.captured.constants.items()},
-            _cache={},
-        )
+        double = _capture_in_double(self.captured, {})
         nothing = Plan((), self.captured.way)
-        return rewrite(double, nothing), rewrite(double, self.plan)
+        return rewrite_model(double, nothing), rewrite_model(double, self.plan)
 
 
 def plan(
@@ -68,7 +61,7 @@ def plan(
 
     Args, Raises: as for :func:`fold`.
     """
-    return make_plan(_capture(model, example_inputs, capture), keep=_names(keep), share=share)
+    return plan_model(_capture(model, example_inputs, capture), _names(keep), share, {})
 
 
 def fold(
@@ -100,25 +93,46 @@ def fold(
     captured = _capture(model, example_inputs, capture)
     names, refused = _names(keep), dict[str, Refusal]()
     while True:
-        decided = make_plan(captured, keep=names, share=share, refused=refused)
+        decided = plan_model(captured, names, share, refused)
         try:
-            return Folding(rewrite(captured, decided), decided, captured)
+            return Folding(rewrite_model(captured, decided), decided, captured)
         except NotFiniteError as error:
             # The plan bounds this cheaply; the rare case that its bound missed is planned again, without that fold.
             node = error.node  # type: ignore[attr-defined]
             detail = error.what.rstrip(".")
-            new = {decided[a.batchnorm].site for a in decided.steps.absorbed[node]} - refused.keys()
+            new = _sites_at(decided, node) - refused.keys()
             if not new:
                 raise
             refused.update({site: Refusal("weight-not-finite", detail[0].lower() + detail[1:]) for site in new})
 
 
-def _names(keep: Iterable[str]) -> tuple[str, ...]:
-    return (keep,) if isinstance(keep, str) else tuple(keep)
+def _sites_at(decided: Plan, node: str) -> set[str]:
+    """The BatchNorm calls whose affines go into a call, in a plan or in its pieces."""
+    sites = {decided[absorption.batchnorm].site for absorption in decided.steps.absorbed.get(node, ())}
+    for path, piece in decided.pieces.items():
+        sites |= {f"{path}.{site}" for site in _sites_at(piece, node)}
+    return sites
+
+
+def _names(keep: Iterable[str]) -> frozenset[str]:
+    return frozenset((keep,) if isinstance(keep, str) else keep)
 
 
 def _double(value: torch.Tensor) -> torch.Tensor:
     return value.double() if value.is_floating_point() else value
+
+
+def _capture_in_double(captured: Capture, shells: dict[int, Any]) -> Capture:
+    """Return the capture of the same model with float64 parameters and no narrower casts."""
+    return replace(
+        captured,
+        graph=_graph_in_double(captured.graph),
+        root=double_shell(captured.root, shells),
+        shapes=(),
+        constants={name: _double(value) for name, value in captured.constants.items()},
+        pieces={path: _capture_in_double(piece, shells) for path, piece in captured.pieces.items()},
+        _cache={},
+    )
 
 
 _CASTS = frozenset(("float", "half", "bfloat16"))
@@ -130,8 +144,9 @@ def _graph_in_double(graph: Graph) -> Graph:
     copies: dict[Node, Node] = {}
     new.graph_copy(graph, copies)
     new.set_codegen(copy.copy(graph._codegen))
-    old_output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    new.node_copy(old_output, copies.__getitem__)
+    for node in graph.nodes:
+        if node.op == "output":
+            new.node_copy(node, copies.__getitem__)
     for node in new.nodes:
         node.args, node.kwargs = _wide(node.args), _wide(node.kwargs)
         if node.op == "call_method" and node.target in _CASTS:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, overload
 
-__all__ = ["Action", "Decision", "Decisions", "Direction"]
+__all__ = ["Action", "Decision", "Decisions", "Direction", "fold_sentence", "listed"]
 
 Action = Literal["fold", "affine", "keep"]
 Direction = Literal["backward", "forward", "sideways"]
@@ -92,3 +92,17 @@ class Decisions(Sequence[Decision]):
             "summary": self.summary,
             "notes": list(self.notes),
         }
+
+
+def fold_sentence(name: str, direction: Direction, into: tuple[str, ...], through: tuple[str, ...]) -> str:
+    """Return the ``detail`` of a fold: "bn1 folded into conv1 through pool."."""
+    way = "" if direction == "backward" else f"{direction} "
+    passing = f" through {listed(through)}" if through else ""
+    return f"{name} folded {way}into {listed(into)}{passing}."
+
+
+def listed(names: tuple[str, ...]) -> str:
+    """Return names in a sentence: "a, b and c", or "a, b, c and 7 more"."""
+    if len(names) > 4:
+        return f"{', '.join(names[:3])} and {len(names) - 3} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -7,7 +7,6 @@ where it stands, and an explicit affine absorbs an affine that reaches it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -17,9 +16,8 @@ from torch import nn
 from torch.fx import Node
 
 from bnfold.affine import ChannelAffine, affine_of_statistics
-from bnfold.errors import UnknownNameError
 from bnfold.fold.conditions import name_of
-from bnfold.fold.decision import Decision, Decisions
+from bnfold.fold.decision import Decision, Decisions, fold_sentence
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.pull import Way, pull
 from bnfold.fold.push import push
@@ -80,6 +78,7 @@ class Plan(Decisions):
     """One :class:`Decision` per BatchNorm call, in the order in which they run; and the steps that a rewrite takes."""
 
     steps: Steps = field(default_factory=Steps, repr=False, compare=False)
+    pieces: Mapping[str, Plan] = field(default_factory=dict, repr=False, compare=False)
 
 
 def make_plan(
@@ -97,9 +96,6 @@ def make_plan(
         share: what to do with a layer that is called at several sites, where a fold needs one site's weights changed:
             ``"clone"`` it for that site, or ``"keep"`` it and refuse.
         refused: folds that a rewrite found impossible, by the name of the BatchNorm call's node.
-
-    Raises:
-        UnknownNameError: a name in ``keep`` is not that of a BatchNorm call.
     """
     return _Planner(Facts(capture), frozenset(keep), share, refused or {}).plan()
 
@@ -128,7 +124,6 @@ class _Planner:
                 self._try_forward(index, node)
         for node in self.facts.index:
             self.decisions.extend(self._inside(node))
-        self._check_names()
         capture = self.facts.capture
         for node, absorptions in self.absorbed.items():
             self.steps.absorbed[node.name] = absorptions
@@ -210,8 +205,7 @@ class _Planner:
         self.settled[node] = call
         into = tuple(dict.fromkeys(self._label(target) for target, _ in way.absorbed))
         through = tuple(dict.fromkeys(name_of(passed) for passed in way.through))
-        passing = f" through {_listed(through)}" if through else ""
-        words = f"{old.batchnorm} folded forward into {_listed(into)}{passing}."
+        words = fold_sentence(old.batchnorm, "forward", into, through)
         self.decisions[index] = replace(
             old, action="fold", direction="forward", into=into, through=through, reason=None, detail=words
         )
@@ -252,7 +246,7 @@ class _Planner:
         self.settled[node] = call
         into = tuple(dict.fromkeys(self._label(target) for target in (*way.absorbers, *way.compositions)))
         through = tuple(dict.fromkeys(name_of(passed) for passed in way.through))
-        words = f"{name} folded into {_listed(into)}" + (f" through {_listed(through)}" if through else "") + "."
+        words = fold_sentence(name, "backward", into, through)
         self._note(node, name, "fold", "backward", into, through, None, words)
 
     def _become_explicit(self, node: Node, name: str, refusal: Refusal) -> None:
@@ -309,13 +303,6 @@ class _Planner:
                 found.append(Decision(whole, "keep", None, (), (), reason, words, node.name, node.meta.get("source")))
         return found
 
-    def _check_names(self) -> None:
-        known = {d.batchnorm for d in self.decisions} | {d.site for d in self.decisions}
-        for name in sorted(self.keep - known):
-            close = difflib.get_close_matches(name, known, 3)
-            fix = f"Did you mean {' or '.join(close)}?" if close else "See `bnfold explain MODEL` for their names."
-            raise UnknownNameError(f"The model calls no BatchNorm named {name!r}.", fix=fix)
-
     def _with_added_bytes(self) -> list[Decision]:
         """Fill in what the folds add in memory, where weights are shared with a call that keeps them."""
         decisions = list(self.decisions)
@@ -337,9 +324,3 @@ class _Planner:
                 index = absorptions[0].batchnorm
                 decisions[index] = replace(decisions[index], added_bytes=decisions[index].added_bytes + added)
         return decisions
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    if len(names) > 4:
-        return f"{', '.join(names[:3])} and {len(names) - 3} more"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -38,6 +38,7 @@ class Capture:
         example_inputs: positional inputs, or None.
         notes: sentences for the user.
         shapes: of all tensors, for each of two batch sizes, where the capture knows them; else empty.
+        pieces: for a piecewise capture, the captures of the parts by name; ``graph`` is then empty.
     """
 
     graph: Graph
@@ -47,6 +48,7 @@ class Capture:
     example_inputs: tuple[Any, ...] | None = None
     notes: tuple[str, ...] = ()
     shapes: tuple[dict[Node, tuple[int, ...]], ...] = ()
+    pieces: dict[str, Capture] = field(default_factory=dict)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def module(self, name: str) -> nn.Module:
@@ -135,11 +137,15 @@ def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
     try:
         return _exported(model, inputs)
     except CaptureError as error:
-        raise CaptureError(f"{first.what} {error.what}", fix=error.fix) from error
+        second = error
+    try:
+        return _piecewise(model, inputs)
+    except CaptureError as error:
+        raise CaptureError(f"{first.what} {second.what} {error.what}", fix=error.fix) from error
 
 
-def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
-    tracer = ModelTracer(0 if inputs is None else len(inputs))
+def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset[str] = frozenset()) -> Capture:
+    tracer = ModelTracer(0 if inputs is None else len(inputs), named)
     before = _random_state()
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -186,30 +192,71 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
     return Capture(graph, root, {}, "export", inputs, notes, shapes)
 
 
+def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
+    if inputs is None:
+        raise NeedsInputsError("A piecewise capture runs the model to see its parts.", fix="Pass example_inputs.")
+    from bnfold.graph.pieces import find_pieces
+
+    def try_capture(part: nn.Module, call: Any) -> Capture | None:
+        args, kwargs = call
+        if _wrapper_refusal(part) is not None:
+            return None
+        try:
+            return _symbolic(part, args, frozenset(kwargs))
+        except CaptureError:
+            return None
+
+    try:
+        pieces = find_pieces(model, inputs, _holds_batch_norm, try_capture)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} does not run on the example inputs: {_one_line(error)}{_where(error)}.",
+            fix="Pass inputs that it takes.",
+        ) from error
+    if not pieces:
+        raise CaptureError("No part of it that holds a BatchNorm can be traced.", fix="Fold its parts one by one.")
+    return Capture(Graph(), model, {}, "piecewise", inputs, pieces=pieces)
+
+
+def _holds_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(getattr(part, "running_mean", None), Tensor) for part in module.modules())
+
+
 _WAYS: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], Capture]] = {
     "symbolic": _symbolic,
     "export": _exported,
+    "piecewise": _piecewise,
 }
 
 
 def _refuse_wrappers(model: nn.Module) -> None:
+    refusal = _wrapper_refusal(model)
+    if refusal is not None:
+        raise refusal
+
+
+def _wrapper_refusal(model: nn.Module) -> CaptureError | None:
+    """Why a module must not be captured itself, or None."""
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError("A TorchScript module has no Python source left to capture.", fix="Pass the original model.")
+        return CaptureError(
+            "A TorchScript module has no Python source left to capture.", fix="Pass the original model."
+        )
     if kind == "OptimizedModule" and hasattr(model, "_orig_mod"):
-        raise CaptureError("This is a model wrapped by torch.compile.", fix="Pass model._orig_mod, and compile after.")
+        return CaptureError("This is a model wrapped by torch.compile.", fix="Pass model._orig_mod, and compile after.")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise CaptureError(f"This is a model wrapped in {kind}.", fix="Pass model.module.")
+        return CaptureError(f"This is a model wrapped in {kind}.", fix="Pass model.module.")
     if "forward" in model.__dict__:
-        raise CaptureError(
+        return CaptureError(
             f"The forward of this {kind} was replaced on the instance, and a capture would miss the replacement.",
             fix="Define it in the class, or wrap the model in a module that calls it.",
         )
     if carries_hooks(model):
-        raise CaptureError(
+        return CaptureError(
             f"This {kind} carries hooks on itself, which a capture would drop.",
             fix="Remove them, or wrap the model in a module that calls it.",
         )
+    return None
 
 
 @contextlib.contextmanager

@@ -86,13 +86,15 @@ class ModelTracer(Tracer):
 
     Args:
         given: how many positional arguments the caller gives; later ones with a default keep it.
+        named: names of arguments that the caller gives by keyword.
     """
 
     proxy_buffer_attributes = False
 
-    def __init__(self, given: int) -> None:
+    def __init__(self, given: int, named: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.given = given
+        self.named = named
         self.constants: dict[str, torch.Tensor] = {}
         self._constant_names: dict[int, str] = {}
         self._tensor_names: dict[int, str] = {}
@@ -168,7 +170,7 @@ class ModelTracer(Tracer):
             if not isinstance(arg, Proxy) or arg.node.op != "placeholder":
                 continue
             has_default = bool(arg.node.args) and not str(arg.node.target).startswith("*")
-            if has_default and position >= self.given:
+            if has_default and position >= self.given and arg.node.target not in self.named:
                 default = arg.node.args[0]
                 self.create_node("call_function", require_default, (arg.node, default, str(arg.node.target)), {})
                 args[index] = default

@@ -1,0 +1,131 @@
+"""Plan and rewrite a model that was captured piece by piece, or as a whole: the same two functions for both."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from torch import nn
+
+from bnfold.affine import exact_terms
+from bnfold.errors import UnknownNameError
+from bnfold.fold.decision import Action, Decision, fold_sentence, listed
+from bnfold.fold.demand import Refusal
+from bnfold.fold.explicit import ExplicitAffine
+from bnfold.fold.plan import Explicit, Plan, Steps, make_plan
+from bnfold.fold.rewrite import rewrite
+from bnfold.graph.capture import Capture
+from bnfold.graph.shells import shell
+from bnfold.graph.tracer import carries_hooks
+
+__all__ = ["plan_model", "rewrite_model"]
+
+_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def plan_model(
+    capture: Capture, keep: frozenset[str], share: Literal["clone", "keep"], refused: Mapping[str, Refusal]
+) -> Plan:
+    """Return the plan for a captured model.
+
+    Raises:
+        UnknownNameError: a name in ``keep`` is not that of a BatchNorm call.
+    """
+    if capture.way == "piecewise":
+        plan = _plan_pieces(capture, keep, share, refused)
+    else:
+        plan = make_plan(capture, keep=keep, share=share, refused=refused)
+    known = {decision.batchnorm for decision in plan} | {decision.site for decision in plan}
+    for name in sorted(keep - known):
+        close = difflib.get_close_matches(name, known, 3)
+        fix = f"Did you mean {' or '.join(close)}?" if close else "See `bnfold explain MODEL` for their names."
+        raise UnknownNameError(f"The model calls no BatchNorm named {name!r}.", fix=fix)
+    return plan
+
+
+def rewrite_model(capture: Capture, plan: Plan) -> nn.Module:
+    """Return the folded model: a ``GraphModule``, or a shell of the model with one for each piece.
+
+    A graph takes over the plain attributes of the part that it stands for, so that code which reads them still can.
+    """
+    if capture.way != "piecewise":
+        return rewrite(capture, plan)
+    whole: nn.Module = shell(capture.root, {})
+    for path, piece in capture.pieces.items():
+        graph = rewrite(piece, plan.pieces.get(path, Plan((), "")))
+        for name, value in piece.root.__dict__.items():
+            if name not in graph.__dict__ and not name.startswith("_"):
+                graph.__dict__[name] = value
+        _put(whole, path, graph)
+    for name in plan.steps.explicit:
+        layer: Any = capture.module(name)
+        alpha, beta = exact_terms(layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
+        needs_grad = layer.weight is not None and bool(layer.weight.requires_grad)
+        _put(whole, name, ExplicitAffine(alpha, beta, requires_grad=needs_grad))
+    return whole
+
+
+def _put(whole: nn.Module, path: str, part: nn.Module) -> None:
+    owner, _, name = path.rpartition(".")
+    whole.get_submodule(owner)._modules[name] = part
+
+
+def _plan_pieces(
+    capture: Capture, keep: frozenset[str], share: Literal["clone", "keep"], refused: Mapping[str, Refusal]
+) -> Plan:
+    """Plan each piece by itself; a BatchNorm outside of all pieces becomes an explicit affine where it stands."""
+    pieces: dict[str, Plan] = {}
+    decisions: list[Decision] = []
+    for path, piece in capture.pieces.items():
+        prefix = path + "."
+        inner = {name.removeprefix(prefix) for name in keep if name.startswith(prefix)}
+        theirs = {site.removeprefix(prefix): why for site, why in refused.items() if site.startswith(prefix)}
+        pieces[path] = make_plan(piece, keep=inner, share=share, refused=theirs)
+        names = {name for name, _ in piece.root.named_modules() if name}
+        decisions.extend(_prefixed(decision, prefix, names) for decision in pieces[path])
+    steps = Steps()
+    for name, module in capture.root.named_modules():
+        if isinstance(module, _LAYERS) and not any(name.startswith((path, path + ".")) for path in capture.pieces):
+            decisions.append(_outside(name, module, keep, steps))
+    notes = (*capture.notes, f"captured in {len(pieces)} pieces: {listed(tuple(pieces))}")
+    return Plan(tuple(decisions), capture.way, notes, steps, pieces)
+
+
+def _outside(name: str, module: Any, keep: frozenset[str], steps: Steps) -> Decision:
+    """Decide about a BatchNorm that is called by code which could not be captured."""
+    action: Action = "keep"
+    if name in keep:
+        reason, text = "kept-by-request", "stays a BatchNorm: the caller asked to keep it"
+    elif module.running_mean is None:
+        reason = "batch-statistics"
+        text = "stays a BatchNorm: it uses the mean and variance of each batch, in eval mode too"
+    elif carries_hooks(module) or type(module) not in _LAYERS:
+        reason, text = "hooks", "stays a BatchNorm: it carries hooks, or code of its own"
+    else:
+        action, reason = "affine", "not-captured"
+        text = "became an explicit affine: the code that calls it cannot be captured"
+        steps.explicit[name] = Explicit()
+    return Decision(name, action, None, (), (), reason, f"{name} {text}.", site=name)
+
+
+def _prefixed(decision: Decision, prefix: str, names: set[str]) -> Decision:
+    """Return a decision about a part, in names of the whole."""
+
+    def whole(name: str) -> str:
+        return prefix + name if name in names else name
+
+    name, into, through = whole(decision.batchnorm), (*map(whole, decision.into),), (*map(whole, decision.through),)
+    if decision.direction is not None and into:
+        detail = fold_sentence(name, decision.direction, into, through)
+    else:
+        detail = decision.detail.replace(decision.batchnorm, name, 1)
+    return replace(
+        decision,
+        batchnorm=name,
+        into=into,
+        through=through,
+        detail=detail,
+        site=prefix + decision.site,
+    )
