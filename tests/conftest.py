@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors on shared cores: more threads only wait for each other
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -15,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # so that `from tests.networks import ...` works however pytest was started
     sys.path.insert(0, str(ROOT))
 
+torch.set_num_threads(1)
 settings.register_profile(
     "default", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +14,10 @@ from bnfold.cli import outputs as files
 from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
-from bnfold.errors import MissingPackageError
+from bnfold.errors import CaptureError, ExportError, MissingPackageError, UsageError
 from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
+from bnfold.files.words import reason_of
 from bnfold.report.document import Document
 from bnfold.report.tables import told_comparisons, told_decisions, told_outcome, told_outputs, told_seconds
 from bnfold.report.words import counted
@@ -77,7 +80,7 @@ class _Run:
         if loaded.kind == "spec":
             notes.append("The model is as its factory makes it, which may mean random weights.")
         found = find_inputs(about, loaded, self.terminal, self.stages)
-        with self.stages("fold"), self.terminal.foreign_code():
+        with self.stages("fold"), self.terminal.foreign_code(), _blaming_inputs(loaded.model, found.inputs):
             from bnfold.fold.api import fold
             from bnfold.inputs import shapes_in_words
 
@@ -94,7 +97,8 @@ class _Run:
         )
         if request.strict and document.summary["fold"] < len(document.batchnorms):
             return self._written([], document.with_results(exit_code=4))
-        exported = self._export(folding, found.inputs, notes)
+        with _blaming_inputs(loaded.model, found.inputs):
+            exported = self._export(folding, found.inputs, notes)
         if not request.no_verify:
             report = self._verify(loaded.model, folding, found.inputs, exported)
             document = document.with_results(verification=report.to_dict(), notes=(*notes, *report.notes))
@@ -103,20 +107,25 @@ class _Run:
         return self._written(self._outputs(folding, exported), document.with_results(notes=tuple(dict.fromkeys(notes))))
 
     def _export(self, folding: Folding, inputs: tuple[Any, ...], notes: list[str]) -> dict[str, Any]:
-        """Export to each kind that is wanted; a program serves the ONNX export too."""
+        """Export to each kind that is wanted.
+
+        A program serves the ONNX export too, unless there are explicit affines, whose form depends on the target.
+        """
         suffixes = {path.suffix for path in self.paths}
         exported: dict[str, Any] = {}
-        if not suffixes & {".onnx", ".pt2"}:
-            return exported
         with self.stages("export"), self.terminal.foreign_code():
             from bnfold.export import export_program, onnx_of
 
-            program = export_program(folding.module, inputs)
-            exported[".pt2"] = program.program
-            notes += program.notes
+            source: Any = folding.module
+            if ".pt2" in suffixes:
+                program = export_program(folding.module, inputs)
+                exported[".pt2"] = program.program
+                notes += program.notes
+                if not folding.plan.summary["affine"]:
+                    source = program.program
             if ".onnx" in suffixes:
                 self.stages.inside("export", "exporting to ONNX", 0.4)
-                converted = onnx_of(program.program, inputs)
+                converted = onnx_of(source, inputs)
                 exported[".onnx"] = converted.model
                 notes += converted.notes
         return exported
@@ -163,6 +172,25 @@ class _Run:
                 inputs=self.files_read,
                 force=self.request.force,
             ).with_results(seconds=self.stages.seconds)
+
+
+@contextlib.contextmanager
+def _blaming_inputs(model: Any, inputs: tuple[Any, ...]) -> Iterator[None]:
+    """Where a capture or an export fails because the model does not run on the inputs at all, say that instead."""
+    try:
+        yield
+    except (CaptureError, ExportError):
+        import torch
+
+        try:
+            with torch.no_grad():
+                model(*inputs)
+        except Exception as error:
+            raise UsageError(
+                f"The model does not run on these inputs: {reason_of(error)}.",
+                fix="Give an --input-shape that it takes, or real inputs with --inputs.",
+            ) from error
+        raise
 
 
 def _tell(document: Document, terminal: Terminal) -> None:

@@ -45,7 +45,8 @@ def output_paths(given: Sequence[Path], model: str, name: str | None) -> list[Pa
             )
     if given:
         return list(given)
-    stem = Path(model).with_suffix("") if name is None else Path(name)
+    path = Path(model) if Path(model).name else Path(model).resolve()
+    stem = path.with_suffix("") if name is None else Path(name)
     return [stem.with_name(f"{stem.name}.folded{suffix}") for suffix in (".onnx", ".pt2")]
 
 

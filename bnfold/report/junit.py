@@ -8,7 +8,7 @@ from typing import Any
 from bnfold.fold.decision import Decision
 from bnfold.report.document import Document
 from bnfold.report.escape import for_xml, for_xml_attribute
-from bnfold.report.words import became, name_of, number, what_was_compared
+from bnfold.report.words import became, name_of, number
 
 __all__ = ["junit"]
 
@@ -55,7 +55,7 @@ def _comparison(comparison: dict[str, Any]) -> str:
         f"error {number(comparison['max_abs'])}, noise floor {number(comparison['noise_floor'])}, "
         f"allowed {number(comparison['allowed'])}"
     )
-    told = " ".join(filter(None, (what_was_compared(str(comparison["name"])), measured, comparison.get("detail"))))
+    told = "; ".join(filter(None, (measured, comparison.get("detail"))))
     failure = None if comparison["passed"] else told
     return _case("bnfold.verification", str(comparison["name"]), failure=failure, output=told)
 

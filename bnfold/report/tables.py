@@ -12,7 +12,7 @@ from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision
 from bnfold.report.document import Document
 from bnfold.report.escape import visible
-from bnfold.report.words import became, counted, folded_in_words, name_of, number, summary_line, what_was_compared, why
+from bnfold.report.words import became, counted, folded_in_words, name_of, number, summary_line, why
 
 __all__ = ["plain_table", "told_comparisons", "told_decisions", "told_outcome", "told_outputs", "told_seconds"]
 
@@ -80,15 +80,12 @@ def told_comparisons(document: Document) -> Iterator[Table | Text]:
         "comparison", "error", "noise floor", "allowed", "", numbers=("error", "noise floor", "allowed")
     )
     for comparison in document.comparisons:
-        name = str(comparison["name"])
-        told = what_was_compared(name)
-        heading = Text(visible(name), style="bold") + Text(f"  {told}" if told else "", style="dim")
         passed = comparison["passed"]
         verdict = Text("ok", style="green") if passed else Text("FAILED ", style="bold red")
         if not passed:
             verdict += Text(visible(comparison.get("detail") or ""))
-        floor = "exact" if name.partition(":")[0] == "algebra" else number(comparison["noise_floor"])
-        table.add_row(heading, number(comparison["max_abs"]), floor, number(comparison["allowed"]), verdict)
+        measured = [number(comparison[key]) for key in ("max_abs", "noise_floor", "allowed")]
+        table.add_row(Text(visible(comparison["name"]), style="bold"), *measured, verdict)
     yield table
 
 

@@ -7,16 +7,7 @@ from collections.abc import Sequence
 
 from bnfold.fold.decision import Decision
 
-__all__ = ["became", "counted", "folded_in_words", "name_of", "number", "summary_line", "what_was_compared", "why"]
-
-_WITNESSES = {
-    "algebra": "the same plan, in float64",
-    "weights": "its weights, in float64",
-    "torch": "as it runs in torch",
-    "onnx": "ONNX Runtime, not optimising",
-    "onnx full": "ONNX Runtime, optimising",
-    "original onnx": "the original's export in ONNX Runtime",
-}
+__all__ = ["became", "counted", "folded_in_words", "name_of", "number", "summary_line", "why"]
 
 
 def became(decision: Decision) -> str:
@@ -35,11 +26,6 @@ def name_of(decision: Decision, all_decisions: Sequence[Decision]) -> str:
 def why(decision: Decision) -> str:
     """Return the reason alone, where the sentence begins with what a table says in other columns."""
     return decision.detail.removeprefix(f"{decision.batchnorm} became an explicit affine: ")
-
-
-def what_was_compared(name: str) -> str:
-    """Return what a comparison's name means; empty where it speaks for itself."""
-    return _WITNESSES.get(name.partition(":")[0], "")
 
 
 def number(value: float | None) -> str:
