@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,52 @@ from bnfold.files.words import listed, shown
 __all__ = ["Allowed", "only_these_globals"]
 
 _CONTAINERS: dict[str, type] = {"argparse.Namespace": argparse.Namespace}
-_UNLOADABLE = {"torch.fx.graph_module.reduce_graph_module", "torch.fx.graph_module.reduce_package_graph_module"}
+_KNOWN_CASES: tuple[tuple[str, tuple[str, str]], ...] = (  # what a name that is asked for means, and what helps
+    (
+        "torch.fx.graph_module.",
+        (
+            "holds a torch.fx.GraphModule, and loading that runs source code from the file",
+            "Save the model that was traced, or its state_dict; --trust runs the code.",
+        ),
+    ),
+    (
+        "torch.nn.parameter.Uninitialized",
+        ("holds a lazy layer that has no weights yet", "Run the model once on an input, and save it again."),
+    ),
+    (
+        "torch.nn.utils.weight_norm.",
+        (
+            "holds a weight norm, which is a hook: code that runs with every call",
+            "Call torch.nn.utils.remove_weight_norm on the layers, which changes nothing, and save again.",
+        ),
+    ),
+    (
+        "torch.nn.utils.spectral_norm.",
+        (
+            "holds a spectral norm, which is a hook: code that runs with every call",
+            "Call torch.nn.utils.remove_spectral_norm on the layers in eval mode, and save again.",
+        ),
+    ),
+    (
+        "torch.nn.parallel.distributed.",
+        ("holds a DistributedDataParallel, which needs its process group", "Save model.module instead."),
+    ),
+    (
+        "torch.ao.",
+        ("holds parts of a quantized model", "Fold the float model, before it is quantized."),
+    ),
+    (
+        "torch.optim.",
+        ("holds an optimizer", "Save the model, or its state_dict, without the optimizer."),
+    ),
+    (
+        "numpy.",
+        (
+            "holds values of NumPy's, which it makes by calling NumPy",
+            "Save the state_dict alone, or numbers as Python's own: float(value).",
+        ),
+    ),
+)
 _list_lock = threading.RLock()
 
 
@@ -64,7 +110,7 @@ class Allowed:
         if full in self.exact:
             return self.exact[full]
         same = [kind for kind in self.classes if kind.__qualname__ == name]
-        by_file = [kind for kind in same if kind.__module__.rpartition(".")[2] == module.rpartition(".")[2]]
+        by_file = [kind for kind in same if _stem(kind) == module.rpartition(".")[2]]
         return next(iter(by_file or same), None)
 
     def globals(self) -> list[Any]:
@@ -73,11 +119,10 @@ class Allowed:
 
     def advice(self, asked: list[str]) -> tuple[str, str]:
         """Return what a file asks for that it may not have, and what would help."""
-        if _UNLOADABLE & set(asked):
-            return (
-                "holds a torch.fx.GraphModule, and loading that runs source code from the file",
-                "Save the model that was traced, or its state_dict; --trust runs the code.",
-            )
+        for full in asked:
+            found = next((words for prefix, words in _KNOWN_CASES if full.startswith(prefix)), None)
+            if found is not None:
+                return found
         classes = [full for full in asked if _may_be_module_class(full)]
         others = [full for full in asked if full not in classes]
         if others:
@@ -109,6 +154,12 @@ def _torch_class(module: str, name: str) -> type | None:
         return None
     is_own = found.__module__ == module and found.__qualname__ == name
     return found if is_own and not issubclass(found, nn.modules.lazy.LazyModuleMixin) else None
+
+
+def _stem(kind: type) -> str:
+    """Return the name of the file that defines a class, without its suffix."""
+    place = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return kind.__module__.rpartition(".")[2] if place is None else Path(place).stem
 
 
 def _may_be_module_class(full: str) -> bool:

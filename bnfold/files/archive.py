@@ -11,6 +11,7 @@ Format: PKWARE APPNOTE 6.3.10, sections 4.3.7 to 4.3.16 and 4.5.3.
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CHUNK = 1 << 20
+_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 class BadArchiveError(Exception):
@@ -167,7 +169,7 @@ def _unpacked(file: BinaryIO, entry: Entry) -> Iterator[bytes]:
 
 def _check_name(name: str) -> None:
     parts = name.split("/")
-    if len(name) > 1024 or not name.isprintable() or "\\" in name or ":" in parts[0]:
+    if len(name) > 1024 or not name.isprintable() or "\\" in name or _DRIVE.match(name):
         raise BadArchiveError(f"holds an entry with an impossible name, `{shown(name)}`")
     if any(part in {"", ".", ".."} for part in parts):
         raise BadArchiveError(f"holds `{shown(name)}`, a name that leads out of the archive")
@@ -207,7 +209,7 @@ def _end_of_archive(file: BinaryIO) -> tuple[int, int, int]:
     end = size - _END.size
     magic, disk, first_disk, here, total, length, start, comment = _END.unpack(file.read(_END.size))
     if magic != b"PK\x05\x06" or comment:
-        raise BadArchiveError("is a zip archive without an end: it is cut short, or something was put after it")
+        raise BadArchiveError("is a zip archive without its end: it is cut short, or something was put after it")
     counts: tuple[int, ...] = (disk, first_disk, here, total, length, start)
     if end >= _END64_LOCATOR.size + _END64.size:
         file.seek(end - _END64_LOCATOR.size)
@@ -223,7 +225,7 @@ def _end_of_archive(file: BinaryIO) -> tuple[int, int, int]:
     if start + length != end:
         raise BadArchiveError("is damaged: its directory is not where it says")
     if total > MOST_ENTRIES or length > MOST_DIRECTORY or total * _CENTRAL.size > length:
-        raise BadArchiveError(f"says that it holds {total} entries in a directory of {bytes_in_words(length)}")
+        raise BadArchiveError(f"says that it holds {total} entries in {bytes_in_words(length)} of directory")
     return total, start, length
 
 

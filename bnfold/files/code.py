@@ -70,7 +70,7 @@ def resolve_spec(spec: str) -> nn.Module:
         return found
     if not callable(found):
         raise UsageError(
-            f"{shown_path(spec)} is a {type(found).__name__}, not a model.",
+            f"{shown_path(spec)} is of type {type(found).__name__}, not a model.",
             fix="Name a class or a function that makes one.",
         )
     try:
@@ -217,8 +217,8 @@ def _restore(name: str, module: types.ModuleType | None) -> None:
 
 def _line_of(error: BaseException, where: str) -> str:
     """Return the line of the user's file in which it failed, as the end of a sentence."""
-    if isinstance(error, SyntaxError) and error.filename == where:
-        return f" (line {error.lineno})"
+    if isinstance(error, SyntaxError):
+        return ""  # its own text says
     line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == where:

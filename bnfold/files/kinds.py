@@ -32,7 +32,7 @@ class Kind(Enum):
     SAFETENSORS = "a safetensors file"
     ONNX = "an ONNX model"
     OTHER_ZIP = "a zip archive, but none that torch wrote"
-    CUT_SHORT = "a zip archive whose end is missing"
+    BROKEN_ZIP = "a damaged zip archive"
     LEGACY_PICKLE = "in torch's old pickle format, from before torch 1.6"
     LEGACY_TAR = "in torch's oldest format, a tar archive"
     OTHER_TAR = "a tar archive"
@@ -83,7 +83,7 @@ _RESAVE = "Save it again as"
 _HOW_TO_USE_IT: dict[Kind, str] = {
     Kind.ONNX: "Folding needs the PyTorch model; an ONNX file can be the CANDIDATE of `bnfold verify`.",
     Kind.OTHER_ZIP: _UNPACK,
-    Kind.CUT_SHORT: "Download or copy it again: it is shorter than it was.",
+    Kind.BROKEN_ZIP: "Download or copy it again.",
     Kind.LEGACY_PICKLE: "Write it anew if you trust it: "
     "`python -c \"import torch; torch.save(torch.load('OLD', weights_only=True), 'NEW')\"`.",
     Kind.LEGACY_TAR: "Load it where it was made and save it again with a current torch.",
@@ -184,7 +184,7 @@ def _kind_of_zip(file: BinaryIO) -> Kind:
 
     names = entry_names(file)
     if names is None:
-        return Kind.CUT_SHORT
+        return Kind.BROKEN_ZIP
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner or any(name.startswith("code/__torch__") for name in inner):
         return Kind.TORCHSCRIPT

@@ -75,7 +75,6 @@ def _load_torch(file: BinaryIO, request: Request) -> LoadedModel:
     modules = [run_file(path) for path in request.code]
     target = None if request.spec is None else resolve_spec(request.spec)
     if request.trust:
-        request.notes.append("--trust: code from the file was allowed to run.")
         loaded = _unpickle_anything(file, request, _classes(modules, request, target))
     else:
         loaded = _unpickle_safely(file, entries, request, _classes(modules, request, target))
@@ -113,7 +112,7 @@ def _unpickle_safely(
 
     from bnfold.files.allowed import Allowed, only_these_globals
     from bnfold.files.pickles import BadPickleError, read_pickle
-    from bnfold.files.safety import UnsafeModelError, check_module
+    from bnfold.files.safety import UnsafeModelError, check_content
 
     allowed = Allowed(classes, has_code=bool(request.code or request.spec))
     remake = "Ask its maker for a state_dict or a .safetensors; --trust lets the file run anything."
@@ -130,8 +129,7 @@ def _unpickle_safely(
         with only_these_globals(allowed.globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-        if isinstance(loaded, torch.nn.Module):
-            check_module(loaded)
+        check_content(loaded)
     except UnsafeModelError as error:
         raise request.refused(error, remake) from None
     except BnfoldError:
@@ -203,7 +201,14 @@ def _load_safetensors(file: BinaryIO, request: Request) -> LoadedModel:
     return request.loaded(target, "safetensors")
 
 
+def _load_broken(file: BinaryIO, request: Request) -> LoadedModel:
+    """Say what is wrong with an archive that has no directory that can be read."""
+    check_archive(file)
+    raise refusal(Kind.BROKEN_ZIP, request.source)
+
+
 _LOADERS = {
+    Kind.BROKEN_ZIP: _load_broken,
     Kind.TORCH: _load_torch,
     Kind.SAFETENSORS: _load_safetensors,
     Kind.PROGRAM: load_program,

@@ -105,7 +105,7 @@ def onnx_output(path: Path, model: onnx.ModelProto, *, limit: int = PROTOBUF_LIM
 
 def _serialised(model: onnx.ModelProto, path: Path) -> bytes:
     try:
-        content: bytes = model.SerializeToString()
+        content: bytes = model.SerializeToString(deterministic=True)
     except Exception as error:
         raise ExportError(
             f"The ONNX model for {shown_path(path)} cannot be written: {reason_of(error)}.",

@@ -35,7 +35,6 @@ def load_program(file: BinaryIO, request: Request) -> LoadedModel:
         model = module_of_program(file)
     except Exception as error:
         raise request.refused(f"is an exported program that does not load: {reason_of(error)}", _AGAIN) from error
-    request.notes.append("--trust: code from the file was allowed to run.")
     request.notes.append("An exported program has no training mode; it computes what it computed when it was exported.")
     return request.loaded(model, "exported program")
 
@@ -80,6 +79,5 @@ def load_torchscript(file: BinaryIO, request: Request) -> LoadedModel:
             model = torch.jit.load(file, map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
         raise request.refused(f"is a TorchScript archive that does not load: {reason_of(error)}", _AGAIN) from error
-    request.notes.append("--trust: code from the file was allowed to run.")
     request.notes.append(f"{cannot}; it can be compared with.")
     return request.loaded(model, "TorchScript")

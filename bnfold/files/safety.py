@@ -17,7 +17,7 @@ from torch import nn
 
 from bnfold.files.words import shown
 
-__all__ = ["UnsafeModelError", "check_module", "check_tensor"]
+__all__ = ["UnsafeModelError", "check_content", "check_tensor"]
 
 _HOOKS = (
     "_forward_hooks",
@@ -46,15 +46,15 @@ class UnsafeModelError(Exception):
     """What is wrong with a loaded model: a clause that follows the file's name."""
 
 
-def check_module(root: nn.Module) -> None:
-    """Check a module made from a file, with everything that hangs on it; nothing of it is called.
+def check_content(root: object) -> None:
+    """Check what was made from a file, every module and tensor in it; nothing of it is called.
 
     Raises:
         UnsafeModelError: an attribute hides a method, a hook is attached, a parameter is no plain tensor, or the tree
             of modules is incomplete, endless or too deep.
     """
     seen: set[int] = set()
-    _check_tree(root)
+    in_trees: set[int] = set()
     pending: list[tuple[str, Any]] = [("", root)]
     while pending:
         path, value = pending.pop()
@@ -62,11 +62,13 @@ def check_module(root: nn.Module) -> None:
             continue
         seen.add(id(value))
         if isinstance(value, nn.Module):
+            if id(value) not in in_trees:
+                _check_tree(value, in_trees)
             pending.extend(_check_one(path, value))
         elif isinstance(value, torch.Tensor):
             check_tensor(path, value)
         else:
-            pending.extend((path, part) for part in _parts(value))
+            pending.extend(_named_parts(path, value))
 
 
 def check_tensor(name: str, tensor: torch.Tensor) -> None:
@@ -105,9 +107,8 @@ def _odd_kind(tensor: torch.Tensor) -> str | None:
     return None
 
 
-def _check_tree(root: nn.Module) -> None:
-    """Refuse a module that contains itself, and trees that recursion could not follow."""
-    done: set[int] = set()
+def _check_tree(root: nn.Module, done: set[int]) -> None:
+    """Refuse a module that contains itself, and trees that recursion could not follow; note what was visited."""
     trail: list[tuple[nn.Module, Iterator[Any]]] = [(root, _submodules(root))]
     while trail:
         for child in trail[-1][1]:
@@ -181,6 +182,13 @@ def _is_data(value: object) -> bool:
         type(value) in {list, tuple, dict, set, frozenset, OrderedDict}
         and all(_is_data(part) for part in _parts(value))
     )
+
+
+def _named_parts(path: str, value: object) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        prefix = f"{path}." if path else ""
+        return iter([(f"{prefix}{key}", part) for key, part in value.items()])
+    return iter([(path, part) for part in _parts(value)])
 
 
 def _parts(value: object) -> Iterator[Any]:

@@ -122,11 +122,11 @@ MODULES = (
     layer("training is a text", lambda m: _set(m[1], "training", "yes"), "neither training nor eval"),
     layer("a sparse parameter", lambda m: _set(m[0], "x", torch.eye(2).to_sparse()), "sparse"),
     layer("a meta parameter", lambda m: m[0].to("meta"), "meta"),
-    layer("a lazy layer", lambda m: m.append(nn.LazyLinear(3)), "UninitializedParameter"),
-    layer("weight norm by hooks", lambda m: _weight_norm(m[0]), "WeightNorm"),
+    layer("a lazy layer", lambda m: m.append(nn.LazyLinear(3)), "lazy layer"),
+    layer("weight norm by hooks", lambda m: _weight_norm(m[0]), "remove_weight_norm"),
     layer("a function as an attribute", lambda m: _set(m, "act", nn.functional.relu), "`torch.nn.functional.relu`"),
     layer("a builtin as an attribute", lambda m: _set(m, "act", print), "`builtins.print`"),
-    layer("an optimizer as an attribute", lambda m: _set(m, "o", torch.optim.SGD(m.parameters(), 0.1)), "`torch.optim"),
+    layer("an optimizer as an attribute", lambda m: _set(m, "o", torch.optim.SGD(m.parameters(), 0.1)), "an optimizer"),
     content("a class that nobody named", lambda: saved(Unknown()), "Unknown", "--code FILE.py"),
     content("a GraphModule", lambda: saved(torch.fx.symbolic_trace(nn.ReLU())), "GraphModule", "source code"),
     content("no state at all", torch_zip(program(b"ctorch.nn.modules.activation\nReLU\n)\x81")), "incomplete"),
@@ -164,7 +164,7 @@ STATES = (
     weights("a key that holds a number", lambda s: {"epoch": 3, **s}, "no weights", key="epoch"),
     weights("many keys of a megabyte", lambda s: {f"{n}" * 10**6: torch.ones(1) for n in range(10, 15)}, "unexpected"),
     weights("keys with escapes", lambda s: {"\x1b[31m\n::error::": torch.ones(1)}, r"\x1b[31m\x0a::error::"),
-    weights("a numpy number", lambda s: {"state_dict": s, "best": torch.ones(1).numpy()[0]}, "numpy"),
+    weights("a numpy number", lambda s: {"state_dict": s, "best": torch.ones(1).numpy()[0]}, "NumPy"),
 )
 
 OPTIONS = (
@@ -176,7 +176,7 @@ OPTIONS = (
     code_file("--model that is misspelt", NET, USAGE, "names no model", model="net"),
     code_file("--model that is not there", NET, USAGE, "no `Nett`", "`Net`", model="{folder}/net.py:Nett"),
     spec("spec: no such name", "{folder}/net.py:Nett", USAGE, "no `Nett`", "`Net`"),
-    spec("spec: a number", "{folder}/net.py:number", USAGE, "is a int, not a model"),
+    spec("spec: a number", "{folder}/net.py:number", USAGE, "of type int"),
     spec("spec: fails", "{folder}/net.py:broken", USAGE, "no weights here"),
     spec("spec: makes a text", "{folder}/net.py:text", USAGE, "makes a str"),
     spec("spec: wants an argument", "{folder}/net.py:with_argument", USAGE, "without arguments"),

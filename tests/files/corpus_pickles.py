@@ -119,7 +119,7 @@ ATTACKS = (
     attack(
         "a module that is called", lambda m: module("activation.ReLU") + integers(1) + REDUCE, "no function of torch's"
     ),
-    attack("many names at once", lambda m: b"".join(name("os", f"f{n}") + b"0" for n in range(50)), "does not write"),
+    attack("many names at once", lambda m: tuple_of(*(name("os", f"f{n}") for n in range(50))), "47 more"),
     attack(
         "a name with escapes",
         lambda m: call("os\x1b[31m", "system", text(m)),
