@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
@@ -22,6 +23,7 @@ from bnfold.errors import BnfoldError
 
 __all__ = ["Terminated", "main"]
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _INTERRUPTED, _BUG, _NO_MEMORY, _NOT_WRITTEN = 130, 70, 6, 5
 
 
@@ -86,9 +88,9 @@ def _bug(error: Exception, terminal: Terminal) -> int:
     if "can't allocate memory" in str(error) or "not enough memory" in str(error):
         terminal.error("Memory ran out.", "Run on a machine with more, or give a smaller --input-shape.")
         return _with_traceback(_NO_MEMORY, terminal)
-    if isinstance(error, OSError) and error.filename is None and error.errno is not None and _is_ours(error):
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
         terminal.error(f"The output cannot be written: {error.strerror}.", "Make room, or send it elsewhere.")
-        return _NOT_WRITTEN
+        return _with_traceback(_NOT_WRITTEN, terminal)
     first = next(iter(str(error).splitlines()), "")
     terminal.error(
         f"This is a bug in bnfold: {type(error).__name__}: {first[:300]}",
@@ -96,12 +98,6 @@ def _bug(error: Exception, terminal: Terminal) -> int:
         + (" and the lines below." if terminal.verbose else "; -v shows where it happened."),
     )
     return _with_traceback(_BUG, terminal)
-
-
-def _is_ours(error: OSError) -> bool:
-    """Whether printing failed, and not the work: the innermost frame outside of rich is this package's terminal."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "rich" not in frame.filename]
-    return bool(frames) and frames[-1].filename.endswith("terminal.py")
 
 
 def _with_traceback(code: int, terminal: Terminal) -> int:

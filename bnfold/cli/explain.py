@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from bnfold.cli import outputs
 from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
-from bnfold.errors import NeedsInputsError, UnknownNameError
+from bnfold.errors import NeedsInputsError, UnknownNameError, UsageError
 from bnfold.files.words import listed, shown
 from bnfold.report.document import Document
 from bnfold.report.tables import told_decisions, told_seconds
@@ -70,26 +71,31 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
 
 
 def _plan(request: ExplainRequest, loaded: Any, terminal: Terminal, stages: Stages) -> Any:
-    """Return the plan; inputs are looked for only where the plan cannot do without."""
+    """Return the plan that ``fold`` would follow; inputs are looked for only where it may depend on their shapes."""
     from bnfold.fold.api import plan as make_plan
 
-    inputs: Any = None
-    if request.about.inputs is not None or request.about.shapes:
-        inputs = find_inputs(request.about, loaded, terminal, stages).inputs
-    try:
+    def planned(inputs: Any) -> Any:
         with stages("plan"), terminal.foreign_code():
-            plan = make_plan(loaded.model, inputs, keep=request.keep)
-        wants_shapes = any(decision.reason in _WANT_SHAPES for decision in plan)
-    except NeedsInputsError:
-        wants_shapes = True
-    if inputs is not None or not wants_shapes:
+            return make_plan(loaded.model, inputs, keep=request.keep)
+
+    if request.about.inputs is not None or request.about.shapes:
+        return planned(find_inputs(request.about, loaded, terminal, stages).inputs)
+    plan = None
+    with contextlib.suppress(NeedsInputsError):
+        plan = planned(None)
+    if plan is not None and not any(decision.reason in _OF_SHAPES for decision in plan):
         return plan
-    inputs = find_inputs(request.about, loaded, terminal, stages).inputs
-    with stages("plan"), terminal.foreign_code():
-        return make_plan(loaded.model, inputs, keep=request.keep)
+    try:
+        inputs = find_inputs(request.about, loaded, terminal, stages).inputs
+    except UsageError:
+        if plan is None:
+            raise
+        return plan
+    return planned(inputs)
 
 
-_WANT_SHAPES = frozenset({"needs-inputs"})
+_OF_SHAPES = frozenset({"shapes-unknown", "channel-dimension", "channels-disagree", "broadcast"})
+"""Reasons that may fall away once shapes are known."""
 
 
 def _explained(request: ExplainRequest, model: Any, document: Document) -> list[Any]:

@@ -11,6 +11,8 @@ import click
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
 from bnfold.errors import UsageError
+from bnfold.files.code import looks_like_spec
+from bnfold.files.kinds import open_regular
 
 if TYPE_CHECKING:
     from bnfold.files.load import LoadedModel
@@ -58,6 +60,9 @@ def load(request: ModelRequest, terminal: Terminal, stages: Stages) -> tuple[Loa
     Returns:
         The model, and sentences for the user.
     """
+    if not looks_like_spec(request.model):
+        with open_regular(request.model):  # what is not there is said at once, before torch is imported
+            pass
     with stages("import"):
         import torch  # noqa: F401
 

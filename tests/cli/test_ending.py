@@ -1,0 +1,125 @@
+"""Every way in which a run can end has its exit code, and no user's mistake shows a traceback."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import click
+import pytest
+
+from bnfold import errors
+from bnfold.cli import ending, main
+from bnfold.cli.commands import bnfold
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def ends_with(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    def arrange(error: BaseException) -> None:
+        def work(*_: object) -> int:
+            raise error
+
+        monkeypatch.setattr("bnfold.cli.explain.run", work)
+
+    return arrange
+
+
+CODES = [
+    (errors.NotEquivalentError("a", fix="b"), 1),
+    (errors.UsageError("a", fix="b"), 2),
+    (errors.TrainingModeError("a", fix="b"), 2),
+    (errors.UnknownNameError("a", fix="b"), 2),
+    (errors.RefusedFileError("a", fix="b"), 3),
+    (errors.NotFoldedError("a", fix="b"), 4),
+    (errors.FileAccessError("a", fix="b"), 5),
+    (errors.CaptureError("a", fix="b"), 6),
+    (errors.NeedsInputsError("a", fix="b"), 6),
+    (errors.ExportError("a", fix="b"), 6),
+    (errors.MissingPackageError("a", fix="b"), 6),
+    (errors.NotFiniteError("a", fix="b"), 6),
+    (MemoryError(), 6),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 6),
+    (KeyboardInterrupt(), 130),
+    (click.Abort(), 130),
+    (ending.Terminated(), 143),
+    (ZeroDivisionError("oh"), 70),
+    (AssertionError(), 70),
+    (OSError(28, "No space left on device"), 5),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), CODES, ids=lambda value: type(value).__name__)
+def test_each_error_has_its_exit_code_and_no_traceback(
+    run: Run, ends_with: Callable[[BaseException], None], error: BaseException, code: int
+) -> None:
+    ends_with(error)
+    result = run("explain", "model.pt")
+    assert result.code == code
+    assert result.err.lstrip("\n").startswith("error: ")
+    assert "Traceback" not in result.err
+    assert result.out == ""
+
+
+def test_an_error_says_what_and_how_to_mend_it(run: Run, ends_with: Callable[[BaseException], None]) -> None:
+    ends_with(errors.CaptureError("It stopped there.", fix="Do this."))
+    assert run("explain", "model.pt").err == "error: It stopped there.\n  fix: Do this.\n"
+
+
+def test_a_bug_asks_for_a_report_and_shows_its_traceback_only_when_verbose(
+    run: Run, ends_with: Callable[[BaseException], None]
+) -> None:
+    ends_with(ZeroDivisionError("division by zero"))
+    quiet = run("explain", "model.pt")
+    assert "bug in bnfold: ZeroDivisionError: division by zero" in quiet.err
+    assert "Please report it" in quiet.err
+    assert "Traceback" not in quiet.err
+    assert "Traceback (most recent call last)" in run("explain", "model.pt", "-v").err
+
+
+def test_a_hostile_error_message_is_shown_as_text(run: Run, ends_with: Callable[[BaseException], None]) -> None:
+    ends_with(errors.RefusedFileError("\x1b[2J\n::error::x", fix="[bold]\r"))
+    err = run("explain", "model.pt").err
+    assert err == "error: \\x1b[2J\\x0a\\x3a:error\\x3a:x\n  fix: [bold]\\x0d\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["fold", "--help"], ["explain", "-h"], ["verify", "-h"]])
+def test_help_exits_0(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.code == 0
+    assert result.out.startswith("Usage: bnfold")
+
+
+def test_the_version_is_told(run: Run) -> None:
+    result = run("--version")
+    assert (result.code, result.out.split()[0]) == (0, "bnfold")
+
+
+@pytest.mark.parametrize("arguments", [["fould"], ["fold", "a", "b"], ["explain", "--seed", "x", "a"]])
+def test_what_cannot_be_parsed_exits_2_and_points_to_help(run: Run, arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.code == 2
+    assert "--help" in result.err
+
+
+def test_sigterm_is_handled_as_before_after_a_run(run: Run) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    run("--version")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_exit_codes_of_the_contract_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fold", "--help"])
+    assert "Exit codes: 0 done and equivalent" in capsys.readouterr().out
+
+
+def test_the_options_of_the_contract_exist() -> None:
+    wanted = {
+        "fold": "-o --output --code --model --input-shape --inputs --keep --strict --trust --report "
+        "--no-verify --seed -q -v --force --no-color",
+        "explain": "--code --model --trust --report -q -v --no-color",
+        "verify": "--code --model --trust --report --inputs --input-shape -q -v --no-color",
+    }
+    for name, options in wanted.items():
+        known = {option for parameter in bnfold.commands[name].params for option in parameter.opts}
+        assert set(options.split()) <= known
