@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from bnfold.affine import ChannelAffine, affine_of_statistics, exact_terms
-from bnfold.errors import NotFiniteError
-from bnfold.fold.absorb import absorb_after, absorb_before, output_channels
 from bnfold.fold.conditions import name_of
 from bnfold.fold.explicit import ExplicitAffine
 from bnfold.fold.plan import Absorption, Explicit, Plan
+from bnfold.fold.weights import absorbed_weights
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
 from bnfold.graph.constants import evaluate
@@ -113,7 +112,7 @@ class _Rewriter:
         if new.op == "call_module":
             self._absorb_in_layer(call, new, absorptions)
         else:
-            weight, bias = self._absorbed(call, absorptions)
+            weight, bias = absorbed_weights(call, self._tensor(call.weight), self._tensor(call.bias), absorptions)
             stem = call.weight if isinstance(call.weight, str) else f"{old.name}.weight"
             values = {"weight": self._attribute(new, old, stem, weight)}
             if bias is not None:
@@ -127,7 +126,7 @@ class _Rewriter:
             if _equal(same, absorptions):
                 new.target = name
                 return
-        weight, bias = self._absorbed(call, absorptions)
+        weight, bias = absorbed_weights(call, self._tensor(call.weight), self._tensor(call.bias), absorptions)
         layer = fresh_shell(self.capture.module(target), self.shells)
         layer._parameters["weight"] = weight
         if bias is not None:
@@ -141,46 +140,6 @@ class _Rewriter:
         new.target = name
         self.clones.setdefault(target, []).append((absorptions, name))
 
-    def _absorbed(
-        self, call: calls.Absorber, absorptions: list[Absorption]
-    ) -> tuple[nn.Parameter, nn.Parameter | None]:
-        """Return the new weight and bias, computed in float64 and rounded once to the dtype of the old ones."""
-        old_weight, old_bias = self._tensor(call.weight), self._tensor(call.bias)
-        like = old_weight if old_weight is not None else old_bias
-        channels = output_channels(call, old_weight)
-        if old_weight is None:
-            like = like if like is not None else torch.empty(0)
-            weight = torch.ones(channels, dtype=torch.float64, device=like.device)
-        else:
-            weight = old_weight.detach().double()
-        assert like is not None
-        bias = None if old_bias is None else old_bias.detach().double()
-        for absorption in absorptions:
-            affine = _on(absorption.affine, like.device)
-            absorb = absorb_after if absorption.side == "after" else absorb_before
-            weight, bias = absorb(call, (weight, bias), affine)
-        template = old_weight if old_weight is not None else weight.to(like.dtype)
-        new_weight = self._rounded(call, weight, template)
-        if bias is None:
-            return new_weight, None
-        plain = template.new_empty(0).requires_grad_(template.requires_grad) if template.is_leaf else template
-        return new_weight, self._rounded(call, bias, old_bias if old_bias is not None else plain)
-
-    def _rounded(self, call: calls.Absorber, exact: Tensor, like: Tensor) -> nn.Parameter:
-        rounded = exact.to(like.dtype)
-        if like.ndim in (4, 5) and not rounded.is_contiguous(memory_format=torch.contiguous_format):
-            rounded = rounded.contiguous()
-        if like.ndim == rounded.ndim:
-            rounded = _with_strides_of(rounded, like)
-        if not bool(torch.isfinite(rounded).all()):
-            error = NotFiniteError(
-                f"A weight of `{name_of(call.node)}` is not finite in {like.dtype} after folding.",
-                fix="Keep the BatchNorm that folds into it, or convert the model to a wider dtype first.",
-            )
-            error.node = call.node.name  # type: ignore[attr-defined]
-            raise error
-        return nn.Parameter(rounded, requires_grad=like.requires_grad)
-
     def _make_explicit(self, old: Node, new: Node, explicit: Explicit) -> None:
         call = self.facts.call(old)
         assert isinstance(call, calls.BatchNorm)
@@ -191,7 +150,7 @@ class _Rewriter:
         if explicit.composed:
             affine = affine_of_statistics(mean, variance, weight, bias, call.eps)
             for later in explicit.composed:
-                affine = _on(later, mean.device).after(affine)
+                affine = ChannelAffine(later.scale.to(mean.device), later.shift.to(mean.device)).after(affine)
             dtype = torch.float64 if mean.dtype == torch.float64 else torch.float32
             alpha, beta = affine.scale.to(dtype), affine.shift.to(dtype)
         else:
@@ -274,17 +233,3 @@ def _equal(first: list[Absorption], second: list[Absorption]) -> bool:
         a.side == b.side and torch.equal(a.affine.scale, b.affine.scale) and torch.equal(a.affine.shift, b.affine.shift)
         for a, b in zip(first, second, strict=True)
     )
-
-
-def _on(affine: ChannelAffine, device: torch.device) -> ChannelAffine:
-    return ChannelAffine(affine.scale.to(device), affine.shift.to(device))
-
-
-def _with_strides_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the tensor in the memory format of another of the same shape."""
-    if tensor.stride() == like.stride() or tensor.shape != like.shape:
-        return tensor
-    for layout in (torch.channels_last, torch.channels_last_3d):
-        if tensor.ndim == (4 if layout is torch.channels_last else 5) and like.is_contiguous(memory_format=layout):
-            return tensor.contiguous(memory_format=layout)
-    return tensor.contiguous()

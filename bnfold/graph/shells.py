@@ -32,7 +32,7 @@ def fresh_shell(module: nn.Module, shells: dict[int, Any]) -> Any:
     new.__dict__.update(module.__dict__)
     for name, value in module.__dict__.items():
         if name.startswith("_") and name.endswith("_hooks"):
-            new.__dict__[name] = copy.copy(value)
+            new.__dict__[name] = copy.copy(value) if value else type(value)()
     new.__dict__["_parameters"] = {name: wrapped(value, shells) for name, value in module._parameters.items()}
     new.__dict__["_buffers"] = {name: wrapped(value, shells) for name, value in module._buffers.items()}
     new.__dict__["_modules"] = {

@@ -1,0 +1,104 @@
+"""New weights for old: absorb affines in float64, round once, keep dtype, device, memory format and requires_grad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bnfold.affine import ChannelAffine
+from bnfold.errors import NotFiniteError
+from bnfold.fold.absorb import absorb_after, absorb_before, output_channels
+from bnfold.fold.conditions import name_of
+from bnfold.fold.plan import Absorption
+from bnfold.graph import calls
+
+__all__ = ["absorbed_weights"]
+
+# Rows are scaled in pieces of this many elements: as float64 they stay in the cache, and in memory that the process
+# already has, where a whole layer in float64 would be fresh memory each time.
+_PIECE = 32768
+
+
+def absorbed_weights(
+    call: calls.Absorber, weight: Tensor | None, bias: Tensor | None, absorptions: Sequence[Absorption]
+) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Return the weight and bias of a call that has absorbed affines.
+
+    Args:
+        call: tells the layout of the weight.
+        weight: as it is now; None where the op has none, which means 1.
+        bias: as it is now; None means 0.
+        absorptions: in order.
+
+    Returns:
+        New parameters. The bias is None only for an embedding.
+
+    Raises:
+        NotFiniteError: a rounded value is not finite; ``error.node`` is the name of the call's node.
+    """
+    like = weight if weight is not None else bias if bias is not None else torch.empty(0)
+    affines = [_on(absorption.affine, like.device) for absorption in absorptions]
+    after = all(absorption.side == "after" for absorption in absorptions)
+    if weight is not None and after and isinstance(call, (calls.Convolution, calls.Linear)):
+        whole = affines[0]
+        for affine in affines[1:]:
+            whole = affine.after(whole)
+        new_weight = _scaled_rows(weight.detach(), whole.scale)
+        new_bias: Tensor | None = whole.shift if bias is None else whole.scale * bias.detach().double() + whole.shift
+    else:
+        ones = (output_channels(call, weight),)
+        exact = weight.detach().double() if weight is not None else like.new_ones(ones, dtype=torch.float64)
+        new_bias = None if bias is None else bias.detach().double()
+        for absorption, affine in zip(absorptions, affines, strict=True):
+            absorb = absorb_after if absorption.side == "after" else absorb_before
+            exact, new_bias = absorb(call, (exact, new_bias), affine)
+        new_weight = _laid_out_like(exact.to(like.dtype), like)
+    rounded_bias = None if new_bias is None else new_bias.to(like.dtype if bias is None else bias.dtype)
+    for tensor in (new_weight, rounded_bias):
+        if tensor is not None and not _all_finite(tensor):
+            raise _not_finite(call, tensor)
+    parameter = nn.Parameter(new_weight, requires_grad=like.requires_grad)
+    if rounded_bias is None:
+        return parameter, None
+    return parameter, nn.Parameter(rounded_bias, requires_grad=(like if bias is None else bias).requires_grad)
+
+
+def _scaled_rows(weight: Tensor, scale: Tensor) -> Tensor:
+    """Return ``weight[c] * scale[c]``, each product formed in float64 and rounded once to weight's dtype."""
+    new = torch.empty_like(weight)  # keeps the memory format
+    count = weight.shape[0]
+    rows = max(1, _PIECE // max(1, weight.numel() // max(1, count)))
+    column = scale.reshape(-1, *[1] * (weight.ndim - 1))
+    for start in range(0, count, rows):
+        piece = slice(start, start + rows)
+        new[piece] = weight[piece].double() * column[piece]
+    return new
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite: a sum of finite numbers that is finite says so in one pass."""
+    total = float(tensor.sum(dtype=torch.float32 if tensor.itemsize <= 4 else None))
+    return math.isfinite(total) or bool(torch.isfinite(tensor).all())
+
+
+def _not_finite(call: calls.Absorber, tensor: Tensor) -> NotFiniteError:
+    error = NotFiniteError(
+        f"A weight of `{name_of(call.node)}` is not finite in {tensor.dtype} after folding.",
+        fix="Keep the BatchNorm that folds into it, or convert the model to a wider dtype first.",
+    )
+    error.node = call.node.name  # type: ignore[attr-defined]
+    return error
+
+
+def _on(affine: ChannelAffine, device: torch.device) -> ChannelAffine:
+    return ChannelAffine(affine.scale.to(device), affine.shift.to(device))
+
+
+def _laid_out_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return the tensor in the memory format of another of the same shape."""
+    if tensor.shape != like.shape or tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_like(like).copy_(tensor)
