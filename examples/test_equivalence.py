@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from negative_gammas import randomised
 from torch import Tensor, nn
 
 import bnfold
@@ -18,7 +17,20 @@ import bnfold
 
 @pytest.fixture
 def model() -> nn.Module:
-    return randomised(seed=1)
+    """Your model, with its trained weights, in eval mode. This one has some that look like it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 14 * 14, 10),
+        nn.BatchNorm1d(10),
+    )
+    for _ in range(3):  # in training mode: the BatchNorms see some batches
+        net(torch.randn(16, 1, 28, 28))
+    return net.eval()
 
 
 @pytest.fixture

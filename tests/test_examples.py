@@ -1,0 +1,73 @@
+"""The examples run, all of them, as a reader would run them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from examples.seed_network import Net, train, with_negative_gamma
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+ARGUMENTS = {  # what each script is given; {out} is an empty folder
+    "seed_network.py": ["{out}/model.pt", "--epochs", "1"],
+    "resnet.py": ["{out}/resnet18.onnx"],
+    "negative_gammas.py": [],
+}
+SAYS = {
+    "seed_network.py": "unseen digits right",
+    "resnet.py": "20 of 20 BatchNorms folded",
+    "negative_gammas.py": "bn1: fold. bn1 folded into conv1 through pool.\nbn1: affine. ",
+}
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+
+
+def test_examples_are_found() -> None:
+    scripts = {name for name in EXAMPLES if not name.startswith("test_")}
+    assert scripts == set(ARGUMENTS)
+    assert any(name.startswith("test_") for name in EXAMPLES)
+
+
+@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+def test_a_script_runs_and_says_what_it_should(name: str, tmp_path: Path) -> None:
+    done = python("-W", "error", f"examples/{name}", *(part.format(out=tmp_path) for part in ARGUMENTS[name]))
+    assert done.returncode == 0, done.stderr
+    assert SAYS[name] in done.stdout
+    for exported in tmp_path.glob("*.onnx"):
+        kinds = {node.op_type for node in onnx.load(exported).graph.node}
+        assert "Conv" in kinds
+        assert "BatchNormalization" not in kinds
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name.startswith("test_")])
+def test_an_example_test_passes(name: str) -> None:
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", f"examples/{name}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_seed_network_learns_and_its_training_leaves_no_negative_scale() -> None:
+    net, accuracy = train()
+    assert accuracy > 0.9
+    assert bool((net.bn1.weight > 0).all())
+    assert not net.training
+
+
+def test_training_is_the_same_each_time() -> None:
+    (first, _), (again, _) = train(epochs=1), train(epochs=1)
+    assert torch.equal(first.fc1.weight, again.fc1.weight)
+
+
+def test_the_variant_has_one_negative_scale() -> None:
+    assert int((with_negative_gamma(Net()).bn1.weight < 0).sum()) == 1
