@@ -49,7 +49,7 @@ test-long: lint
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest --long
 
 torture: $(VENV)/.installed-test
-	$(BIN)/python -m pytest tests/files --long -s
+	$(BIN)/python -m tests.files.torture
 
 bench: $(VENV)/.installed-test
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
