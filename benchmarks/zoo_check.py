@@ -44,17 +44,12 @@ TOLERANCE = 1e-9
 ROUNDING_FACTOR = 20.0  # how many times the original's own float32 error the fold's may be
 ROUNDING_FLOOR = 1e-5  # of the peak: an error below this is never called inexact
 NAMES_KEPT = 8
+STAGES = {"_capture": "capture", "plan_model": "plan", "rewrite_model": "rewrite"}  # functions of bnfold.fold.api
 Record = dict[str, Any]
 
 
 def check(entry: Entry, *, seed: int = 0, export: bool = False) -> Record:
     """Build a model, fold it and compare; whatever happens ends in the record, never in an exception."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return _check(entry, seed, export)
-
-
-def _check(entry: Entry, seed: int, export: bool) -> Record:
     start = time.perf_counter()
     record: Record = {
         "model": entry.model,
@@ -67,11 +62,13 @@ def _check(entry: Entry, seed: int, export: bool) -> Record:
         "seconds": {},
     }
     try:
-        subject = build(entry, seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            subject = build(entry, seed=seed)
     except Exception as error:
         _failed(record, "build-failed", "build", error)
     else:
-        record["shape"] = list(subject.shape)
+        record["shape"], record["damping"] = list(subject.shape), subject.damping
         record["seconds"]["build"] = _since(start)
         examine(subject, record, export=export)
     record["seconds"]["total"] = _since(start)
@@ -80,6 +77,12 @@ def _check(entry: Entry, seed: int, export: bool) -> Record:
 
 def examine(subject: Subject, record: Record, *, export: bool = False) -> None:
     """Fold a model and compare; fill in the record."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # models, exporters and fx.fuse's module warn of much that is no concern here
+        _stages(subject, record, export)
+
+
+def _stages(subject: Subject, record: Record, export: bool) -> None:
     stage = ["run"]
     try:
         _examine(subject, record, stage, export)
@@ -181,7 +184,7 @@ def _fold(subject: Subject, record: Record) -> api.Folding:
 @contextmanager
 def _timed(seconds: dict[str, float]) -> Iterator[None]:
     """Measure a fold and, within it, its stages: the functions that bnfold.fold.api calls for them."""
-    originals = {name: getattr(api, name) for name in ("_capture", "make_plan", "rewrite") if hasattr(api, name)}
+    originals = {name: getattr(api, name) for name in STAGES}
     spent = dict.fromkeys(originals, 0.0)
     depth = [0]
 
@@ -208,7 +211,7 @@ def _timed(seconds: dict[str, float]) -> Iterator[None]:
         seconds["fold"] = _since(start)
         for name, function in originals.items():
             setattr(api, name, function)
-            seconds[{"_capture": "capture", "make_plan": "plan"}.get(name, name)] = round(spent[name], 4)
+            seconds[STAGES[name]] = round(spent[name], 4)
 
 
 def _pair(folding: api.Folding, double: tuple[Any, ...], record: Record) -> tuple[list[Any], list[Any]]:

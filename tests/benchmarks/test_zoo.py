@@ -1,0 +1,142 @@
+"""Four tiny models of timm through the whole check; skipped where timm and torchvision are not installed."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import shim, zoo
+from benchmarks.zoo_build import build
+from benchmarks.zoo_check import check
+from benchmarks.zoo_list import Entry, read_list
+from benchmarks.zoo_records import read_records
+
+needs_timm = pytest.mark.skipif(
+    not shim.available("timm"), reason="timm and torchvision are not installed: benchmarks/shim.py says how"
+)
+ENTRIES = {entry.key: entry for entry in read_list()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _libraries() -> None:
+    if shim.available("timm"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shim.load("timm")
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["test_resnet", "test_byobnet", "test_efficientnet", "test_coatnet"])
+def test_a_tiny_model_of_timm_folds_completely_and_is_equivalent(name: str) -> None:
+    record = check(ENTRIES[f"timm/{name}"])
+    assert record["outcome"] == "equivalent", record.get("message")
+    assert record["error"]["float64"] <= 1e-11
+    assert record["calls"] == record["batchnorms"] == record["actions"]["fold"]
+    assert record["left"] == 0
+    assert record["unseen"] == []
+
+
+@needs_timm
+def test_a_model_is_built_with_numbers_that_hide_nothing_and_twice_the_same() -> None:
+    first, second = (build(ENTRIES["timm/test_resnet"], seed=3) for _ in range(2))
+    for one, other in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    layers = [layer for layer in first.model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    scales = torch.cat([layer.weight for layer in layers])
+    assert 0.2 < float((scales < 0).double().mean()) < 0.5
+    assert bool((scales.abs() < 1e-3).any())
+    for layer in layers:
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        assert not bool((layer.running_mean == 0).any())
+        assert float(layer.running_var.min()) > 0
+    assert not first.model.training
+    assert first.shape == (3, 64, 64)
+
+
+@needs_timm
+def test_a_run_writes_one_line_per_model_and_does_not_repeat_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "zoo.jsonl"
+    arguments = ["timm/test_resnet", "--output", str(output)]
+    assert zoo.main(arguments) == 0
+    assert zoo.main(arguments) == 0
+    assert "1 of them done, 0 to run" in capsys.readouterr().err
+    (record,) = read_records(output)
+    assert (record["model"], record["outcome"]) == ("test_resnet", "equivalent")
+    assert zoo.main(["--summary", str(output)]) == 0
+    assert "| timm | 1 | 1 | 1 | 0 |" in capsys.readouterr().out
+
+
+def test_the_list_holds_the_820_models_and_every_family_is_named() -> None:
+    entries = read_list()
+    assert len(entries) == len({entry.key for entry in entries}) == 820
+    assert sum(entry.batchnorms for entry in entries) == 61_910
+    assert all(entry.family for entry in entries)
+
+
+def test_without_the_libraries_a_run_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shim, "available", lambda library: library != "timm")
+    assert zoo.main(["test_resnet", "--output", str(tmp_path / "zoo.jsonl")]) == 2
+    assert "timm cannot be imported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["no_such_model"], "no model of the zoo is like that"), (["--shard", "5/4"], "'5/4' is not a shard")],
+)
+def test_a_selection_that_cannot_be_is_told(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert zoo.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_list_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo.main(["--library", "torchvision", "--family", "vgg", "--max-params", "133e6", "--list"]) == 0
+    (line, *_) = capsys.readouterr().out.splitlines()
+    assert line.split()[:3] == ["torchvision/vgg11_bn", "vgg", "132.87"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "again", "runs"),
+    [
+        (None, None, True),
+        ("equivalent", None, False),
+        ("crash", None, False),
+        ("crash", "bad", True),
+        ("equivalent", "bad", False),
+        ("equivalent", "all", True),
+        ("timeout", "crash,timeout", True),
+        ("timeout", "crash", False),
+    ],
+)
+def test_a_model_runs_again_only_where_asked(outcome: str | None, again: str | None, runs: bool) -> None:
+    assert zoo._wanted(None if outcome is None else {"outcome": outcome}, again) is runs
+
+
+def test_the_operators_that_stand_in_for_torchvisions_suppress_boxes() -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30], [0, 0, 10, 5]], dtype=torch.float32)
+    scores = torch.tensor([0.5, 0.9, 0.1, 0.7])
+    # 1 overlaps 0 by 81 of 119 and 3 by 36 of 114; 3 overlaps 0 by 50 of 100
+    assert shim._nms(boxes, scores, 0.6).tolist() == [1, 3, 2]
+    assert shim._nms(boxes, scores, 0.7).tolist() == [1, 3, 0, 2]
+    assert shim._nms(boxes, scores, 0.3).tolist() == [1, 2]
+    assert shim._nms(boxes[:0], scores[:0], 0.5).tolist() == []
+
+
+def test_a_library_that_is_not_there_is_not_available() -> None:
+    assert not shim.available("no_such_library")
+
+
+def test_every_entry_knows_its_key() -> None:
+    entry = Entry("timm", "resnet", "resnet18", 11_689_512, 20, ("BatchNorm2d",), (3, 224, 224), True)
+    assert ENTRIES["timm/resnet18"] == entry
+    assert entry.key == "timm/resnet18"

@@ -1,0 +1,87 @@
+"""The file of records and the tables made from it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from benchmarks.zoo_records import append, latest, read_records
+from benchmarks.zoo_summary import summary
+
+
+def record(model: str, outcome: str = "equivalent", **more: Any) -> dict[str, Any]:
+    return {"library": "timm", "model": model, "family": model[:3], "batchnorms": 10, "outcome": outcome, **more}
+
+
+def folded(model: str, fold: int, affine: int, **more: Any) -> dict[str, Any]:
+    return record(
+        model,
+        capture="symbolic",
+        calls=fold + affine,
+        actions={"fold": fold, "affine": affine, "keep": 0},
+        directions={"backward": fold - 1, "forward": 1},
+        reasons={"several-readers": affine} if affine else {},
+        kept={},
+        left=0,
+        error={"algebra": 1e-15, "float64": 2e-15, "original32": 1e-6, "folded32": 2e-6},
+        seconds={"fold": 0.5},
+        unseen=[],
+        **more,
+    )
+
+
+def test_records_survive_the_file_and_the_last_of_a_model_counts(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "zoo.jsonl"
+    append(path, record("a", "crash", error={"float64": math.inf, "list": [math.nan]}))
+    append(path, record("b"))
+    append(path, record("a"))
+    first = read_records(path)[0]
+    assert first["error"] == {"float64": "inf", "list": ["nan"]}
+    assert float(first["error"]["float64"]) == math.inf
+    assert {key: one["outcome"] for key, one in latest(read_records(path)).items()} == {
+        "timm/a": "equivalent",
+        "timm/b": "equivalent",
+    }
+
+
+def test_half_a_line_left_by_a_stopped_run_costs_its_own_record_only(tmp_path: Path) -> None:
+    path = tmp_path / "zoo.jsonl"
+    append(path, record("a"))
+    with path.open("a") as file:
+        file.write('{"library": "timm", "mod')
+    append(path, record("b"))
+    assert [one["model"] for one in read_records(path)] == ["a", "b"]
+
+
+def test_the_tables_say_how_many_folded_and_why_the_others_did_not() -> None:
+    text = summary(
+        latest(
+            [
+                folded("resnet", 9, 0, fuse={"takes": True, "left": 3, "wrong": True, "error": 1.0, "seconds": 0.2}),
+                folded("repvgg", 5, 5, fuse={"takes": False, "message": "TraceError"}),
+                record("levit", "crash", message="KeyError: a | b", fuse={"takes": False, "message": "TraceError"}),
+            ]
+        )
+    )
+    assert "| timm | 3 | 3 | 2 | 0 | 1 |" in text
+    assert "| symbolic | 2 | 19 | 14 (73.7 %) | 5 (26.3 %) | 0 (0.0 %) | 12 | 2 | 0 | 0 |" in text
+    assert "| several-readers | affine | 5 | 1 | repvgg |" in text
+    # levit's 10 modules were touched by neither; fuse did not take repvgg's 10 calls either and left 3 of resnet
+    assert "| bnfold | 2 of 3 | 29 | 10 | 15 | 0 |" in text
+    assert "| torch.fx.experimental.optimization.fuse | 1 of 3 | 29 | 23 | 23 | 1 |" in text
+    assert "| timm/levit | crash | KeyError: a \\| b |" in text
+    assert "| float32, folded in units of the original's | 2.00 | 2.00 |" in text
+
+
+def test_exports_are_summed_up_where_there_are_any() -> None:
+    good = folded("resnet", 9, 0, export={"batch_normalization": 0, "nodes": 50, "seconds": 1.0})
+    bad = folded("repvgg", 9, 0, export={"failed": "ExportError: no"})
+    text = summary(latest([good, bad]))
+    assert "| 2 | 1 | 0 |" in text
+    assert "| repvgg | ExportError: no |" in text
+    assert "ONNX" not in summary(latest([folded("resnet", 9, 0)]))
+
+
+def test_no_records_make_no_tables() -> None:
+    assert summary({}) == "No records."
