@@ -135,13 +135,10 @@ class Allowed:
         if self.has_code:
             return what, "The --code and --model given do not define them: name the Python file that does."
         fix = f"Name the Python file that defines {'them' if len(classes) > 1 else 'it'}: --code FILE.py"
-        if len(packages) == 1 and "." in classes[0]:
-            module, _, name = classes[0].rpartition(".")
-            if module.count("."):
-                return (
-                    what,
-                    f"{fix} (for an installed package, one that says `from {shown(module)} import {shown(name)}`).",
-                )
+        module, _, name = classes[0].rpartition(".")
+        if len(packages) == 1 and module.count(".") > 1:
+            line = f"from {shown(module, 40)} import {shown(name, 40)}"
+            return what, f"{fix} (for an installed package, one that says `{line}`)."
         return what, f"{fix}."
 
 

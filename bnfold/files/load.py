@@ -9,25 +9,34 @@ from __future__ import annotations
 
 import gc
 import pickle
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bnfold.errors import BnfoldError, RefusedFileError, UsageError
+from bnfold.errors import BnfoldError, UsageError
 from bnfold.files.archive import BadArchiveError, Entry, check_archive, check_contents, read_entry
 from bnfold.files.code import classes_in, looks_like_spec, module_of_spec, resolve_spec, run_file
 from bnfold.files.kinds import Kind, open_regular, refusal, sniff
 from bnfold.files.programs import load_program, load_torchscript
 from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
-from bnfold.files.words import reason_of, shown_path
+from bnfold.files.words import reason_of, shown, shown_path
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 __all__ = ["LoadedModel", "load_model", "looks_like_spec", "resolve_spec"]
+
+
+_SMALL_RECORDS = {
+    "byteorder": re.compile(rb"little|big"),
+    "version": re.compile(rb"[0-9]{1,4}\n?"),
+    ".format_version": re.compile(rb"[0-9]{1,4}"),
+    ".storage_alignment": re.compile(rb"[0-9]{1,7}"),
+}
 
 
 def load_model(
@@ -60,7 +69,7 @@ def load_model(
         try:
             return loader(file, request)
         except BadArchiveError as error:
-            raise RefusedFileError(f"{shown_path(source)} {error}.", fix="Download or copy it again.") from None
+            raise request.refused(error, "Download or copy it again.") from None
 
 
 def _load_torch(file: BinaryIO, request: Request) -> LoadedModel:
@@ -72,6 +81,7 @@ def _load_torch(file: BinaryIO, request: Request) -> LoadedModel:
     entries = check_archive(file)
     check_contents(file, entries)
     _check_that_torch_agrees(file, entries)
+    _check_small_records(file, entries)
     modules = [run_file(path) for path in request.code]
     target = None if request.spec is None else resolve_spec(request.spec)
     if request.trust:
@@ -96,6 +106,15 @@ def _check_that_torch_agrees(file: BinaryIO, entries: dict[str, Entry]) -> None:
         raise BadArchiveError(f"is an archive that torch cannot read: {reason_of(error)}") from None
     if not same:
         raise BadArchiveError("is an archive that can be read in two ways")
+
+
+def _check_small_records(file: BinaryIO, entries: dict[str, Entry]) -> None:
+    """Check the records beside the pickle that torch reads as a word or a number."""
+    for name, form in _SMALL_RECORDS.items():
+        if name in entries:
+            content = read_entry(file, entries[name]) if entries[name].plain < 20 else b"?"
+            if not form.fullmatch(content):
+                raise BadArchiveError(f"is damaged: its record `{name}` is {shown(content)}")
 
 
 def _classes(modules: list[ModuleType], request: Request, target: nn.Module | None) -> list[type[nn.Module]]:

@@ -14,86 +14,21 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pickle import decode_long
 from typing import Any
 
 from bnfold.files.archive import Entry
+from bnfold.files.claims import BadPickleError, Made, Name, Pickle, Storage, TensorClaim, children
 from bnfold.files.words import bytes_in_words, shown
 
-__all__ = ["BadPickleError", "Made", "Name", "Pickle", "Storage", "TensorClaim", "children", "read_pickle"]
+__all__ = ["BadPickleError", "Pickle", "read_pickle"]
 
 MOST_BYTES = 64 << 20
 MOST_STEPS = 2_000_000
 MOST_WAITING = 100_000  # values on the stack: torch.save puts at most 1,000 items of a container there, or one tuple
 MOST_MARKS = 1_000
 DEEPEST = 500
-
-
-class BadPickleError(Exception):
-    """What is wrong with a pickle: a clause that follows the file's name."""
-
-
-@dataclass(frozen=True)
-class Name:
-    """A class or function that the pickle asks for by name; it is not looked up."""
-
-    full: str
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A claim of memory that an entry of the archive holds."""
-
-    kind: str
-    key: str
-    elements: int
-
-
-@dataclass(eq=False)
-class TensorClaim:
-    """A claim of a tensor: its place in a storage, in elements, and what else was given with it."""
-
-    storage: Storage
-    shape: tuple[int, ...]
-    hooks: object
-    is_parameter: bool = False
-
-
-@dataclass(eq=False)
-class Made:
-    """An object that would be made from class ``name``, with the state that would be given to it."""
-
-    name: str
-    state: dict[str, Any] | None = None
-
-
-@dataclass
-class Pickle:
-    """What a pickle holds.
-
-    Attributes:
-        root: the outermost object, of plain values, :class:`Name`, :class:`Storage`, :class:`TensorClaim` and
-            :class:`Made`.
-        asked: the names it asks for that were not in ``known``, in the order of their first appearance.
-    """
-
-    root: Any = None
-    asked: list[str] = field(default_factory=list)
-
-
-def children(value: object) -> Iterator[object]:
-    """Yield the values directly inside a value read from a pickle."""
-    if isinstance(value, dict):
-        yield from value.keys()
-        yield from value.values()
-    elif isinstance(value, (list, tuple)):
-        yield from value
-    elif isinstance(value, Made):
-        yield value.state
-    elif isinstance(value, TensorClaim):
-        yield value.hooks
 
 
 def read_pickle(data: bytes, entries: dict[str, Entry], known: Callable[[str], str | None]) -> Pickle:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.errors import RefusedFileError
-from bnfold.files.words import shown_path
+from bnfold.files.words import MESSAGE_LIMIT, shortened, shown_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +48,9 @@ class Request:
 
     def refused(self, what: object, fix: str) -> RefusedFileError:
         """Return the error that says ``what`` about the file; ``what`` is a clause without its full stop."""
-        return RefusedFileError(f"{shown_path(self.source)} {what}.", fix=fix)
+        path = shown_path(self.source)
+        room = MESSAGE_LIMIT - len(path) - len(fix) - len("  . ")
+        return RefusedFileError(f"{path} {shortened(str(what), max(room, 80))}.", fix=fix)
 
     def loaded(self, model: nn.Module, kind: str) -> LoadedModel:
         """Return the result."""

@@ -7,6 +7,7 @@ something other than a plain tensor.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -170,6 +171,8 @@ def _check_shadow(where: str, kind: type, name: str, value: object) -> None:
         return
     if inspect.getattr_static(nn.Module, name, _ABSENT) is _ABSENT and _is_data(hidden) and _is_data(value):
         return
+    if isinstance(hidden, functools.cached_property) and _is_data(value):
+        return  # which keeps its value there
     if type(hidden).__name__ == "member_descriptor" or (isinstance(value, nn.Module) and hidden is None):
         return  # a slot, which instances fill; or `downsample = None` in the class and a module in the instance
     raise UnsafeModelError(f"replaces `{shown(name)}` of {where}, which belongs to the class")

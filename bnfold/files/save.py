@@ -9,7 +9,6 @@ one, never a part of one; a temporary folder that it left is removed by the next
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import stat
@@ -17,10 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bnfold.errors import BnfoldError, FileAccessError, UsageError
+from bnfold.errors import BnfoldError, FileAccessError
 from bnfold.files.signals import Held, Interrupted
 from bnfold.files.staging import Staging, sweep
-from bnfold.files.words import bytes_in_words, reason_of, shown_path
+from bnfold.files.targets import cannot_write, check_targets, target_of
+from bnfold.files.words import reason_of, shown_path
 
 __all__ = ["Output", "Sidecar", "Written", "check_targets", "write_outputs"]
 
@@ -75,34 +75,6 @@ class _File:
     placed: bool = False
 
 
-def check_targets(paths: Sequence[Path], *, inputs: Sequence[Path], force: bool) -> None:
-    """Check that files could be written to ``paths``, before the work that makes their content.
-
-    Raises:
-        UsageError: an output is one of the inputs, or two outputs are the same file.
-        FileAccessError: the folder is missing, a target exists and ``force`` is not given, or is no regular file.
-    """
-    seen: dict[str, Path] = {}
-    for path in paths:
-        if "\0" in os.fspath(path):
-            raise FileAccessError(f"{shown_path(path)} is no file's name.", fix="Choose another -o.")
-        target = _target(path)
-        for given in inputs:
-            if _same(target, given):
-                raise UsageError(
-                    f"{shown_path(path)} is the input itself, {shown_path(given)}.",
-                    fix="Write to another file with -o.",
-                )
-        where = os.path.normcase(target)
-        twin = next((other for place, other in seen.items() if place == where or _same(target, Path(place))), None)
-        if twin is not None:
-            raise UsageError(
-                f"{shown_path(path)} and {shown_path(twin)} are one file.", fix="Give each output its own."
-            )
-        seen[where] = path
-        _check_target(path, target, force=force)
-
-
 def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: bool) -> list[Written]:
     """Write all ``outputs``, or none of them.
 
@@ -127,7 +99,7 @@ def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: b
             raise ValueError("a sidecar stands beside its output and is named without a folder")
     paths = [path for output in outputs for path in _paths(output)]
     check_targets(paths, inputs=inputs, force=force)
-    folders = list(dict.fromkeys(_target(path).parent for path in paths))
+    folders = list(dict.fromkeys(target_of(path).parent for path in paths))
     for folder in folders:
         sweep(folder)
     files: list[_File] = []
@@ -139,11 +111,11 @@ def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: b
                 staging[where] = stages.enter_context(Staging(where)).path
             for output in outputs:  # a sidecar before its output, so that no output stands without it
                 for path, content in reversed(list(zip(_paths(output), _contents(output), strict=True))):
-                    where = _target(path)
+                    where = target_of(path)
                     files.append(_File(where, memoryview(content).cast("B"), staging[where.parent] / where.name))
                     _write(files[-1], signals)
             for output in outputs:
-                where = _target(output.path)
+                where = target_of(output.path)
                 _check(output, staging[where.parent] / where.name)
                 signals.check()
             _place_all(files, force=force)
@@ -151,51 +123,17 @@ def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: b
         raise KeyboardInterrupt from None
     except OSError as error:
         size = sum(memoryview(content).nbytes for output in outputs for content in _contents(output))
-        raise _cannot_write(where, error, size) from None
+        raise cannot_write(where, error, size) from None
     done = {file.target: file for file in files}
-    return [Written(path, done[_target(path)].sha256, done[_target(path)].content.nbytes) for path in paths]
+    return [Written(path, done[target_of(path)].sha256, done[target_of(path)].content.nbytes) for path in paths]
 
 
 def _paths(output: Output) -> list[Path]:
-    return [output.path, *(_target(output.path).parent / sidecar.name for sidecar in output.sidecars)]
+    return [output.path, *(target_of(output.path).parent / sidecar.name for sidecar in output.sidecars)]
 
 
 def _contents(output: Output) -> list[bytes | bytearray | memoryview]:
     return [output.content, *(sidecar.content for sidecar in output.sidecars)]
-
-
-def _target(path: Path) -> Path:
-    """Return the place that a path means: a link is followed, so that the file is replaced and not the link."""
-    return Path(os.path.realpath(path))
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except (OSError, ValueError):
-        return False
-
-
-def _check_target(path: Path, target: Path, *, force: bool) -> None:
-    name = shown_path(path)
-    try:
-        mode = os.lstat(target).st_mode
-    except FileNotFoundError:
-        if not os.path.isdir(target.parent):
-            raise FileAccessError(f"There is no folder {shown_path(target.parent)}.", fix="Make it first.") from None
-        if os.path.islink(path):
-            raise FileAccessError(
-                f"{name} is a link to a file that does not exist.", fix="Write to the file that you mean."
-            ) from None
-        return
-    except OSError as error:
-        raise _cannot_write(target, error, 0) from None
-    if stat.S_ISDIR(mode):
-        raise FileAccessError(f"{name} is a folder.", fix="Name a file in it with -o.")
-    if not stat.S_ISREG(mode):
-        raise FileAccessError(f"{name} is a device, pipe or socket, not a file.", fix="Name a file with -o.")
-    if not force:
-        raise FileAccessError(f"{name} exists already.", fix="Give --force to replace it, or write elsewhere with -o.")
 
 
 def _write(file: _File, signals: Held) -> None:
@@ -295,28 +233,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _cannot_write(where: Path, error: OSError, needed: int) -> FileAccessError:
-    """Return what a failed write of ``needed`` bytes means to a user."""
-    name = f"a file in {shown_path(where)}" if os.path.isdir(where) else shown_path(where)
-    size = bytes_in_words(needed)
-    old = "Nothing was written, and what was there is as it was."
-    words = {
-        errno.ENOSPC: (f"The disk is full: no room for {name}", f"Free {size}, or write elsewhere with -o."),
-        errno.EDQUOT: (f"Your disk quota is used up: no room for {name}", f"Free {size}, or write elsewhere with -o."),
-        errno.EFBIG: (f"{name} is larger than this system lets a file be", "Raise the limit (`ulimit -f`)."),
-        errno.EROFS: (f"{name} is on a read-only file system", "Write elsewhere with -o."),
-        errno.EACCES: (
-            f"There is no permission to write {name}",
-            "Write elsewhere with -o, or change the permissions.",
-        ),
-        errno.EPERM: (f"There is no permission to write {name}", "Write elsewhere with -o, or change the permissions."),
-        errno.ENAMETOOLONG: (f"The name of {name} is too long", "Choose a shorter name with -o."),
-        errno.EEXIST: (f"{name} has appeared meanwhile", "Give --force to replace it, or write elsewhere with -o."),
-        errno.ENOENT: (f"There is no way to make {name}", "Write elsewhere with -o."),
-    }
-    what, fix = words.get(
-        error.errno or 0, (f"{name} cannot be written ({error.strerror or reason_of(error)})", "Check the disk.")
-    )
-    return FileAccessError(f"{what}. {old}", fix=fix)

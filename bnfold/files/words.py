@@ -59,7 +59,7 @@ def reason_of(error: BaseException, limit: int = 120) -> str:
     """Return what an exception says, on one line: its type and the first line of its text."""
     text = str(error).strip()
     line = text.splitlines()[0] if text else ""
-    name = type(error).__name__
+    name = shown(type(error).__name__, 40)
     return f"{name}: {shown(line, limit)}" if line else name
 
 

@@ -75,6 +75,9 @@ def _bomb() -> bytes:
     return forged(ZipEntry(b"m/data/0", bytes(20_000_000), method=8))
 
 
+ODD = (ZipEntry(b"m/byteorder", b"middle"), ZipEntry(b"m/version", b"3\n"))
+
+
 def _overlap() -> bytes:
     entries = torch_entries(PICKLE, {"0": b"x" * 100})
     twin = ZipEntry(b"m/data/1", b"x" * 100, header=0, local_name=b"m/data/1")
@@ -121,6 +124,7 @@ CASES = (
     content("directory entry cut", changed(_set_directory(28, "<H", 0xFFFF)), "directory is broken"),
     content("nothing in it", lambda: zip_bytes([]), "zip archive"),
     content("no data.pkl", lambda: zip_bytes([ZipEntry(b"m/data/0", b"x")]), "none that torch wrote"),
+    content("an odd byte order", lambda: zip_bytes([*torch_entries(PICKLE)[:1], *ODD]), "`byteorder`"),
     content("no version", lambda: zip_bytes([ZipEntry(b"m/data.pkl", PICKLE)]), "torch cannot read"),
 )
 

@@ -81,9 +81,9 @@ def test_a_full_disk_leaves_the_old_files(limit: int, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content_of(7, name))
     process = start(tmp_path, 1, str(limit))
     said, errors = process.communicate(timeout=60)
+    assert errors == ""
     assert "larger than this system lets a file be" in said
     assert "what was there is as it was" in said
-    assert errors == ""
     assert temporaries(tmp_path) == []
     for name in NAMES:
         assert (tmp_path / name).read_bytes() == content_of(7, name)

@@ -1,4 +1,4 @@
-"""Loading what users have: pickled modules, weights, specs; with torch left as it was found."""
+"""Loading pickled modules, with and without trust; torch is left as it was found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import os
 import subprocess
 import sys
-import types
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,100 +17,12 @@ import torch
 from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from bnfold.errors import RefusedFileError, UsageError
-from bnfold.files.load import LoadedModel, load_model, looks_like_spec, resolve_spec
-from tests.files.forge import PROTO, saved
+from bnfold.errors import RefusedFileError
+from bnfold.files.load import load_model, resolve_spec
+from tests.files.forge import saved
+from tests.files.nets import NET, assert_same, code_of
 
 ROOT = Path(__file__).resolve().parents[2]
-
-NET = """
-import torch
-from torch import nn
-
-class Block(nn.Module):
-    expansion = 4
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 2, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(2)
-    def forward(self, x):
-        return torch.relu(self.bn(self.conv(x)))
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.expansion = 3
-        self.norm_layer = nn.BatchNorm2d
-        self.settings = {"width": 2, "names": ["a", ("b", 1.5)], 3: None}
-        self.blocks = nn.ModuleList([Block(), Block()])
-        self.scale = nn.Parameter(torch.ones(2, 1, 1))
-        self.scale.no_weight_decay = True
-        self.register_buffer("table", torch.arange(6).reshape(2, 3).t())
-        self.register_buffer("halves", torch.ones(2, dtype=torch.bfloat16), persistent=False)
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x) * self.scale
-        return x
-
-def small():
-    return Net()
-
-net = Net()
-"""
-
-
-@pytest.fixture
-def code(tmp_path: Path) -> Path:
-    path = tmp_path / "nets_for_load.py"
-    path.write_text(NET)
-    return path
-
-
-def make_net(module_name: str) -> tuple[types.ModuleType, nn.Module]:
-    """Return a Net whose classes say that they come from ``module_name``."""
-    module = types.ModuleType(module_name)
-    exec(compile(NET, "<net>", "exec"), module.__dict__)
-    torch.manual_seed(5)
-    net: nn.Module = module.small()
-    for name, value in net.state_dict().items():
-        if value.is_floating_point():
-            nn.init.uniform_(value, 0.5, 2.0) if "running_var" in name else nn.init.normal_(value)
-    return module, net
-
-
-@pytest.fixture
-def save_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[Path, nn.Module]]:
-    """Save a Net as if from a script or module of the given name."""
-
-    def save(module_name: str) -> tuple[Path, nn.Module]:
-        module, net = make_net(module_name)
-        with monkeypatch.context() as patch:
-            parents = module_name.split(".")[:-1]
-            for depth in range(len(parents)):
-                parent = ".".join(parents[: depth + 1])
-                patch.setitem(sys.modules, parent, types.ModuleType(parent))
-            patch.setitem(sys.modules, module_name, module)
-            torch.save(net, tmp_path / "model.pt")
-        return tmp_path / "model.pt", net
-
-    return save
-
-
-def code_of(model: nn.Module) -> Path:
-    return Path(str(sys.modules[type(model).__module__].__file__))
-
-
-def assert_same(loaded: nn.Module, original: nn.Module) -> None:
-    x = torch.randn(2, 2, 5, 5)
-    assert loaded.state_dict().keys() == original.state_dict().keys()
-    for (name, mine), theirs in zip(loaded.state_dict().items(), original.state_dict().values(), strict=True):
-        assert torch.equal(mine, theirs), name
-        assert mine.dtype == theirs.dtype
-        assert mine.stride() == theirs.stride()
-    assert torch.equal(loaded.eval()(x), original.eval()(x))
-
-
-# Pickled modules
 
 
 @pytest.mark.parametrize("where", ["__main__", "nets_for_load", "their.package.nets", "nets_elsewhere"])
@@ -293,6 +204,41 @@ def test_checksums_that_were_not_computed_are_passed_over(tmp_path: Path) -> Non
     assert load_model(str(tmp_path / "model.pt")).kind == "pickled module"
 
 
+def test_a_cached_property_that_was_computed_before_saving_is_no_attack(tmp_path: Path) -> None:
+    source = "import functools\nfrom torch import nn\nclass Counted(nn.Identity):\n"
+    source += "    @functools.cached_property\n    def width(self):\n        return 3\n"
+    (tmp_path / "counted_once.py").write_text(source)
+    made: Any = resolve_spec(f"{tmp_path / 'counted_once.py'}:Counted")
+    assert made.width == 3
+    torch.save(made, tmp_path / "model.pt")
+    loaded: Any = load_model(str(tmp_path / "model.pt"), code=[tmp_path / "counted_once.py"]).model
+    assert loaded.__dict__["width"] == 3
+    made.__dict__["width"] = nn.Identity()
+    torch.save(made, tmp_path / "model.pt")
+    with pytest.raises(RefusedFileError, match="`width`"):
+        load_model(str(tmp_path / "model.pt"), code=[tmp_path / "counted_once.py"])
+
+
+@pytest.mark.parametrize("what", ["classes", "keys", "functions"])
+def test_a_message_stays_short_however_long_the_names_are(what: str, tmp_path: Path, code: Path) -> None:
+    from tests.files.forge import name, program, torch_zip, tuple_of
+
+    folder = tmp_path / ("long" * 50)
+    folder.mkdir()
+    (folder / "model.pt").touch()
+    if what == "keys":
+        state = {f"{number}" * 30 + "w" * 150: torch.ones(1) for number in range(9)}
+        (folder / "model.pt").write_bytes(saved(state | {"scale": torch.ones(7)}))
+    else:
+        kind = "Net" if what == "classes" else "net"
+        names = [name("a" * 99 + f".b{number}." + "c" * 99, kind + "d" * 99) for number in range(9)]
+        (folder / "model.pt").write_bytes(torch_zip(program(tuple_of(*names))))
+    with pytest.raises(RefusedFileError) as caught:
+        load_model(str(folder / "model.pt"), model=f"{code}:Net" if what == "keys" else None)
+    assert 300 < len(str(caught.value)) < 400
+    assert caught.value.fix in str(caught.value)
+
+
 # What is left as it was found
 
 
@@ -391,219 +337,3 @@ def test_torchscript_loads_with_trust_and_says_that_it_cannot_be_folded(tmp_path
     assert loaded.kind == "TorchScript"
     assert "cannot fold" in loaded.notes[0]
     assert loaded.model(torch.ones(1, 2)).shape == (1, 2)
-
-
-# Weights
-
-
-def fitted(state: Any, code: Path, **options: Any) -> LoadedModel:
-    path = code.with_name("weights.pt")
-    torch.save(state, path)
-    return load_model(str(path), model=f"{code}:Net", **options)
-
-
-@pytest.fixture
-def original() -> nn.Module:
-    return make_net("nets_for_load")[1]
-
-
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "model.net."])
-def test_a_state_dict_fits_whatever_wrapper_left_its_prefix(prefix: str, code: Path, original: nn.Module) -> None:
-    loaded = fitted({f"{prefix}{name}": value for name, value in original.state_dict().items()}, code)
-    assert loaded.kind == "state_dict"
-    assert loaded.notes == (() if not prefix else (f"The prefix `{prefix}` was taken off the weights' names.",))
-    assert_same(loaded.model, original)
-
-
-@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "ema", "weights_of_the_best"])
-def test_a_checkpoint_gives_the_weights_it_holds(key: str, code: Path, original: nn.Module) -> None:
-    content = {"epoch": 3, key: original.state_dict(), "optimizer": {"lr": 0.1}, "args": argparse.Namespace(lr=0.1)}
-    loaded = fitted(content, code)
-    assert loaded.kind == "checkpoint"
-    assert loaded.notes == (f"The weights are those under `{key}`.",)
-    assert_same(loaded.model, original)
-
-
-def test_of_several_sets_of_weights_the_first_is_taken_and_key_picks_another(code: Path, original: nn.Module) -> None:
-    other = {name: torch.zeros_like(value) for name, value in original.state_dict().items()}
-    content = {"ema": original.state_dict(), "model": other, "deep": {"er": original.state_dict()}}
-    loaded = fitted(content, code)
-    assert loaded.notes == ("The weights are those under `model`; it also holds `ema`, which --key picks.",)
-    assert not torch.equal(loaded.model.scale, original.scale)  # type: ignore[arg-type]
-    assert_same(fitted(content, code, key="ema").model, original)
-    assert_same(fitted(content, code, key="deep.er").model, original)
-
-
-def test_a_checkpoint_with_a_whole_module_needs_no_model(
-    tmp_path: Path, code: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module, net = make_net("__main__")
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "__main__", module)
-        torch.save({"epoch": 1, "model": net}, tmp_path / "model.pt")
-    loaded = load_model(str(tmp_path / "model.pt"), code=[code])
-    assert loaded.kind == "checkpoint"
-    assert_same(loaded.model, net)
-
-
-def test_a_module_inside_a_checkpoint_is_checked_like_any_other(tmp_path: Path) -> None:
-    layer = nn.ReLU()
-    layer.__dict__["forward"] = nn.Identity()
-    torch.save({"model": layer, "epoch": 1}, tmp_path / "model.pt")
-    with pytest.raises(RefusedFileError, match="`forward`"):
-        load_model(str(tmp_path / "model.pt"))
-
-
-def test_an_averaged_model_fits(code: Path, original: nn.Module) -> None:
-    averaged = torch.optim.swa_utils.AveragedModel(original)
-    assert_same(fitted(averaged.state_dict(), code).model, original)
-
-
-def test_weights_that_lose_digits_are_mentioned(code: Path, original: nn.Module) -> None:
-    state = {
-        name: value.double() if value.is_floating_point() else value for name, value in original.state_dict().items()
-    }
-    loaded = fitted(state, code)
-    assert loaded.notes == ("Weights were rounded to the model's number format: float64 to float32.",)
-    state = {
-        name: value.half() if value.is_floating_point() else value for name, value in original.state_dict().items()
-    }
-    assert fitted(state, code).notes == ()
-
-
-def test_weights_without_batch_counters_fit(code: Path, original: nn.Module) -> None:
-    state = {name: value for name, value in original.state_dict().items() if "num_batches" not in name}
-    assert_same(fitted(state, code).model, original)
-
-
-def test_a_misfit_never_loads_half(code: Path, original: nn.Module) -> None:
-    state = dict(original.state_dict())
-    state["blocks.0.conv.weigth"] = state.pop("blocks.0.conv.weight")
-    state["blocks.1.bn.weight"] = torch.ones(3)
-    with pytest.raises(RefusedFileError) as caught:
-        fitted(state, code)
-    for words in ("1 of another shape", "1 missing (`blocks.0.conv.weight`)", "1 unexpected (`blocks.0.conv.weigth`)"):
-        assert words in str(caught.value)
-
-
-@pytest.mark.parametrize("with_metadata", [True, False])
-def test_a_safetensors_file_fits(with_metadata: bool, tmp_path: Path, code: Path, original: nn.Module) -> None:
-    import safetensors.torch
-
-    state = {name: value.contiguous() for name, value in original.state_dict().items()}
-    path = tmp_path / "model.safetensors"
-    safetensors.torch.save_file(state, path, metadata={"format": "pt"} if with_metadata else None)
-    loaded = load_model(str(path), model=f"{code}:Net")
-    assert (loaded.kind, loaded.name, loaded.notes) == ("safetensors", "model", ())
-    for name, value in original.state_dict().items():
-        assert torch.equal(loaded.model.state_dict()[name], value)
-
-
-def test_a_safetensors_file_whose_numbers_lie_between_boundaries_is_read(tmp_path: Path) -> None:
-    from bnfold.files.weights import read_safetensors
-    from tests.files.corpus_weights import raw
-
-    header = '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}'
-    header += ',"c":{"dtype":"F64","shape":[0,3],"data_offsets":[9,9]}}'
-    numbers = torch.tensor([1.5, -2.0])
-    (tmp_path / "a").write_bytes(raw(header.encode(), b"\x07" + numbers.numpy().tobytes()))
-    with (tmp_path / "a").open("rb") as file:
-        found = read_safetensors(file)
-    assert found["a"].tolist() == [7]
-    assert torch.equal(found["b"], numbers)
-    assert found["c"].shape == (0, 3)
-
-
-# Specs
-
-
-@pytest.mark.parametrize("name", ["Net", "small", "net"])
-def test_a_spec_is_a_class_a_function_or_a_module(name: str, code: Path) -> None:
-    loaded = load_model(f"{code}:{name}")
-    assert (loaded.kind, loaded.name) == ("spec", name)
-    assert type(loaded.model).__name__ == "Net"
-
-
-def test_a_spec_may_be_in_a_package_and_have_dots() -> None:
-    assert type(resolve_spec("torch.nn:ReLU")) is nn.ReLU
-    assert type(resolve_spec("torch:nn.ReLU")) is nn.ReLU
-
-
-def test_a_spec_is_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "nets_in_the_current_folder.py").write_text(NET)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in {"", str(tmp_path)}])
-    assert type(resolve_spec("nets_in_the_current_folder:small")).__name__ == "Net"
-
-
-def test_a_file_is_run_once_and_again_when_it_has_changed(tmp_path: Path) -> None:
-    path = tmp_path / "counted.py"
-    path.write_text(NET)
-    assert type(resolve_spec(f"{path}:Net")) is type(resolve_spec(f"{path}:Net"))
-    path.write_text(NET + "\nclass More(Net):\n    pass\n")
-    assert type(resolve_spec(f"{path}:More")).__name__ == "More"
-
-
-@pytest.mark.parametrize("stem", ["torch", "types", "random", "not-a-name", "1st", "onnx"])
-def test_a_code_file_never_hides_a_module(stem: str, tmp_path: Path) -> None:
-    before = sys.modules.get(stem)
-    path = tmp_path / f"{stem}.py"
-    path.write_text(NET)
-    assert type(resolve_spec(f"{path}:Net")).__name__ == "Net"
-    assert sys.modules.get(stem) is before
-
-
-def test_a_neighbour_of_the_code_file_does_not_stand_in_for_a_package(tmp_path: Path) -> None:
-    (tmp_path / "fractions.py").write_text("raise SystemExit('the neighbour was imported')\n")
-    (tmp_path / "uses.py").write_text("import sys\nsys.modules.pop('fractions', None)\nimport fractions\n" + NET)
-    assert type(resolve_spec(f"{tmp_path / 'uses.py'}:Net")).__name__ == "Net"
-
-
-@pytest.mark.parametrize(
-    ("source", "is_spec"),
-    [
-        ("torchvision.models:resnet50", True),
-        ("a:b", True),
-        ("path/to/file.py:Net", True),
-        ("../up.py:Net.small", True),
-        ("model.pt", False),
-        ("C:\\models\\model.pt", False),
-        ("C:/models/model.pt", False),
-        ("file.py", False),
-        ("file.py:", False),
-        (":Net", False),
-        ("path/to/file.txt:Net", False),
-        ("a b:c", False),
-        ("a:b-c", False),
-        ("", False),
-    ],
-)
-def test_what_looks_like_a_spec(source: str, is_spec: bool) -> None:
-    assert looks_like_spec(source) is is_spec
-
-
-def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save(nn.Linear(2, 2), "epoch:3")
-    assert not looks_like_spec("epoch:3")
-    assert load_model("epoch:3").kind == "pickled module"
-
-
-def test_model_and_key_make_no_sense_with_a_spec(code: Path) -> None:
-    with pytest.raises(UsageError, match="is a model already"):
-        load_model(f"{code}:Net", model="torch.nn:ReLU")
-
-
-def test_importing_the_loader_imports_no_torch() -> None:
-    script = "import sys, bnfold.files.load, bnfold.files.save, bnfold.files.kinds\n"
-    script += "assert not {'torch', 'onnx', 'numpy', 'safetensors'} & set(sys.modules)\n"
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
-
-
-def test_the_forge_writes_what_torch_reads() -> None:
-    from tests.files.forge import dict_of, program, storage, tensor, torch_zip
-
-    content = torch_zip(program(dict_of(w=tensor(storage("0", 4), (2, 2), (2, 1)))), {"0": bytes(16)})
-    loaded = torch.load(io.BytesIO(content), weights_only=True)
-    assert torch.equal(loaded["w"], torch.zeros(2, 2)), "otherwise the corpus would be refused for the wrong reason"
-    assert PROTO == b"\x80\x02"

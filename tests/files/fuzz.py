@@ -1,0 +1,88 @@
+"""Coverage-guided fuzzing of everything that reads a file before torch does, with atheris (libFuzzer).
+
+    pip install atheris        in the environment of the tests; wheels exist for Linux
+    python -m tests.files.fuzz TARGET [libFuzzer options] [FOLDER of inputs]
+    python -m tests.files.fuzz pickle -max_total_time=900 -max_len=4096 -rss_limit_mb=2000 /tmp/fuzz-pickle
+
+TARGET is kinds, archive, pickle or safetensors. An input fails that raises anything but a refusal of bnfold's own,
+takes more than the ``-timeout`` or the ``-rss_limit_mb``, or whose message is too long. Missing inputs are seeded from
+a real file. libFuzzer prints a failing input and keeps it as ``crash-*``; give it as the only argument to see it again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris  # type: ignore[import-not-found,unused-ignore]
+
+with atheris.instrument_imports(include=["bnfold.files"]):
+    from bnfold.files import allowed, archive, calls, kinds, pickles, request, weights, words
+
+from tests.files.corpus_weights import raw
+from tests.files.test_structure import HEADER, MODEL, PICKLE
+
+ENTRIES = archive.check_archive(io.BytesIO(MODEL))
+REFUSALS = (archive.BadArchiveError, pickles.BadPickleError, weights.BadWeightsError)
+
+
+def fuzz_kinds(data: bytes) -> None:
+    kind = kinds.sniff(io.BytesIO(data))
+    assert len(str(kinds.refusal(kind, words.shown(repr(data))))) < words.MESSAGE_LIMIT
+
+
+def fuzz_archive(data: bytes) -> None:
+    file = io.BytesIO(data)
+    entries = archive.check_archive(file)
+    archive.check_contents(file, entries)
+    for entry in entries.values():
+        assert len(archive.read_entry(file, entry)) == entry.plain
+
+
+def fuzz_pickle(data: bytes) -> None:
+    names = allowed.Allowed()
+    found = pickles.read_pickle(data, ENTRIES, names.known)
+    if found.asked:
+        assert len(str(request.Request("model.pt").refused(*names.advice(found.asked)))) < words.MESSAGE_LIMIT
+
+
+def fuzz_safetensors(data: bytes) -> None:
+    tensors = weights.read_safetensors(io.BytesIO(data))
+    assert sum(tensor.nbytes for tensor in tensors.values()) <= len(data)
+
+
+TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
+    "kinds": (fuzz_kinds, (MODEL, b"<html>", b"version https://git-lfs.github.com/spec/v1\n", b"\x08\x07\x12\x00")),
+    "archive": (fuzz_archive, (MODEL,)),
+    "pickle": (fuzz_pickle, (PICKLE,)),
+    "safetensors": (fuzz_safetensors, (raw(json.dumps(HEADER).encode(), bytes(9)),)),
+}
+
+
+def main() -> None:
+    target, seeds = TARGETS[sys.argv[1]]
+
+    def one(data: bytes) -> None:
+        said = ""
+        try:
+            target(data)
+        except REFUSALS as error:
+            said = str(error)
+        assert len(said) < words.MESSAGE_LIMIT - 80, said
+
+    for argument in sys.argv[2:]:
+        folder = Path(argument)
+        if not argument.startswith("-") and not folder.exists():
+            folder.mkdir(parents=True)
+            for number, seed in enumerate(seeds):
+                (folder / f"seed-{number}").write_bytes(seed)
+    atheris.Setup([sys.argv[0], *sys.argv[2:]], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    assert calls.CALLS
+    main()
