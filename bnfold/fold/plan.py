@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from bnfold.affine import ChannelAffine, affine_of_statistics
 from bnfold.fold.conditions import name_of
@@ -24,6 +24,7 @@ from bnfold.fold.push import push
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
 from bnfold.graph.facts import Facts
+from bnfold.graph.vocabulary import read_function
 
 __all__ = ["Absorption", "Explicit", "Plan", "Steps", "make_plan"]
 
@@ -288,6 +289,8 @@ class _Planner:
 
     def _inside(self, node: Node) -> list[Decision]:
         """BatchNorms inside a module that is called as a whole, because of hooks or of code that was not traced."""
+        if node.op == "get_attr":
+            return self._inside_region(node)
         if node.op != "call_module" or self.facts.call(node) is not None:
             return []
         module = self.facts.capture.module(str(node.target))
@@ -301,6 +304,18 @@ class _Planner:
                 owner = "it" if not name else f"`{node.target}`, which calls it,"
                 words = f"{whole} stays a BatchNorm: {owner} {because}."
                 found.append(Decision(whole, "keep", None, (), (), reason, words, node.name, node.meta.get("source")))
+        return found
+
+    def _inside_region(self, node: Node) -> list[Decision]:
+        """BatchNorms in a region of the graph that is kept apart, such as one with autocast enabled."""
+        region = getattr(self.facts.capture.root, str(node.target), None)
+        if not isinstance(region, GraphModule):
+            return []
+        found = []
+        for inner in region.graph.nodes:
+            if isinstance(read_function(inner) if inner.op == "call_function" else None, calls.BatchNorm):
+                words = f"{inner.name} stays a BatchNorm: it is computed in another precision, under autocast."
+                found.append(Decision(inner.name, "keep", None, (), (), "autocast", words, f"{node.name}.{inner.name}"))
         return found
 
     def _with_added_bytes(self) -> list[Decision]:

@@ -66,12 +66,38 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
     finally:
         logging.disable(level)
     graph = module.graph
+    _inline_regions(graph, module)
     fixed = _add_guards(graph)
     if fixed:
         notes = (f"captured by torch.export: the folded model takes inputs of {fixed}",)
     shapes = tuple({node: _sizes(node.meta["val"], batch) for node in _tensors(graph)} for batch in (5, 7))
     _tidy(graph)
     return graph, module, notes, shapes
+
+
+def _inline_regions(graph: Graph, module: nn.Module) -> None:
+    """Put the graphs of ``with no_grad()`` and ``with autocast(enabled=False)`` regions in place of their calls.
+
+    A region with autocast enabled computes in another precision, and is left as it is.
+    """
+    higher = torch.ops.higher_order
+    operands = {higher.wrap_with_set_grad_enabled: 2, higher.wrap_with_autocast: 5}
+    for node in list(graph.nodes):
+        start = operands.get(node.target)
+        if start is None or (node.target is higher.wrap_with_autocast and node.args[2]):
+            continue
+        inner = getattr(module, str(node.args[start - 1].target)).graph
+        _inline_regions(inner, getattr(module, str(node.args[start - 1].target)))
+        values: dict[Node, Any] = {}
+        placeholders = [n for n in inner.nodes if n.op == "placeholder"]
+        values.update(zip(placeholders, node.args[start:], strict=True))
+        with graph.inserting_before(node):
+            results = graph.graph_copy(inner, values)
+        results = results if isinstance(results, (tuple, list)) else (results,)
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
 
 
 def _two_or_more(value: Any) -> Any:
@@ -121,7 +147,10 @@ def _sizes(value: Tensor, batch: int) -> tuple[int, ...]:
 
 def _tidy(graph: Graph) -> None:
     """Note the source line and the module of each node, and drop what torch notes of its own."""
-    for node in graph.nodes:
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)  # asserts the dtype of the export, and would forbid .half() and .double()
+            continue
         trace, stack = node.meta.get("stack_trace"), node.meta.get("nn_module_stack")
         frames = [f"{name}:{line}" for name, line in _FRAME.findall(trace or "") if "/torch/" not in name]
         owner = next(reversed(stack.values()))[0] if stack else ""

@@ -104,7 +104,7 @@ class ModelTracer(Tracer):
         """Trace ``root``, an ``nn.Module``."""
         for name, tensor in (*root.named_parameters(), *root.named_buffers()):
             self._tensor_names[id(tensor)] = name
-        with _dimension_checks_recorded():
+        with _dimension_checks_recorded(), _autocast_refused():
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -224,3 +224,20 @@ def _dimension_checks_recorded() -> Iterator[None]:
     finally:
         for kind, check in saved:
             kind._check_input_dim = check
+
+
+@contextlib.contextmanager
+def _autocast_refused() -> Iterator[None]:
+    """A graph does not record ``with autocast()``: stop where the model's code enters one that is enabled."""
+    enter = torch.autocast.__enter__
+
+    def refuse(self: torch.autocast) -> Any:
+        if self._enabled:
+            raise RuntimeError("forward enters torch.autocast, which a traced graph would lose")
+        return enter(self)  # type: ignore[no-untyped-call]
+
+    torch.autocast.__enter__ = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
