@@ -25,10 +25,21 @@ def start(folder: Path, rounds: int, *more: str) -> subprocess.Popen[str]:
     return process
 
 
+def rest_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Return what a started process still says; ``communicate`` would lose what ``readline`` has read ahead."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    said, errors = process.stdout.read(), process.stderr.read()
+    process.wait(timeout=60)
+    process.stdout.close()
+    process.stderr.close()
+    return said, errors
+
+
 def stop(process: subprocess.Popen[str], number: signal.Signals, delay: float) -> tuple[str, str]:
     time.sleep(delay)
     process.send_signal(number)
-    return process.communicate(timeout=60)
+    return rest_of(process)
 
 
 def temporaries(folder: Path) -> list[Path]:
@@ -80,7 +91,7 @@ def test_a_full_disk_leaves_the_old_files(limit: int, tmp_path: Path) -> None:
     for name in NAMES:
         (tmp_path / name).write_bytes(content_of(7, name))
     process = start(tmp_path, 1, str(limit))
-    said, errors = process.communicate(timeout=60)
+    said, errors = rest_of(process)
     assert errors == ""
     assert "larger than this system lets a file be" in said
     assert "what was there is as it was" in said
@@ -92,7 +103,7 @@ def test_a_full_disk_leaves_the_old_files(limit: int, tmp_path: Path) -> None:
 def test_two_writers_at_once_leave_whole_files(tmp_path: Path) -> None:
     processes = [start(tmp_path, 20) for _ in range(2)]
     for process in processes:
-        said, errors = process.communicate(timeout=120)
+        said, errors = rest_of(process)
         assert (said, errors) == ("done\n", "")
     assert temporaries(tmp_path) == []
     for name in NAMES:
