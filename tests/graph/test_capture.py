@@ -1,0 +1,215 @@
+"""Capture: what counts as reading a value, where errors point, what is refused."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bnfold
+from bnfold.graph.capture import as_inputs, capture
+from bnfold.graph.facts import Facts
+from tests.fold.support import Net, double, folds, values
+
+IMAGES = (2, 3, 8, 8)
+
+
+def pair(forward: Any, **parts: Any) -> nn.Module:
+    return double(Net(forward, conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), **parts))
+
+
+# --- metadata ----------------------------------------------------------------------------------------------------
+
+
+def ndim_asserted(bn: Any, y: Tensor) -> Tensor:
+    torch._assert(y.ndim == 4, f"expected 4D input (got {y.ndim}D)")
+    return bn(y)  # type: ignore[no-any-return]
+
+
+METADATA: dict[str, Any] = {
+    "shape": lambda bn, y: bn(y).reshape(y.shape[0], -1),
+    "size": lambda bn, y: bn(y).reshape(y.size(0), -1),
+    "whole size": lambda bn, y: bn(y).reshape(y.size()),
+    "dtype": lambda bn, y: bn(y).to(y.dtype),
+    "device": lambda bn, y: bn(y).to(y.device),
+    "numel": lambda bn, y: bn(y) * y.numel(),
+    "dim": lambda bn, y: bn(y) * y.dim(),
+    "assert on ndim": ndim_asserted,
+    "floating point": lambda bn, y: bn(y) * torch.is_floating_point(y),
+}
+
+
+def reading(function: Any) -> nn.Module:
+    """A model that does ``function(bn, y)`` with the output ``y`` of a convolution."""
+    return pair(lambda s, x: function(s.bn, s.conv(x)))
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_reading_metadata_is_not_reading_the_value(name: str) -> None:
+    folding = folds(reading(METADATA[name]), values(*IMAGES))
+    assert [d.action for d in folding.plan] == ["fold"]
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_the_convolution_s_only_reader_is_the_batchnorm(name: str) -> None:
+    facts = Facts(capture(reading(METADATA[name])))
+    (conv,) = [node for node in facts.index if node.op == "call_module" and node.target == "conv"]
+    assert [reader.target for reader in facts.readers(conv)] == ["bn"]
+
+
+def test_reading_a_number_of_the_value_is_reading_it() -> None:
+    folding = folds(reading(lambda bn, y: bn(y) * y.sum()), values(*IMAGES))
+    assert [(d.action, d.reason) for d in folding.plan] == [("affine", "several-readers")]
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        if y.sum() > 0:  # the line that the error names
+            return y
+        return -y
+
+
+def line_of(kind: Any, text: str) -> int:
+    source, start = inspect.getsourcelines(kind)
+    return start + next(index for index, line in enumerate(source) if text in line)
+
+
+def test_a_capture_error_names_the_line_of_the_user_s_code() -> None:
+    line = line_of(Branching, "the line that the error names")
+    with pytest.raises(bnfold.CaptureError, match=rf"cannot trace Branching: .*test_capture\.py:{line}\b"):
+        capture(Branching().eval(), how="symbolic")
+
+
+def test_a_decision_names_the_line_of_its_call() -> None:
+    class Plain(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.bn(y)  # the line of the BatchNorm
+
+    (decision,) = bnfold.plan(Plain().eval())
+    assert decision.source is not None
+    assert decision.source.endswith(f"test_capture.py:{line_of(Plain, 'the line of the BatchNorm')}")
+
+
+def test_a_decision_inside_a_sequential_names_the_line_that_calls_the_sequential() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)  # through torch's own code
+
+    (decision,) = bnfold.plan(Outer().eval())
+    assert decision.source is not None
+    assert decision.source.endswith(f":{line_of(Outer, 'through torch')}")
+
+
+@pytest.mark.parametrize("part", ["", "0", "1"])
+def test_training_mode_is_refused_by_name(part: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    net.get_submodule(part).training = True
+    with pytest.raises(bnfold.TrainingModeError, match=re.escape(part or "the model itself")) as caught:
+        bnfold.fold(net)
+    assert str(caught.value).endswith("Call model.eval() first.")
+    with pytest.raises(bnfold.TrainingModeError):
+        bnfold.plan(net)
+
+
+def test_of_many_modules_in_training_mode_five_are_named() -> None:
+    with pytest.raises(bnfold.TrainingModeError, match=r"the model itself, 0, 1, 2, 3 and 6 more\."):
+        bnfold.plan(nn.Sequential(*[nn.ReLU() for _ in range(10)]))
+
+
+def test_wrappers_are_refused_with_what_to_pass_instead() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    with pytest.raises(bnfold.CaptureError, match=r"wrapped by torch\.compile.*_orig_mod"):
+        bnfold.plan(torch.compile(net, backend="eager"))
+    with pytest.raises(bnfold.CaptureError, match=r"wrapped in DataParallel.*model\.module"):
+        bnfold.plan(nn.DataParallel(net).eval())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*jit.*")
+def test_torchscript_is_refused() -> None:
+    traced = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(bnfold.CaptureError, match="TorchScript"):
+        bnfold.plan(traced)
+
+
+def test_a_forward_replaced_on_the_model_is_refused() -> None:
+    net = pair(lambda s, x: s.bn(s.conv(x)))
+    original = net.forward
+    net.forward = lambda x: original(x) * 2  # type: ignore[method-assign, assignment]
+    with pytest.raises(bnfold.CaptureError, match=r"forward of this Net was replaced on the instance"):
+        bnfold.fold(net)
+
+
+def test_what_is_no_module_and_ways_that_do_not_exist_are_usage_errors() -> None:
+    with pytest.raises(bnfold.UsageError, match="this is a int"):
+        bnfold.plan(3)  # type: ignore[arg-type]
+    with pytest.raises(bnfold.UsageError, match="no capture called 'magic'"):
+        bnfold.plan(nn.Sequential().eval(), capture="magic")
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random], ids=["torch", "random"])
+def test_a_number_drawn_in_forward_is_refused(draw: Any) -> None:
+    with pytest.raises(bnfold.CaptureError, match="draws random numbers"):
+        capture(pair(lambda s, x: s.bn(s.conv(x)) * draw()), how="symbolic")
+
+
+def test_noise_drawn_like_a_value_stays_noise() -> None:
+    net = pair(lambda s, x: s.bn(s.conv(x) + torch.randn_like(s.conv(x))))
+    folding = bnfold.fold(net, values(*IMAGES))
+    torch.manual_seed(0)
+    expected = net(values(*IMAGES))
+    torch.manual_seed(0)
+    got = folding.module(values(*IMAGES))
+    assert torch.allclose(expected, got, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(got, folding.module(values(*IMAGES)))
+
+
+def test_example_inputs_are_a_tensor_or_a_tuple() -> None:
+    x = torch.zeros(1)
+    assert as_inputs(None) is None
+    assert as_inputs(x) == (x,)
+    assert as_inputs((x, 3)) == (x, 3)
+    assert as_inputs([x]) == (x,)
+
+
+def test_a_capture_moves_no_random_state_and_no_attribute() -> None:
+    net = pair(lambda s, x: _remember(s, s.bn(s.conv(x))))
+    before = torch.random.get_rng_state()
+    bnfold.fold(net, values(*IMAGES))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert not hasattr(net, "last")
+
+
+def _remember(s: Any, y: Tensor) -> Tensor:
+    s.last = y
+    return y
+
+
+def test_constants_made_in_forward_are_held_and_the_model_gets_no_attribute() -> None:
+    net = pair(lambda s, x: s.bn(s.conv(x)) + torch.arange(4.0, dtype=torch.float64).view(1, 4, 1, 1))
+    names = set(net.__dict__) | set(net._buffers)
+    folds(net, values(*IMAGES))
+    assert set(net.__dict__) | set(net._buffers) == names
+
+
+def test_a_batchnorm_of_a_parameter_is_computed_once() -> None:
+    net = double(Net(lambda s, x: s.bn(s.token) + x, token=nn.Parameter(values(2, 4)), bn=nn.BatchNorm1d(4)))
+    folding = folds(net, values(2, 4))
+    assert [(d.action, d.into) for d in folding.plan] == [("fold", ("token",))]
