@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -111,6 +112,7 @@ def _run(chosen: Sequence[Entry], options: argparse.Namespace) -> int:
     _say(f"{len(chosen)} models, {len(chosen) - len(todo)} of them done, {len(todo)} to run")
     from benchmarks.zoo_check import check
 
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the server starts
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process at work is ended too
     commit, start, bad = _commit(), time.perf_counter(), 0
     for number, finished in enumerate(

@@ -83,28 +83,44 @@ def examine(subject: Subject, record: Record, *, export: bool = False) -> None:
 
 
 def _stages(subject: Subject, record: Record, export: bool) -> None:
-    stage = ["run"]
+    stage = _Stage(record.setdefault("stages", {}))
+    stage.enter("run")
     try:
         _examine(subject, record, stage, export)
     except CaptureError as error:
-        _failed(record, "capture-failed", stage[0], error)
+        _failed(record, "capture-failed", stage.name, error)
     except BnfoldError as error:
-        _failed(record, "refused", stage[0], error)
+        _failed(record, "refused", stage.name, error)
     except Exception as error:
-        _failed(record, "crash" if stage[0] not in ("run", "oracle") else "build-failed", stage[0], error)
-    stage[0] = "fuse"
+        _failed(record, "crash" if stage.name not in ("run", "oracle") else "build-failed", stage.name, error)
+    stage.enter("fuse")
     try:
         record["fuse"] = _fuse(subject)
     except Exception as error:
         record["fuse"] = {"takes": False, "message": _message(error)}
+    stage.enter("")
 
 
-def _examine(subject: Subject, record: Record, stage: list[str], export: bool) -> None:
+class _Stage:
+    """Which stage a check is in, and how many seconds each took."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self.name = ""
+        self.start = time.perf_counter()
+
+    def enter(self, name: str) -> None:
+        if self.name:
+            self.seconds[self.name] = _since(self.start)
+        self.name, self.start = name, time.perf_counter()
+
+
+def _examine(subject: Subject, record: Record, stage: _Stage, export: bool) -> None:
     model = subject.model
     inputs = fresh_inputs(subject.entry, subject.shape, batch=3, seed=subject.seed + 11)
     before = call(model, inputs)
 
-    stage[0] = "fold"
+    stage.enter("fold")
     folding = _fold(subject, record)
     plan, folded = folding.plan, folding.module
     record["capture"] = plan.capture
@@ -117,15 +133,16 @@ def _examine(subject: Subject, record: Record, stage: list[str], export: bool) -
     record["added_bytes"] = sum(d.added_bytes for d in plan)
     record["left"] = count_batch_norm_calls(folded)
 
-    stage[0] = "run folded"
+    stage.enter("run folded")
     after = call(folded, inputs)
     if distance(before, call(model, inputs)) != 0.0 or any(module.training for module in model.modules()):
         record["outcome"], record["message"] = "wrong", "the fold changed the model it was given"
         return
 
-    stage[0] = "float64"
+    stage.enter("float64")
     double = in_double(inputs)
     expected, computed = _pair(folding, double, record)
+    stage.enter("oracle")
     oracle = _oracle(model, double, record) or expected
     record["error"] = {
         "algebra": distance(expected, computed),
@@ -135,10 +152,10 @@ def _examine(subject: Subject, record: Record, stage: list[str], export: bool) -
         "folded32": distance(oracle, after),
     }
     _judge(record)
-    stage[0] = "unseen"
+    stage.enter("unseen")
     record["unseen"] = _unseen(model, double, subject.seed)
     if export:
-        stage[0] = "export"
+        stage.enter("export")
         record["export"] = _export(folded, inputs)
 
 
@@ -171,12 +188,12 @@ def _fold(subject: Subject, record: Record) -> api.Folding:
     seconds: dict[str, float] = {}
     with _timed(seconds):
         informed = api.fold(subject.model, example)
-    if without is not None and without.plan.summary["fold"] >= informed.plan.summary["fold"]:
-        record["with_inputs"] = False
+    if without is not None and without.plan.summary["fold"] > informed.plan.summary["fold"]:
+        record["with_inputs"], record["note"] = False, "with example inputs, fewer fold"
         return without
+    record["with_inputs"] = without is None or without.plan.summary != informed.plan.summary
     if without is not None:
         record["without_inputs"] = without.plan.summary
-    record["with_inputs"] = True
     record["seconds"].update(seconds)
     return informed
 
