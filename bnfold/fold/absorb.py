@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from bnfold.affine import ChannelAffine
 from bnfold.graph import calls
 
-__all__ = ["Weights", "absorb_after", "absorb_before", "input_channels", "output_channels"]
+__all__ = ["Weights", "absorb_after", "absorb_before", "absorb_beside", "input_channels", "output_channels"]
 
 Weights: TypeAlias = "tuple[Tensor, Tensor | None]"  # weight and bias, float64
 
@@ -102,3 +103,26 @@ def absorb_before(call: calls.Absorber, weights: Weights, affine: ChannelAffine)
         scaled = weight * by_row.reshape(*by_row.shape, *kernel)
         added = (weight * shift_by_row.reshape(*by_row.shape, *kernel)).flatten(1).sum(1)
     return scaled, added if bias is None else bias + added
+
+
+def absorb_beside(weights: Weights, affine: ChannelAffine, tap: tuple[int, ...]) -> Weights:
+    """Return weight and bias of the convolution that computes ``conv(x) + affine(x)``.
+
+    For C channels in G groups, output channel c reads input channel c as column ``c % (C/G)``::
+
+        weight'[c, c % (C/G), tap] = weight[c, c % (C/G), tap] + scale[c]
+        bias'[c]                   = bias[c] + shift[c]
+
+    Args:
+        weights: weight ``(C, C/G, *kernel)`` and bias, float64; not changed.
+        affine: C values each, on the device of the weights.
+        tap: the kernel position that sees the output's own position.
+    """
+    weight, bias = weights
+    rows = torch.arange(weight.shape[0], device=weight.device)
+    moved = weight.clone()
+    at_tap = moved
+    for position in tap:
+        at_tap = at_tap.select(2, position)  # a view; in the end (C, C/G)
+    at_tap[rows, rows % weight.shape[1]] += affine.scale
+    return moved, affine.shift.clone() if bias is None else bias + affine.shift

@@ -21,6 +21,7 @@ from bnfold.fold.decision import Decision, Decisions, fold_sentence
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.pull import Way, pull
 from bnfold.fold.push import push
+from bnfold.fold.sideways import sideways
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
 from bnfold.graph.facts import Facts
@@ -34,12 +35,13 @@ class Absorption:
     """One affine that goes into the weights of one call.
 
     Attributes:
-        side: ``"after"``: the call's output is the affine of what it was. ``"before"``: its input is.
+        side: ``"after"``: the call's output is the affine of what it was. ``"before"``: its input is. ``"beside"``: the
+            affine of its input is added to its output.
         affine: over the channels of that side.
         batchnorm: which decision it belongs to, by index.
     """
 
-    side: Literal["after", "before"]
+    side: Literal["after", "before", "beside"]
     affine: ChannelAffine
     batchnorm: int
 
@@ -62,6 +64,8 @@ class Steps:
     Attributes:
         absorbed: for each call whose weights change, the affines in order.
         removed: BatchNorm calls whose value is now that of their input.
+        dropped: BatchNorm calls that are no term of their sum any more: ``{name: (name of the term, of the sum)}``, in
+            order; the term is the call or what passes its value on.
         explicit: BatchNorm calls that become explicit affines.
         constant: BatchNorm calls on constants, which are computed once.
         guards: calls whose input's number of dimensions must be checked when run: ``{name: rank}``.
@@ -69,6 +73,7 @@ class Steps:
 
     absorbed: dict[str, list[Absorption]] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
+    dropped: dict[str, tuple[str, str]] = field(default_factory=dict)
     explicit: dict[str, Explicit] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
     guards: dict[str, int] = field(default_factory=dict)
@@ -114,6 +119,7 @@ class _Planner:
         self.absorbed: dict[Node, list[Absorption]] = {}
         self.settled: dict[Node, calls.BatchNorm] = {}  # folded: the identity where they stand
         self.explicit: dict[Node, Explicit] = {}
+        self.dropped: dict[Node, Node] = {}  # sums that lost a term, and what is left of them
         self.steps = Steps()
 
     def plan(self) -> Plan:
@@ -123,6 +129,9 @@ class _Planner:
         for index, node in enumerate(sites):
             if node in self.explicit:
                 self._try_forward(index, node)
+        for index, node in enumerate(sites):
+            if node in self.explicit:
+                self._try_sideways(index, node)
         for node in self.facts.index:
             self.decisions.extend(self._inside(node))
         capture = self.facts.capture
@@ -181,18 +190,45 @@ class _Planner:
             refusal = way
         self._become_explicit(node, name, refusal)
 
-    def _try_forward(self, index: int, node: Node) -> None:
-        """Push forward what could not be pulled backward, with what it has absorbed by now."""
+    def _composed(self, index: int, node: Node) -> ChannelAffine | None:
+        """The affine of an explicit one with what it has absorbed by now; None where it may not move."""
         affine = self.affines[index]
-        if affine is None:
-            return
+        if affine is None or node.name in self.refused:
+            return None
         for later in self.explicit[node].composed:
             affine = later.after(affine)
+        return affine
+
+    def _try_sideways(self, index: int, node: Node) -> None:
+        """Add what could move neither way to a convolution beside it."""
+        affine = self._composed(index, node)
+        old = self.decisions[index]
+        if affine is None:
+            return
+        way = sideways(self, node, affine)
+        if isinstance(way, Refusal):
+            if way.reason not in ("not-a-term", "no-convolution-beside"):
+                detail = f"{old.detail.removesuffix('.')}; and sideways, {way.detail}."
+                self.decisions[index] = replace(old, detail=detail)
+            return
+        self.absorbed.setdefault(way.convolution, []).append(Absorption("beside", way.affine, index))
+        del self.explicit[node]
+        self.dropped[way.sum] = way.rest
+        self.steps.dropped[node.name] = (way.term.name, way.sum.name)
+        into, through = (self._label(way.convolution),), tuple(dict.fromkeys(name_of(passed) for passed in way.through))
+        words = fold_sentence(old.batchnorm, "sideways", into, through)
+        self.decisions[index] = replace(
+            old, action="fold", direction="sideways", into=into, through=through, reason=None, detail=words
+        )
+
+    def _try_forward(self, index: int, node: Node) -> None:
+        """Push forward what could not be pulled backward, with what it has absorbed by now."""
+        affine = self._composed(index, node)
+        if affine is None:
+            return
         call = self.facts.call(node)
         assert isinstance(call, calls.BatchNorm)
         old = self.decisions[index]
-        if node.name in self.refused and self.refused[node.name].reason == "weight-not-finite":
-            return
         way = push(self, node, Demand(affine, 1, self.facts.rank(node) or call.rank))
         if isinstance(way, Refusal):
             detail = f"{old.detail.removesuffix('.')}; and forward, {way.detail}."

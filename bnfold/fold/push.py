@@ -66,7 +66,8 @@ def push(state: State, start: Node, demand: Demand) -> Push | Refusal:
             return step
         if step is not None:
             hold(reader, step)
-    if facts.mutated(start) or facts.mutated(call.input):
+    last = max(facts.index[reader] for reader in queued)
+    if facts.mutated(start) or facts.written_between(call.input, facts.index[start], last):
         return Refusal("mutated", "its output or its input is written to in place")
     return way
 

@@ -24,7 +24,7 @@ from bnfold.graph.capture import Capture
 from bnfold.graph.constants import evaluate
 from bnfold.graph.facts import Facts
 from bnfold.graph.shells import fresh_shell, shell, wrapped
-from bnfold.graph.tracer import require_rank
+from bnfold.graph.tracer import carries_hooks, require_rank
 from bnfold.graph.vocabulary import arguments_of
 
 __all__ = ["rewrite"]
@@ -67,8 +67,11 @@ class _Rewriter:
             self._make_explicit(by_name[name], copies[by_name[name]], explicit)
         for name in steps.constant:
             self._make_constant(by_name[name], copies[by_name[name]])
+        for term, total in steps.dropped.values():
+            self._drop_term(copies[by_name[term]], copies[by_name[total]])
         for name in steps.removed:
             self._remove(by_name[name], copies[by_name[name]])
+        self._remove_identities()
         self._sweep(by_name)
         self._hold_the_rest()
         module = GraphModule(self.held, self.graph, f"Folded{type(self.capture.root).__name__}")
@@ -89,6 +92,28 @@ class _Rewriter:
         source = new.all_input_nodes[index]
         new.replace_all_uses_with(source)
         self.graph.erase_node(new)
+
+    def _drop_term(self, term: Node, total: Node) -> None:
+        """Let a sum of two be its other term, and remove what computed the term."""
+        rest = next(value for value in total.all_input_nodes if value is not term)
+        total.replace_all_uses_with(rest)
+        self.graph.erase_node(total)
+        while not term.users:
+            before = term.all_input_nodes[0]
+            self.graph.erase_node(term)
+            if term.op != "call_module" or term.name in self.plan.steps.dropped or not isinstance(before, Node):
+                break
+            term = before
+
+    def _remove_identities(self) -> None:
+        """Remove calls of ``nn.Identity``: each costs a Python call at run time, and computes nothing."""
+        for node in list(self.graph.nodes):
+            if node.op != "call_module" or str(node.target) in self.held or len(node.args) != 1:
+                continue
+            layer = self.capture.module(str(node.target))
+            if type(layer) is nn.Identity and not carries_hooks(layer) and isinstance(node.args[0], Node):
+                node.replace_all_uses_with(node.args[0])
+                self.graph.erase_node(node)
 
     def _guard(self, new: Node, rank: int) -> None:
         value = new.all_input_nodes[0]

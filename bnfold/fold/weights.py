@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from bnfold.affine import ChannelAffine
 from bnfold.errors import NotFiniteError
-from bnfold.fold.absorb import absorb_after, absorb_before, output_channels
+from bnfold.fold.absorb import Weights, absorb_after, absorb_before, absorb_beside, output_channels
 from bnfold.fold.conditions import name_of
 from bnfold.fold.plan import Absorption
+from bnfold.fold.sideways import centre_tap
 from bnfold.graph import calls
 
 __all__ = ["absorbed_weights"]
@@ -53,8 +54,7 @@ def absorbed_weights(
         exact = weight.detach().double() if weight is not None else like.new_ones(ones, dtype=torch.float64)
         new_bias = None if bias is None else bias.detach().double()
         for absorption, affine in zip(absorptions, affines, strict=True):
-            absorb = absorb_after if absorption.side == "after" else absorb_before
-            exact, new_bias = absorb(call, (exact, new_bias), affine)
+            exact, new_bias = _absorb(call, (exact, new_bias), affine, absorption.side)
         new_weight = _laid_out_like(exact.to(like.dtype), like)
     rounded_bias = None if new_bias is None else new_bias.to(like.dtype if bias is None else bias.dtype)
     for tensor in (new_weight, rounded_bias):
@@ -64,6 +64,15 @@ def absorbed_weights(
     if rounded_bias is None:
         return parameter, None
     return parameter, nn.Parameter(rounded_bias, requires_grad=(like if bias is None else bias).requires_grad)
+
+
+def _absorb(call: calls.Absorber, weights: Weights, affine: ChannelAffine, side: str) -> Weights:
+    if side == "beside":
+        assert isinstance(call, calls.Convolution)
+        tap = centre_tap(call, tuple(weights[0].shape[2:]))
+        assert tap is not None
+        return absorb_beside(weights, affine, tap)
+    return (absorb_after if side == "after" else absorb_before)(call, weights, affine)
 
 
 def _scaled_rows(weight: Tensor, scale: Tensor) -> Tensor:

@@ -268,12 +268,21 @@ class Facts:
         return {node: find(node) for node in owner}
 
     @cached_property
-    def _written(self) -> set[Node]:
-        return {self._memory[value] for node in self.index for value in mutated_inputs(node, self.capture.root)}
+    def _writes(self) -> dict[Node, list[int]]:
+        """For each representative of :attr:`_memory`, the indices of the nodes that write into it."""
+        writes: dict[Node, list[int]] = defaultdict(list)
+        for node, index in self.index.items():
+            for value in mutated_inputs(node, self.capture.root):
+                writes[self._memory[value]].append(index)
+        return writes
 
     def mutated(self, value: Node) -> bool:
-        """Whether anything writes into the memory of ``value``, or may do so."""
-        return self._memory[value] in self._written
+        """Whether anything writes into the memory of ``value`` after it was computed, or may do so."""
+        return self.written_between(value, self.index[value], len(self.index))
+
+    def written_between(self, value: Node, first: int, last: int) -> bool:
+        """Whether a node between two indices, both exclusive, writes into the memory of ``value``, or may do so."""
+        return any(first < index < last for index in self._writes.get(self._memory[value], ()))
 
     def _attribute(self, node: Node) -> Any:
         try:
