@@ -86,10 +86,10 @@ def run(case: Case) -> Outcome:
 
 def _forked(command: list[str], said: int) -> tuple[int, float]:
     """Run the command line in a fork that writes to ``said``; return its exit code and its megabytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    before = pages * resource.getpagesize() / 1e6
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(writer, Path("/proc/self/statm").read_bytes().split()[1])  # its pages so far: those of the import
         os.dup2(said, 1)
         os.dup2(said, 2)
         code = 99
@@ -104,7 +104,10 @@ def _forked(command: list[str], said: int) -> tuple[int, float]:
             sys.stderr.flush()
             os._exit(code or 0)
     _, status, used = os.wait4(child, 0)
-    return os.waitstatus_to_exitcode(status), used.ru_maxrss * 1024 / 1e6 - before
+    before = int(os.read(reader, 100)) * resource.getpagesize()
+    os.close(reader)
+    os.close(writer)
+    return os.waitstatus_to_exitcode(status), (used.ru_maxrss * 1024 - before) / 1e6
 
 
 def main(word: str = "") -> int:
@@ -123,7 +126,7 @@ def main(word: str = "") -> int:
             outcome = run(case)
             total += 1
             wrong += bool(outcome.faults)
-            print(f"{outcome.code:>4} {outcome.seconds:6.2f} {max(outcome.megabytes, 0):6.1f}  {case.name}")
+            print(f"{outcome.code:>4} {outcome.seconds:6.2f} {outcome.megabytes:6.1f}  {case.name}")
             print(f"{'':19} {outcome.message}")
             for fault in outcome.faults:
                 print(f"{'':19} WRONG: {fault}")
