@@ -45,7 +45,7 @@ def verify(
             ``ModelProto`` or a path, to be compared as it is. Ignored where the candidate is ONNX already.
         seed: of the inputs.
         folding: the :class:`bnfold.Folding` that made the candidate: its plan is then also checked in float64, to
-            1e-10 of the peak, and a failure is traced to a BatchNorm.
+            1e-10 of the peak, each weight against the plan, and a failure is traced to a BatchNorm.
         inputs: further inputs to compare on, each a tensor or a tuple.
         thorough: more inputs, and the original's own export as a further witness.
         progress: called with a sentence and the fraction done, from 0 to 1.

@@ -30,6 +30,7 @@ from bnfold.verify.reference import (
 )
 from bnfold.verify.report import Comparison, Report
 from bnfold.verify.runtime import require_onnxruntime
+from bnfold.verify.weights import compare_weights
 from bnfold.verify.witness import Witness, compare, in_words, of_algebra, of_module, of_onnx, of_weights
 
 if TYPE_CHECKING:
@@ -63,9 +64,12 @@ def verify(
         require_onnxruntime()
     for role, model in (("original", original), ("candidate", candidate)):
         _check(role, model)
-    if _is_onnx(original):
-        return Report("unverifiable", reason="The original is an ONNX model; give the torch model as the original.")
     notes: list[str] = []
+    if _is_onnx(original):
+        if _is_onnx(candidate):
+            return Report("unverifiable", reason="Of two ONNX models neither has a float64 form to measure against.")
+        original, candidate, folding = candidate, original, None
+        notes.append("The original is an ONNX model: it is measured against the candidate, in float64, instead.")
     with exact_arithmetic():
         evaluated: list[Evaluated] = []
         cases = _cases(example, inputs, seed=seed, thorough=thorough)
@@ -150,7 +154,12 @@ def _witnesses(
 ) -> Iterator[tuple[float, Witness | Comparison]]:
     """Yield the witnesses, each with how much is done when it begins; or at once why one could not be made."""
     if folding is not None:
-        yield 0.4, of_algebra(folding.in_float64()[1])
+        exact = folding.in_float64()[1]
+        yield 0.4, of_algebra(exact)
+        if not _is_onnx(candidate):
+            weights = compare_weights(exact, _module(candidate))
+            if weights is not None:
+                yield 0.45, weights
     exported: Any = candidate
     if not _is_onnx(candidate):
         yield 0.5, of_weights(_module(candidate))

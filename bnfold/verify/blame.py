@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
@@ -53,7 +53,7 @@ def culprit(
         folding: what made the candidate, or None.
         evaluated: the cases.
     """
-    case = next((item.case for item in evaluated if item.case.name == failed.case), None)
+    case = next((item.case for item in evaluated if failed.case in (item.case.name, "")), None)
     if case is None or candidate is None:
         return Findings("")
     found: Located | None = None
@@ -62,10 +62,10 @@ def culprit(
         inputs = tuple(in_float64(value) for value in fresh(case.inputs))
         if folding is not None:
             graph, exact = folding.in_float64()
-            if isinstance(graph, fx.GraphModule) and isinstance(exact, fx.GraphModule):
-                found = locate(graph, exact, folding.plan, inputs, exact=True)
-            if found is None and isinstance(graph, fx.GraphModule) and isinstance(candidate, fx.GraphModule):
-                found = locate(graph, copied_in_float64(candidate), folding.plan, inputs, exact=False)
+            found = locate(graph, exact, folding.plan, inputs, exact=True)
+            if found is None and isinstance(candidate, fx.GraphModule):
+                rounded = cast("fx.GraphModule", copied_in_float64(candidate))
+                found = locate(graph, rounded, folding.plan, inputs, exact=False)
         else:
             names = [name for name, layer in original.named_modules() if isinstance(layer, BATCHNORMS)]
             twins = copied_in_float64(original), copied_in_float64(candidate)

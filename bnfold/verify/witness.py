@@ -2,6 +2,7 @@
 
     witness                              what it runs                                        its failure blames
     float64 algebra                      the plan applied to the original in float64         the fold
+    weights against the plan             each weight, read (:mod:`bnfold.verify.weights`)    the fold
     rounded weights                      the candidate's weights, computed in float64        the fold
     torch                                the candidate as it is                              the fold
     ONNX Runtime, optimisations off      its export                                          the exporter
