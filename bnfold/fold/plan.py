@@ -274,6 +274,8 @@ class _Planner:
         index = len(self.decisions)
         for absorber, affine in way.absorbed:
             self.absorbed.setdefault(absorber, []).append(Absorption("after", affine, index))
+        for absorber, affine in way.beside:
+            self.absorbed[absorber].append(Absorption("beside", affine, index))
         for target, affine in way.composed:
             self.explicit[target] = replace(self.explicit[target], composed=(*self.explicit[target].composed, affine))
         for guarded, rank in way.guards:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
 
 import torch
 from torch.fx import Node
@@ -20,30 +19,12 @@ from bnfold.fold.absorb import absorb_after, output_channels
 from bnfold.fold.conditions import counted, described, name_of
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.rules import pull_rule
+from bnfold.fold.state import State, shares_weights, weight_of
+from bnfold.fold.sums import centre_tap, resolved, terms
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 
-__all__ = ["State", "Way", "pull", "shares_weights", "weight_of"]
-
-
-class State(Protocol):
-    """What the planner has settled so far."""
-
-    @property
-    def facts(self) -> Facts:
-        """The graph."""
-
-    @property
-    def share(self) -> Literal["clone", "keep"]:
-        """What happens to layers called at several sites."""
-
-    @property
-    def settled(self) -> Mapping[Node, calls.BatchNorm]:
-        """BatchNorm calls that are now the identity."""
-
-    @property
-    def explicit(self) -> Mapping[Node, Any]:
-        """BatchNorm calls that are now explicit affines."""
+__all__ = ["Way", "pull"]
 
 
 @dataclass(eq=False)
@@ -52,12 +33,14 @@ class Way:
 
     Attributes:
         absorbed: calls with weights, and the affine that each takes after it.
+        beside: calls with weights, and the affine of their input that each adds to its output after that.
         composed: BatchNorm calls that became explicit affines, and the affine that each takes after it.
         through: the calls passed, nearest first.
         guards: calls whose input's number of dimensions must be checked when run.
     """
 
     absorbed: list[tuple[Node, ChannelAffine]] = field(default_factory=list)
+    beside: list[tuple[Node, ChannelAffine]] = field(default_factory=list)
     composed: list[tuple[Node, ChannelAffine]] = field(default_factory=list)
     through: list[Node] = field(default_factory=list)
     guards: list[tuple[Node, int]] = field(default_factory=list)
@@ -96,16 +79,51 @@ def pull(state: State, start: Node, demand: Demand) -> Way | Refusal:
     while queue:
         _, value = heapq.heappop(queue)
         wanted = _agreed(facts, value, asked[value])
-        if isinstance(wanted, Refusal):
-            return wanted
-        step = _visit(state, value, wanted, way)
+        step = wanted if isinstance(wanted, Refusal) else _visit(state, value, wanted, way)
         if isinstance(step, Refusal):
-            return step
+            if not _compensated(state, value, asked[value], way):
+                return step
+            continue
         for source, below in step:
             conflict = ask(source, value, below)
             if conflict is not None:
                 return conflict
     return way
+
+
+def _compensated(state: State, value: Node, asked: Mapping[Node, Demand], way: Way) -> bool:
+    """Leave a term of a sum as it is, and let a convolution of the same value beside it make up for that.
+
+    a x + b + a conv(x) = x + conv'(x)    with (a - 1) x + b added to a conv(x) at its centre tap
+    """
+    facts = state.facts
+    if len(asked) != 1:
+        return False
+    ((reader, demand),) = asked.items()
+    total = facts.call(reader)
+    if not isinstance(total, calls.Add) or demand.dim != 1 or demand.cares is not None:
+        return False
+    is_left = total.left is value
+    rest = total.right if is_left else total.left
+    mine = 1 if is_left else total.sign
+    taken = [node for node, _ in way.absorbed]
+    for term in terms(state, total, rest):
+        convolution = facts.call(resolved(state, term.value))
+        if not isinstance(convolution, calls.Convolution) or convolution.node not in taken:
+            continue
+        weight = facts.constant(convolution.weight)
+        fits = weight is not None and weight.shape[0] == weight.shape[1] * convolution.groups == demand.affine.channels
+        if not fits or resolved(state, convolution.input) is not resolved(state, value):
+            continue
+        assert weight is not None
+        first, last = sorted((facts.index[reader], facts.index[convolution.node]))
+        if centre_tap(convolution, tuple(weight.shape[2:])) is None or facts.written_between(value, first, last):
+            continue
+        sign = mine * term.sign
+        missing = ChannelAffine(sign * (demand.affine.scale - 1), sign * demand.affine.shift)
+        way.beside.append((convolution.node, missing))
+        return True
+    return False
 
 
 def _agreed(facts: Facts, value: Node, asked: Mapping[Node, Demand]) -> Demand | Refusal:
@@ -245,23 +263,6 @@ def _stays_finite(facts: Facts, call: calls.Absorber, demand: Demand, weight: to
             what = counted(count, tensor.numel(), "weight")
             return Refusal("weight-not-finite", f"{what} not finite in {weight.dtype} once {described(call)} takes it")
     return None
-
-
-def weight_of(facts: Facts, call: calls.Absorber) -> torch.Tensor | Refusal | None:
-    """Return the weight of a call (None where it has none), computed if it must be; or why it is not a constant."""
-    for source, what in ((call.bias, "bias"), (call.weight, "weight")):
-        if isinstance(source, Node) and not facts.is_constant(source):
-            return Refusal("computed-weight", f"the {what} of {described(call)} is computed from the model's input")
-    return facts.constant(call.weight)
-
-
-def shares_weights(facts: Facts, call: calls.Absorber) -> bool:
-    """Whether a weight or bias of the call is used by another call too."""
-    for source in (call.weight, call.bias):
-        tensor = facts.tensor(source)
-        if tensor is not None and any(reader is not call.node for reader in facts.parameter_readers[id(tensor)]):
-            return True
-    return False
 
 
 def _no_rule(call: calls.Call) -> Refusal:

@@ -16,8 +16,8 @@ from bnfold.affine import ChannelAffine
 from bnfold.fold.absorb import input_channels
 from bnfold.fold.conditions import counted, described, name_of
 from bnfold.fold.demand import Demand, Refusal
-from bnfold.fold.pull import State, shares_weights, weight_of
 from bnfold.fold.rules import push_rule
+from bnfold.fold.state import State, shares_weights, weight_of
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 

@@ -13,7 +13,7 @@ from bnfold.errors import NotFiniteError
 from bnfold.fold.absorb import Weights, absorb_after, absorb_before, absorb_beside, output_channels
 from bnfold.fold.conditions import name_of
 from bnfold.fold.plan import Absorption
-from bnfold.fold.sideways import centre_tap
+from bnfold.fold.sums import centre_tap
 from bnfold.graph import calls
 
 __all__ = ["absorbed_weights"]

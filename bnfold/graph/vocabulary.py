@@ -463,6 +463,10 @@ def _concatenate(node: Node, a: Arguments) -> calls.Call | None:
 def _add(sign: int) -> FunctionReader:
     def read(node: Node, a: Arguments) -> calls.Call | None:
         left, right = a["input"], a["other"]
+        if isinstance(left, Node) and not isinstance(right, Node) and right == 0:
+            return calls.Passing(node, left)  # `x + 0`, as sum([...]) writes it
+        if isinstance(right, Node) and not isinstance(left, Node) and left == 0 and sign > 0:
+            return calls.Passing(node, right)
         if a.get("alpha", 1) != 1 or not isinstance(left, Node) or not isinstance(right, Node):
             return None
         return calls.Add(node, left, right, sign)

@@ -1,0 +1,57 @@
+"""What the movements see of the planner, and what they all ask about a call with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import torch
+from torch.fx import Node
+
+from bnfold.fold.conditions import described
+from bnfold.fold.demand import Refusal
+from bnfold.graph import calls
+from bnfold.graph.facts import Facts
+
+__all__ = ["State", "shares_weights", "weight_of"]
+
+
+class State(Protocol):
+    """What the planner has settled so far."""
+
+    @property
+    def facts(self) -> Facts:
+        """The graph."""
+
+    @property
+    def share(self) -> Literal["clone", "keep"]:
+        """What happens to layers called at several sites."""
+
+    @property
+    def settled(self) -> Mapping[Node, calls.BatchNorm]:
+        """BatchNorm calls that are now the identity."""
+
+    @property
+    def explicit(self) -> Mapping[Node, Any]:
+        """BatchNorm calls that are now explicit affines."""
+
+    @property
+    def dropped(self) -> Mapping[Node, Node]:
+        """Sums that lost a term: what is left of each."""
+
+
+def weight_of(facts: Facts, call: calls.Absorber) -> torch.Tensor | Refusal | None:
+    """Return the weight of a call (None where it has none), computed if it must be; or why it is not a constant."""
+    for source, what in ((call.bias, "bias"), (call.weight, "weight")):
+        if isinstance(source, Node) and not facts.is_constant(source):
+            return Refusal("computed-weight", f"the {what} of {described(call)} is computed from the model's input")
+    return facts.constant(call.weight)
+
+
+def shares_weights(facts: Facts, call: calls.Absorber) -> bool:
+    """Whether a weight or bias of the call is used by another call too."""
+    for source in (call.weight, call.bias):
+        tensor = facts.tensor(source)
+        if tensor is not None and any(reader is not call.node for reader in facts.parameter_readers[id(tensor)]):
+            return True
+    return False
