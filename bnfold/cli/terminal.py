@@ -46,7 +46,8 @@ class Terminal:
         self.quiet = quiet
         self.verbose = verbose
         self.stdout: TextIO = _usable(sys.stdout)
-        self.err = _console(_usable(sys.stderr), color=color)
+        self.stderr: TextIO = _usable(sys.stderr)
+        self.err = _console(self.stderr, color=color)
         self.out = self.err if results_to_stderr else _console(self.stdout, color=color)
 
     def result(self, *parts: Any) -> None:
@@ -81,7 +82,7 @@ class Terminal:
     @contextlib.contextmanager
     def foreign_code(self) -> Iterator[None]:
         """While code of others runs, what it prints goes to stderr, so that stdout holds results alone."""
-        with contextlib.redirect_stdout(self.err.file if isinstance(self.err.file, TextIO) else _usable(sys.stderr)):
+        with contextlib.redirect_stdout(self.stderr):
             yield
 
 
