@@ -54,15 +54,20 @@ class Subject:
     damping: float = 1.0
 
 
-def build(entry: Entry, *, seed: int = 0) -> Subject:
+def build(entry: Entry, *, seed: int = 0, at_least: int = 0) -> Subject:
     """Build a model, find the smallest input that it takes, and give its BatchNorms telling numbers.
+
+    Args:
+        entry: which model.
+        seed: that all its numbers come from.
+        at_least: the smallest height and width to try, unless the model's own is smaller.
 
     Raises:
         Exception: whatever the library raises, where no input size works.
     """
     torch.manual_seed(seed)
     model = _create(entry).eval()
-    shape = _smallest_shape(model, entry)
+    shape = _smallest_shape(model, entry, at_least)
     generator = torch.Generator().manual_seed(seed + 1)
     _move_constants(model, generator)
     _randomise(model, generator)
@@ -125,10 +130,11 @@ def _shapes(entry: Entry) -> Iterator[tuple[int, ...]]:
         yield from ((channels, size, size) for size in sizes)
 
 
-def _smallest_shape(model: nn.Module, entry: Entry) -> tuple[int, ...]:
+def _smallest_shape(model: nn.Module, entry: Entry, at_least: int) -> tuple[int, ...]:
     """The first shape with which the model runs, on a batch of 2."""
     problem: Exception | None = None
-    for shape in _shapes(entry):
+    shapes = list(_shapes(entry))
+    for shape in [shape for shape in shapes if shape[-1] >= at_least] or shapes[-1:]:
         try:
             with torch.no_grad():
                 outputs = model(*fresh_inputs(entry, shape, batch=2, seed=0))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 __all__ = ["Entry", "read_list", "sample", "select", "shard"]
 
+ALSO = ("timm/mobileone_s0", "timm/repvgg_a0")  # blocks of parallel branches, which their family's smallest lacks
 LIST = Path(__file__).resolve().parent / "zoo.csv"
 
 
@@ -101,11 +102,12 @@ def sample(entries: Iterable[Entry]) -> list[Entry]:
     """Return the smallest model of each kind, smallest first.
 
     A kind is a library, a family, the classes of its BatchNorms, and whether plain symbolic tracing takes it: at least
-    one model of every family, and a second where a family has models that are built in another way.
+    one model of every family, and a second where a family has models that are built in another way. ``ALSO`` is added.
     """
     smallest: dict[tuple[object, ...], Entry] = {}
     for entry in select(entries):
-        smallest.setdefault((entry.library, entry.family, entry.batchnorm_classes, entry.traces), entry)
+        kind = (entry.library, entry.family, entry.batchnorm_classes, entry.traces)
+        smallest.setdefault((entry.key,) if entry.key in ALSO else kind, entry)
     return list(smallest.values())
 
 

@@ -122,7 +122,9 @@ def count_batch_norm_calls(module: nn.Module) -> int:
 
 
 def unseen(model: nn.Module, inputs: Sequence[Any], *, seed: int) -> list[str]:
-    """Name the BatchNorms whose scale and shift hardly move the outputs, by the gradient in a random direction.
+    """Name the BatchNorms that are called and whose scale and shift hardly move the outputs.
+
+    Measured by the gradient of the outputs in a random direction.
 
     A wrong fold of one of these could stay below the tolerance: the comparison says nothing about it.
 
@@ -136,15 +138,21 @@ def unseen(model: nn.Module, inputs: Sequence[Any], *, seed: int) -> list[str]:
     wanted = {}
     for name, layer in layers.items():
         wanted[name] = (layer.weight.requires_grad_(), layer.bias.requires_grad_())
+    called = set[nn.Module]()
+    handles = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in layers.values()]
+    outputs = leaves(model(*inputs))
+    for handle in handles:
+        handle.remove()
+    wanted = {name: pair for name, pair in wanted.items() if layers[name] in called}
     generator = torch.Generator().manual_seed(seed)
     total: Any = 0.0
-    for leaf in leaves(model(*inputs)):
+    for leaf in outputs:
         if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.numel():
             peak = leaf.detach().abs().max().clamp(min=1e-300)
             direction = torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
             total = total + (leaf / peak * direction).sum() / math.sqrt(leaf.numel())
     if not isinstance(total, Tensor):
-        return list(layers)
+        return list(wanted)
     flat = [tensor for pair in wanted.values() for tensor in pair]
     gradients = iter(torch.autograd.grad(total, flat, allow_unused=True))
     hidden = []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import shim, zoo
-from benchmarks.zoo_build import build
+from benchmarks import shim, zoo, zoo_check
+from benchmarks.zoo_build import Subject, build
 from benchmarks.zoo_check import check
 from benchmarks.zoo_list import Entry, read_list
 from benchmarks.zoo_records import read_records
@@ -56,6 +57,18 @@ def test_a_model_is_built_with_numbers_that_hide_nothing_and_twice_the_same() ->
         assert float(layer.running_var.min()) > 0
     assert not first.model.training
     assert first.shape == (3, 64, 64)
+
+
+@needs_timm
+def test_an_input_at_which_some_batch_norms_are_not_seen_gives_way_to_a_larger_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def blind_below_100(subject: Subject, record: dict[str, Any], *, export: bool = False) -> None:
+        record |= {"outcome": "equivalent", "unseen": ["bn1"] if subject.shape[-1] < 100 else []}
+
+    monkeypatch.setattr(zoo_check, "examine", blind_below_100)
+    record = check(ENTRIES["timm/test_resnet"])
+    assert (record["shape"], record["unseen"]) == ([3, 128, 128], [])
 
 
 @needs_timm

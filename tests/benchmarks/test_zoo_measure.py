@@ -74,6 +74,12 @@ def test_a_batch_norm_that_does_not_move_the_output_is_unseen(gate: float, hidde
     assert unseen(model, (torch.randn(2, 3, 4, 4, dtype=torch.float64),), seed=0) == hidden
 
 
+def test_a_batch_norm_that_is_not_called_is_not_missed() -> None:
+    model = randomise(nn.Sequential(nn.BatchNorm2d(3))).double()
+    model[0].register_module("spare", nn.BatchNorm2d(3))
+    assert unseen(model, (torch.randn(2, 3, 4, 4, dtype=torch.float64),), seed=0) == []
+
+
 def test_outputs_are_flat_whatever_holds_them() -> None:
     @dataclass
     class Output:
