@@ -19,7 +19,7 @@ ALGEBRA = 1e-10  # of the peak: what float64 rounding may leave between a model 
 class Net(nn.Module):
     """``forward(x) = function(self, x)``; parts become submodules, parameters or buffers by their type."""
 
-    def __init__(self, function: Callable[[Any, Any], Any], **parts: Any) -> None:
+    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
         super().__init__()
         self.function = function
         for name, part in parts.items():
@@ -41,7 +41,7 @@ class TwoInputNet(Net):
         return self.function(self, x, y)
 
 
-def double(model: nn.Module, *, seed: int = 3, negative: float = 0.5) -> nn.Module:
+def double(model: nn.Module, *, seed: int = 3, negative: float = 0.5) -> Any:
     """Return the model in eval mode and float64, its BatchNorms randomised."""
     return randomise(model, seed, negative=negative).double()
 

@@ -536,7 +536,7 @@ def test_batch_statistics_are_kept_and_reported(functional: bool) -> None:
 
 def test_buffers_present_are_used_though_track_running_stats_was_switched_off() -> None:
     net = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    net[1].track_running_stats = False  # type: ignore[index]
+    net[1].track_running_stats = False
     assert [d.action for d in folds(net, values(2, 3, 9, 9)).plan] == ["fold"]
 
 
@@ -566,7 +566,7 @@ def test_statistics_that_are_not_finite_do_not_fold(
     dtype: torch.dtype, change: Callable[[Any], Any], says: str
 ) -> None:
     net = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).to(dtype)
-    change(net[1])  # type: ignore[index]
+    change(net[1])
     folding = bnfold.fold(net)
     (decision,) = folding.plan
     assert decision.reason == "not-finite"
@@ -583,7 +583,7 @@ def test_statistics_that_are_not_finite_do_not_fold(
 @pytest.mark.parametrize("behind", [False, True])
 def test_variance_zero_without_eps_keeps_its_infinities(behind: bool) -> None:
     net = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh() if behind else nn.Identity(), nn.BatchNorm2d(4, eps=0.0)))
-    net[2].running_var.zero_()  # type: ignore[index]
+    net[2].running_var.zero_()
     folding = bnfold.fold(net)
     x = values(2, 3, 9, 9)
     assert folding.plan[0].reason == "not-finite"
@@ -592,8 +592,8 @@ def test_variance_zero_without_eps_keeps_its_infinities(behind: bool) -> None:
 
 def test_a_weight_that_would_overflow_float16_does_not_fold() -> None:
     net = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-12)))
-    net[1].running_var.fill_(1e-12)  # type: ignore[index]
-    net[1].weight.data.fill_(300.0)  # type: ignore[index]
+    net[1].running_var.fill_(1e-12)
+    net[1].weight.data.fill_(300.0)
     net = net.half()
     folding = bnfold.fold(net)
     (decision,) = folding.plan
@@ -601,13 +601,13 @@ def test_a_weight_that_would_overflow_float16_does_not_fold() -> None:
     assert "torch.float16" in decision.detail
     x = values(2, 3, 5, 5).half()
     assert torch.equal(run(net, x), run(folding.module, x))
-    assert not torch.isfinite(fuse_conv_bn_eval(net[0], net[1]).weight).all()  # type: ignore[index]
+    assert not torch.isfinite(fuse_conv_bn_eval(net[0], net[1]).weight).all()
 
 
 def overflowing_float32() -> nn.Module:
     net = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).float()
-    net[0].weight.data.fill_(1e30)  # type: ignore[index]
-    net[1].weight.data.fill_(1e9)  # type: ignore[index]
+    net[0].weight.data.fill_(1e30)
+    net[1].weight.data.fill_(1e9)
     return net
 
 
@@ -622,7 +622,7 @@ def test_plan_decides_what_fold_does(model: str) -> None:
     net = overflowing_float32()
     if model.startswith("two"):
         net = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)))
-        for layer in (net[1], net[2]):  # type: ignore[index]
+        for layer in (net[1], net[2]):
             layer.running_var.fill_(1.0)
             layer.weight.data.fill_(900.0)  # 0.19 * 900 fits into float16, 0.19 * 900 * 900 does not
         net = net.half()

@@ -67,7 +67,7 @@ def test_it_is_the_batchnorm_to_the_last_bit(
 
 def test_on_an_input_that_is_not_contiguous_torch_itself_rounds_otherwise_and_the_two_stay_close() -> None:
     # torch then runs another kernel, (x - mean) * (invstd * weight) + bias: the layer's own bits depend on the layout
-    layer = explicit_net(4, 4).float()[1]  # type: ignore[index]
+    layer = explicit_net(4, 4).float()[1]
     module = bnfold.fold(nn.Sequential(nn.Identity(), layer).eval()).module
     x = values(2, 8, 60, 60).float()
     for part in (x[:, 2:6], x[:, ::2], x[:, :4].transpose(2, 3), x[:, :4, 1:]):
@@ -79,7 +79,7 @@ def test_on_an_input_that_is_not_contiguous_torch_itself_rounds_otherwise_and_th
 
 def test_its_parameters_are_the_exact_terms_under_the_names_of_the_batchnorm() -> None:
     net = explicit_net(4).float()
-    layer: Any = net[1]  # type: ignore[index]
+    layer: Any = net[1]
     module = bnfold.fold(net).module
     explicit = module.get_submodule("1")
     assert isinstance(explicit, ExplicitAffine)

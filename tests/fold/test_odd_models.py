@@ -420,7 +420,7 @@ def a_functional_batchnorm_that_updates_its_statistics() -> Built:
     return Net(forward, conv=conv(), mean=values(4), var=values(4).abs() + 0.5), images()
 
 
-@odd(both="values of the trace are left in a list of the model")
+@odd()
 def a_list_that_collects_features() -> Built:
     def forward(s: Any, x: Tensor) -> Any:
         y = s.bn(s.conv(x))
@@ -529,16 +529,14 @@ def conv2d_without_a_batch() -> Built:
 
 
 @odd(
-    both="an explicit affine in place of an InstanceNorm takes dimension 1 for the channels without a batch too",
+    with_examples="an explicit affine in place of an InstanceNorm takes dimension 1 without a batch too",
     others=lambda: [(values(8, 8, 8),)],
 )
 def instance_norm_then_run_without_a_batch() -> Built:
     return Net(lambda s, x: s.norm(torch.tanh(x)), norm=_instance_norm(nn.InstanceNorm2d, 8)), values(2, 8, 8, 8)
 
 
-@odd(
-    both="an explicit affine in place of an InstanceNorm takes dimension 1 for the channels without a batch too",
-)
+@odd()
 def instance_norm_without_a_batch() -> Built:
     return Net(lambda s, x: s.norm(torch.tanh(x)), norm=_instance_norm(nn.InstanceNorm2d, 8)), values(8, 7, 8)
 
@@ -641,14 +639,14 @@ def a_view_after_the_batchnorm_of_a_transposed_value() -> Built:
 @odd(both="a layer whose forward was replaced on the instance is folded as if it were not")
 def a_convolution_whose_forward_was_replaced() -> Built:
     net = nn.Sequential(conv(), nn.BatchNorm2d(4))
-    net[0].forward = _twice(net[0].forward)  # type: ignore[method-assign]
+    net[0].forward = _twice(net[0].forward)
     return net, images()
 
 
 @odd(both="a layer whose forward was replaced on the instance is folded as if it were not")
 def a_batchnorm_whose_forward_was_replaced() -> Built:
     net = nn.Sequential(conv(), nn.BatchNorm2d(4))
-    net[1].forward = _twice(net[1].forward)  # type: ignore[method-assign]
+    net[1].forward = _twice(net[1].forward)
     return net, images()
 
 
@@ -687,6 +685,102 @@ def a_compiled_model_inside() -> Built:
 def a_torchscript_model_inside() -> Built:
     inner = double(nn.Sequential(conv(), nn.BatchNorm2d(4)))
     return nn.Sequential(torch.jit.trace(inner, images())), images()
+
+
+# --- forward, into the layer after --------------------------------------------------------------------------------
+
+
+@odd(both="pooling rules do not ask whether the channels are pooled over", negative=0.0)
+def max_pool_over_the_features_before_a_linear_layer() -> Built:
+    net = Net(
+        lambda s, x: s.fc(s.pool(s.bn(torch.tanh(x)).permute(0, 2, 3, 1))),
+        bn=nn.BatchNorm2d(8),
+        pool=nn.MaxPool2d(3, 1, 1),
+        fc=nn.Linear(8, 5),
+    )
+    return net, values(2, 8, 8, 8)
+
+
+@odd(both="the padding rule does not ask whether the channels are padded")
+def padding_that_shifts_the_channels_before_a_convolution_by_one() -> Built:
+    net = Net(
+        lambda s, x: s.conv(F.pad(s.bn(torch.tanh(x)), (0, 0, 0, 0, 1, -1))), bn=nn.BatchNorm2d(3), conv=conv(padding=0)
+    )
+    return _without_shift(net), images()
+
+
+@odd(both="a layer whose forward was replaced on the instance is folded as if it were not")
+def a_convolution_after_the_batchnorm_whose_forward_was_replaced() -> Built:
+    net = nn.Sequential(nn.Tanh(), nn.BatchNorm2d(3), conv(padding=0))
+    net[2].forward = _on_more(net[2].forward)
+    return net, images()
+
+
+def _on_more(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: forward(x + 1)
+
+
+@odd()
+def the_batchnorm_s_input_written_to_before_the_convolution_reads() -> Built:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        before = torch.tanh(x)
+        y = s.bn(before)
+        before.view(-1).mul_(2)
+        return s.conv(y)
+
+    return Net(forward, bn=nn.BatchNorm2d(3), conv=conv(padding=0)), images()
+
+
+@odd()
+def the_batchnorm_s_output_written_to_after_the_convolution_read_it() -> Built:
+    def forward(s: Any, x: Tensor) -> Any:
+        y = s.bn(torch.tanh(x))
+        return s.conv(y), y.add_(1)
+
+    return Net(forward, bn=nn.BatchNorm2d(3), conv=conv(padding=0)), images()
+
+
+@odd()
+def the_model_s_input_written_to_after_the_batchnorm() -> Built:
+    def forward(s: Any, x: Tensor) -> Any:
+        y = s.bn(x)
+        x.mul_(2)
+        return s.conv(y)
+
+    return Net(forward, bn=nn.BatchNorm2d(3), conv=conv(padding=0)), images()
+
+
+@odd()
+def a_convolution_whose_weight_and_input_are_the_batchnorm() -> Built:
+    def forward(s: Any, x: Tensor) -> Any:
+        y = s.bn(torch.tanh(x))
+        return F.conv2d(y, y)
+
+    return Net(forward, bn=nn.BatchNorm2d(3)), images()
+
+
+@odd(
+    with_examples="a fold for one number of dimensions is run with another without a word",
+    others=lambda: [(values(4, 6, 6),)],
+)
+def linear_after_a_batchnorm_on_2d_then_run_on_3d() -> Built:
+    return nn.Sequential(nn.Tanh(), nn.BatchNorm1d(6), nn.Linear(6, 3)), values(4, 6)
+
+
+@odd()
+def linear_after_a_batchnorm_on_3d_with_equal_sizes() -> Built:
+    return nn.Sequential(nn.Tanh(), nn.BatchNorm1d(6), nn.Linear(6, 3)), values(4, 6, 6)
+
+
+@odd()
+def a_batchnorm_into_a_zero_padded_convolution() -> Built:
+    return nn.Sequential(nn.Tanh(), nn.BatchNorm2d(3), conv()), images()
+
+
+@odd()
+def a_batchnorm_flattened_across_samples_into_a_linear_layer() -> Built:
+    net = Net(lambda s, x: s.fc(s.bn(torch.tanh(x)).view(-1, 96)), bn=nn.BatchNorm2d(3), fc=nn.Linear(96, 5))
+    return net, images()
 
 
 # --- outputs and calls -------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ def test_a_convolution_without_bias_gets_one() -> None:
     net = double(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)))
     module = folds(net, values(*IMAGES)).module
     assert module.get_parameter("0.bias").shape == (4,)
-    assert net[0].bias is None  # type: ignore[index]
+    assert net[0].bias is None
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -118,7 +118,7 @@ def test_requires_grad_is_kept(frozen: bool) -> None:
 
 def test_requires_grad_is_kept_per_parameter() -> None:
     model = mixed()
-    model[0].weight.requires_grad_(False)  # type: ignore[index]
+    model[0].weight.requires_grad_(False)
     module = bnfold.fold(model).module
     assert not module.get_parameter("0.weight").requires_grad
     assert module.get_parameter("0.bias").requires_grad
@@ -137,8 +137,8 @@ def test_dtypes_are_kept(dtype: torch.dtype) -> None:
 
 def test_float32_statistics_beside_half_precision_weights() -> None:
     net = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    net[0].half()  # type: ignore[index]
-    net[1].float()  # type: ignore[index]
+    net[0].half()
+    net[1].float()
     module = bnfold.fold(net).module
     assert {p.dtype for p in module.parameters()} == {torch.float16}
     x = values(*IMAGES).half()

@@ -95,7 +95,7 @@ def test_one_layer_under_two_names_is_one_layer() -> None:
 def test_tied_parameters_are_never_changed_for_their_other_owner(tied: str) -> None:
     net = double(nn.Sequential(conv(), nn.Tanh(), conv(), nn.BatchNorm2d(3)))
     for name in ("weight", "bias") if tied == "both" else (tied,):
-        setattr(net[2], name, getattr(net[0], name))  # type: ignore[index]
+        setattr(net[2], name, getattr(net[0], name))
     folding = folds(net, values(*IMAGES))
     (decision,) = folding.plan
     assert (decision.action, decision.into) == ("fold", ("2",))
@@ -124,7 +124,7 @@ def test_a_functional_convolution_with_a_shared_parameter_gets_its_own() -> None
 
 def test_a_parameter_that_a_batchnorm_and_a_conv_share_is_read_by_both() -> None:
     net = double(nn.Sequential(conv(), nn.BatchNorm2d(3)))
-    net[1].bias = net[0].bias  # type: ignore[index]
+    net[1].bias = net[0].bias
     assert [d.action for d in folds(net, values(*IMAGES)).plan] == ["fold"]
 
 
@@ -180,7 +180,7 @@ def test_hooks_on_the_model_itself_are_refused(kind: str) -> None:
 def test_a_hook_that_counts_runs_once_per_call() -> None:
     net = double(nn.Sequential(conv(), nn.Tanh(), nn.BatchNorm2d(3)))
     calls: list[str] = []
-    net[1].register_forward_hook(lambda *_: calls.append("tanh"))  # type: ignore[index]
+    net[1].register_forward_hook(lambda *_: calls.append("tanh"))
     folding = bnfold.fold(net, values(*IMAGES))
     calls.clear()
     folding.module(values(*IMAGES))
@@ -215,7 +215,7 @@ def test_a_parametrization_of_the_user_is_computed_or_refused_but_never_dropped(
             return weight + weight.transpose(2, 3)
 
     net = double(nn.Sequential(conv(), nn.BatchNorm2d(3)))
-    torch.nn.utils.parametrize.register_parametrization(net[0], "weight", Symmetric())  # type: ignore[index]
+    torch.nn.utils.parametrize.register_parametrization(net[0], "weight", Symmetric())
     net.eval()  # a parametrization is born in training mode
     assert [d.action for d in folds(net, values(*IMAGES)).plan] == ["fold"]
 

@@ -64,13 +64,13 @@ def a_linear_layer_at_two_sites() -> Built:
 
 def a_hook_on_the_convolution() -> Built:
     net = double(nn.Sequential(conv(), nn.BatchNorm2d(3)))
-    net[0].register_forward_hook(lambda _module, _inputs, output: output * 2)  # type: ignore[index]
+    net[0].register_forward_hook(lambda _module, _inputs, output: output * 2)
     return net, values(2, 3, 8, 8)
 
 
 def a_hook_on_the_batchnorm() -> Built:
     net = double(nn.Sequential(conv(), nn.BatchNorm2d(3)))
-    net[1].register_forward_pre_hook(lambda _module, inputs: (inputs[0] + 1,))  # type: ignore[index]
+    net[1].register_forward_pre_hook(lambda _module, inputs: (inputs[0] + 1,))
     return net, values(2, 3, 8, 8)
 
 
@@ -83,7 +83,7 @@ def old_weight_norm() -> Built:
 
 def a_convolution_that_shares_its_weight() -> Built:
     net = double(nn.Sequential(conv(), nn.Tanh(), conv(), nn.BatchNorm2d(3)))
-    net[2].weight, net[2].bias = net[0].weight, net[0].bias  # type: ignore[index]
+    net[2].weight, net[2].bias = net[0].weight, net[0].bias
     return net, values(2, 3, 8, 8)
 
 
