@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,7 +48,6 @@ class OrtModel:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = {"off": levels.ORT_DISABLE_ALL, "full": levels.ORT_ENABLE_ALL}[optimisation]
         options.log_severity_level = 4  # fatal only: its warnings go to stderr past Python
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         source: bytes | str
         if isinstance(model, Path):
             if not model.is_file():
@@ -55,8 +56,9 @@ class OrtModel:
         elif weight_bytes(model) < PROTOBUF_LIMIT:
             source = model.SerializeToString()
         else:
-            self._folder = tempfile.TemporaryDirectory(prefix="bnfold-")
-            source = str(save_onnx(model, Path(self._folder.name) / "model.onnx")[0])
+            folder = Path(tempfile.mkdtemp(prefix="bnfold-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # the session may map the file
+            source = str(save_onnx(model, folder / "model.onnx")[0])
         try:
             self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"]

@@ -1,0 +1,194 @@
+"""The first BatchNorm that went wrong is found by name, in one run."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import bnfold
+from bnfold.verify import verify
+from bnfold.verify.blame import blame_of_export
+from bnfold.verify.exercise import unreached
+from bnfold.verify.floor import NoiseFloor
+from bnfold.verify.locate import locate
+from bnfold.verify.weights import compare_weights
+from tests.networks import NETWORKS, built, normal
+from tests.verify.mutants import MUTANTS, apply, sites_of
+
+
+def test_a_right_fold_has_no_site_that_differs():
+    for name in NETWORKS:
+        model, inputs = NETWORKS[name]()
+        folding = bnfold.fold(model, inputs)
+        exact = tuple(x.double() for x in inputs)
+        graph, folded = folding.in_float64()
+        with torch.no_grad():
+            assert locate(graph, folded, folding.plan, exact, exact=True) is None, name
+            rounded = copy.deepcopy(folding.module).double()
+            assert locate(graph, rounded, folding.plan, exact, exact=False) is None, name
+
+
+@pytest.mark.parametrize("pick", (0, 9, 19))
+def test_of_many_sites_the_wrong_one_is_named_and_keeping_it_helps(pick):
+    model, inputs = NETWORKS["resnet18"]()
+    folding = bnfold.fold(model, inputs)
+    site = sites_of(model, folding)[pick]
+    assert apply(MUTANTS["eps_of_another_default"], site)
+    report = verify(model, folding.module, inputs, onnx=False, folding=folding)
+    assert report.located == site.name
+    assert f"--keep {site.name}" in report.reason
+    kept = bnfold.fold(model, inputs, keep=[site.name])
+    assert verify(model, kept.module, inputs, onnx=False, folding=kept).passed
+
+
+def test_of_several_wrong_sites_the_first_is_named():
+    model, inputs = NETWORKS["resnet18"]()
+    folding = bnfold.fold(model, inputs)
+    sites = sites_of(model, folding)
+    for pick in (12, 7, 16):
+        assert apply(MUTANTS["beta_forgotten"], sites[pick])
+    assert verify(model, folding.module, inputs, onnx=False, folding=folding).located == sites[7].name
+
+
+@pytest.mark.parametrize("name", ["dense", "vgg-mixed-signs", "seed-negative", "pre-activation"])
+def test_a_wrong_explicit_affine_is_named(name):
+    model, inputs = NETWORKS[name]()
+    folding = bnfold.fold(model, inputs)
+    decision = [d for d in folding.plan if d.action == "affine"][-1]
+    layer = folding.module.get_submodule(decision.batchnorm)
+    with torch.no_grad():
+        layer.weight[0] *= 1.01
+    report = verify(model, folding.module, inputs, onnx=False, folding=folding)
+    assert (report.verdict, report.located) == ("failed", decision.batchnorm)
+
+
+def test_without_a_plan_the_first_layer_of_the_same_name_that_differs_is_named():
+    model, inputs = NETWORKS["lenet"]()
+    wrong = copy.deepcopy(model)
+    wrong.bn2.eps = 0.1
+    report = verify(model, wrong, inputs, onnx=False)
+    assert report.located == "bn2"
+    assert "`bn2` is the first to differ" in report.reason
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_weights_of_a_right_fold_are_the_plan_s_rounded_once():
+    for name in NETWORKS:
+        model, inputs = NETWORKS[name]()
+        folding = bnfold.fold(model, inputs)
+        comparison = compare_weights(folding.in_float64()[1], folding.module)
+        assert comparison is not None, name
+        assert comparison.passed, f"{name}: {comparison}"
+
+
+def test_a_channel_that_no_input_brings_to_life_is_checked_by_its_weights():
+    network = built(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)))
+    with torch.no_grad():
+        network[1].bias[2] = -1e4  # never above zero: dead behind the relu
+    x = normal(2, 3, 8, 8)
+    folding = bnfold.fold(network, x)
+    with torch.no_grad():
+        folding.module.get_submodule("0").weight[2] *= 1.5
+    assert verify(network, folding.module, x, onnx=False).passed
+    report = verify(network, folding.module, x, onnx=False, folding=folding)
+    assert report.verdict == "failed"
+    assert "`0.weight`" in report.reason
+    assert report.located == "1"
+
+
+def test_another_module_s_weights_are_not_compared():
+    model, inputs = NETWORKS["lenet"]()
+    folding = bnfold.fold(model, inputs)
+    assert compare_weights(folding.in_float64()[1], model) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_fails(value):
+    model, inputs = NETWORKS["lenet"]()
+    folding = bnfold.fold(model, inputs)
+    with torch.no_grad():
+        folding.module.conv1.weight[0, 0, 0, 0] = value
+    comparison = compare_weights(folding.in_float64()[1], folding.module)
+    assert comparison is not None
+    assert not comparison.passed
+
+
+# --- reach ------------------------------------------------------------------------------------------------------------
+
+
+class Gate(nn.Module):
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.threshold = threshold
+
+    def forward(self, x):
+        return self.first(x) + torch.relu(self.second(x) - self.threshold)
+
+
+@pytest.mark.parametrize(("threshold", "silent"), [(0.0, []), (1e9, ["second"])])
+def test_a_batchnorm_behind_a_shut_gate_is_found(threshold, silent):
+    model = built(lambda: Gate(threshold)).double()
+    with torch.no_grad():
+        assert unreached(model, (normal(2, 3, 4, 4).double(),)) == silent
+    assert not model.first._forward_hooks
+
+
+def test_one_open_channel_is_enough():
+    model = built(lambda: Gate(0.0)).double()
+    with torch.no_grad():
+        model.second.bias[:2] = -1e9
+        assert unreached(model, (normal(2, 3, 4, 4).double(),)) == []
+
+
+# --- blame ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_with_optimisations_on_alone_blames_the_optimiser(monkeypatch):
+    from bnfold.verify import witness
+
+    model, inputs = NETWORKS["lenet"]()
+    folding = bnfold.fold(model, inputs)
+
+    class Breaks(witness.OrtModel):
+        def __init__(self, proto, optimisation) -> None:
+            super().__init__(proto, optimisation)
+            self.factor = 1.01 if optimisation == "full" else 1.0
+
+        def __call__(self, *given):
+            return tuple(y * self.factor for y in super().__call__(*given))
+
+    monkeypatch.setattr(witness, "OrtModel", Breaks)
+    report = verify(model, folding.module, inputs)
+    assert (report.verdict, report.blame) == ("failed", "optimizer")
+    assert "optimiser is to blame" in report.reason
+    assert [c.passed for c in report.comparisons] == [True, True, True, False]
+
+
+def test_an_export_that_is_wrong_for_the_original_too_is_not_the_fold_s_fault(monkeypatch):
+    from bnfold.verify import witness
+
+    model, inputs = NETWORKS["lenet"]()
+    folding = bnfold.fold(model, inputs)
+
+    class Breaks(witness.OrtModel):
+        def __call__(self, *given):
+            return tuple(y + 1 for y in super().__call__(*given))
+
+    monkeypatch.setattr(witness, "OrtModel", Breaks)
+    report = verify(model, folding.module, inputs)
+    assert (report.verdict, report.blame) == ("failed", "export")
+    assert "not the fold" in report.reason
+
+
+def test_without_the_original_s_export_less_is_said():
+    failed = verify(nn.Identity().eval(), nn.ReLU().eval(), normal(2, 3), onnx=False).comparisons[0]
+    from dataclasses import replace
+
+    words = blame_of_export(replace(failed, stage="export"), None, [], NoiseFloor([])).sentence
+    assert words == "The torch module agrees: the exporter or ONNX Runtime is to blame."
