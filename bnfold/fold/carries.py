@@ -120,6 +120,7 @@ def past_permute(call: calls.Permute, held: Held, facts: Facts) -> Carried:
 
 def past_concatenate(call: calls.Concatenate, held: Held, facts: Facts) -> Carried:
     """Each part brings its own affine, or the identity; along another dimension all must bring the same."""
+    held = {part: held[part] for part in call.parts if part in held}  # not what other values hold
     some = next(iter(held.values()))
     rank = some.rank or facts.rank(call.node)
     dim = call.dim if call.dim >= 0 else (None if rank is None else call.dim + rank)

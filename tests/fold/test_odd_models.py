@@ -773,6 +773,26 @@ def linear_after_a_batchnorm_on_3d_with_equal_sizes() -> Built:
 
 
 @odd()
+def two_batchnorms_in_a_row_joined_along_the_batch_with_a_plain_value() -> Built:
+    net = Net(
+        lambda s, x: s.conv(torch.cat([torch.tanh(x), s.second(s.first(torch.sigmoid(x)))], 0)),
+        first=nn.BatchNorm2d(3),
+        second=nn.BatchNorm2d(3),
+        conv=conv(padding=0),
+    )
+    return net, images()
+
+
+@odd()
+def a_batchnorm_joined_along_the_rows_with_its_own_pool() -> Built:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = s.bn(torch.sigmoid(x))
+        return s.conv(torch.cat([y, F.avg_pool2d(y, 1), torch.tanh(x)], 2))
+
+    return Net(forward, bn=nn.BatchNorm2d(3), conv=conv(padding=0)), images()
+
+
+@odd()
 def a_batchnorm_into_a_zero_padded_convolution() -> Built:
     return nn.Sequential(nn.Tanh(), nn.BatchNorm2d(3), conv()), images()
 
