@@ -31,7 +31,7 @@ def test_a_right_fold_has_no_site_that_differs():
             assert locate(graph, rounded, folding.plan, exact, exact=False) is None, name
 
 
-@pytest.mark.parametrize("pick", (0, 9, 19))
+@pytest.mark.parametrize("pick", [0, 9, 19])
 def test_of_many_sites_the_wrong_one_is_named_and_keeping_it_helps(pick):
     model, inputs = NETWORKS["resnet18"]()
     folding = bnfold.fold(model, inputs)
