@@ -172,7 +172,9 @@ def _visit(state: State, value: Node, demand: Demand, way: Way) -> tuple[tuple[N
     if value in state.settled:
         return ((state.settled[value].input, demand),)
     if value in state.explicit:
-        if demand.dim != 1:
+        before = facts.call(value)
+        statistics = facts.constant(before.running_mean) if isinstance(before, calls.BatchNorm) else None
+        if demand.dim != 1 or (statistics is not None and statistics.numel() != demand.affine.channels):
             return Refusal("channel-dimension", f"`{name_of(value)}` has its channels in another dimension")
         way.composed.append((value, demand.affine))
         return ()

@@ -132,7 +132,7 @@ def padding_that_shifts_the_channels_of_a_convolution_by_one() -> Built:
     return _without_shift(net), images()
 
 
-@odd(both="an explicit affine composes with an affine of another number of channels")
+@odd()
 def padding_with_channels_of_zeros_between_two_batchnorms() -> Built:
     net = Net(
         lambda s, x: s.bn(F.pad(s.first(torch.tanh(x)), (0, 0, 0, 0, 0, 3))),
