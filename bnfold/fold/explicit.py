@@ -1,6 +1,6 @@
 """The explicit affine layer: what a BatchNorm becomes where nothing absorbs it.
 
-It has one form per target, chosen by measurement (``benchmarks/affine_forms.py``):
+It has one form per target, chosen by measurement (``python -m benchmarks.affine_forms``):
 
 =====================  ==========================================  ====================================================
 target                 form                                        why
