@@ -16,7 +16,7 @@ from torch.fx import Node
 from bnfold.affine import ChannelAffine
 from bnfold.fold.conditions import described, needs_shapes
 from bnfold.fold.demand import Demand, Refusal
-from bnfold.fold.moves import item_window, part_sizes, reshape_answer, slice_window
+from bnfold.fold.moves import item_window, pads_channels, part_sizes, reshape_answer, slice_window
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 
@@ -27,6 +27,11 @@ Carried: TypeAlias = "Demand | Refusal"
 def unchanged(call: Any, held: Held, facts: Facts) -> Carried:  # noqa: ARG001
     """The output holds what the only input held."""
     return held[call.input]
+
+
+def past_pad(call: calls.Pad, held: Held, facts: Facts) -> Carried:
+    """The output holds what the input held, where the padding leaves the channels alone."""
+    return pads_channels(call, held[call.input], facts) or held[call.input]
 
 
 def past_average(call: calls.AveragePool, held: Held, facts: Facts) -> Carried:  # noqa: ARG001

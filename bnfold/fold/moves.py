@@ -27,6 +27,25 @@ def unchanged(call: Any, demand: Demand, facts: Facts) -> Moved:  # noqa: ARG001
     return ((call.input, demand),)
 
 
+def through_pad(call: calls.Pad, demand: Demand, facts: Facts) -> Moved:
+    """The same affine, where the padding leaves the channels alone."""
+    refusal = pads_channels(call, demand, facts)
+    return ((call.input, demand),) if refusal is None else refusal
+
+
+def pads_channels(call: calls.Pad, demand: Demand, facts: Facts) -> Refusal | None:
+    """A padding along the channels adds some, or shifts them."""
+    if call.widths is None:
+        return Refusal("shapes-unknown", f"the widths of {described(call)} are computed when it runs")
+    rank = demand.rank if demand.rank is not None else facts.rank(call.node)
+    dims = len(call.widths) // 2
+    if rank is None:
+        return needs_shapes(call)
+    if rank - dims <= demand.dim:
+        return Refusal("channel-dimension", f"{described(call)} pads the channels")
+    return None
+
+
 def through_average(call: calls.AveragePool, demand: Demand, facts: Facts) -> Moved:  # noqa: ARG001
     """``mean(a x + b) = a mean(x) + w b`` for window weights that sum to ``w``: 1, or window / divisor."""
     if call.divisor_override is None or not bool((demand.affine.shift != 0).any()):

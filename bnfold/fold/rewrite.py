@@ -211,6 +211,8 @@ class _Rewriter:
 
     def _free_name(self, wanted: str, old: Node) -> str:
         """Return ``wanted`` if only ``old`` uses what has that name in the model, else a name that is not taken."""
+        if self._is_inside_a_layer(wanted):  # setting `conv.weight` would change the layer `conv` for its other calls
+            wanted = wanted.replace(".", "_")
         alone = [node for node in self.names.get(wanted, ()) if node is not old] == []
         if alone and wanted not in self.held:
             return wanted
@@ -218,6 +220,12 @@ class _Rewriter:
         while (name := f"{wanted}_folded{count}") in self.held or name in self.names:
             count += 1
         return name
+
+    def _is_inside_a_layer(self, name: str) -> bool:
+        """Whether the name is that of a part of something that is, or will be, called as a layer."""
+        parts = name.split(".")
+        outer = [".".join(parts[:length]) for length in range(1, len(parts))]
+        return any(path in self.held or path in self.facts.module_calls for path in outer)
 
     @property
     def names(self) -> dict[str, list[Node]]:
@@ -234,14 +242,25 @@ class _Rewriter:
         return self._names
 
     def _hold_the_rest(self) -> None:
+        """Hold what the graph reads unchanged, and rename what a GraphModule has no room for."""
         for node in self.graph.nodes:
-            target = str(node.target)
-            if target in self.held:
+            if node.op not in ("call_module", "get_attr"):
                 continue
-            if node.op == "call_module":
-                self.held[target] = shell(self.capture.module(target), self.shells)
-            elif node.op == "get_attr":
-                self.held[target] = _shell_of_attribute(self.capture, target, self.shells)
+            target = str(node.target)
+            held = self.held.get(target)
+            if held is None:
+                if node.op == "call_module":
+                    held = shell(self.capture.module(target), self.shells)
+                else:
+                    held = _shell_of_attribute(self.capture, target, self.shells)
+            if target.partition(".")[0] in _RESERVED:
+                node.target = f"model_{target}"
+                self.held.pop(target, None)
+            self.held[str(node.target)] = held
+
+
+# A layer of one of these names would hide what makes a GraphModule work, and a GraphModule would hide it.
+_RESERVED = frozenset(name for name in dir(GraphModule) if not name.startswith("__"))
 
 
 def _shell_of_attribute(capture: Capture, target: str, shells: dict[int, Any]) -> Any:

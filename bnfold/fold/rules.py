@@ -69,7 +69,7 @@ PULL_RULES = (
         (scale_nonnegative, shift_zero),
         "f(a x) = a f(x) for a >= 0",
     ),
-    PullRule(calls.Pad, moves.unchanged, (pads_with_a_fixed_point,), "padding copies values, or adds c = a c + b"),
+    PullRule(calls.Pad, moves.through_pad, (pads_with_a_fixed_point,), "padding copies values, or adds c = a c + b"),
     PullRule(calls.PixelShuffle, moves.before_pixel_shuffle, (), "output channel c reads r*r adjacent inputs"),
     PullRule(calls.PixelUnshuffle, moves.before_pixel_unshuffle, (), "r*r adjacent outputs read input channel c"),
     PullRule(calls.ChannelShuffle, moves.before_channel_shuffle, (), "a permutation of the channels"),
@@ -114,7 +114,7 @@ PUSH_RULES = (
     PushRule(
         calls.PositivelyHomogeneous, carries.unchanged, (scale_nonnegative, shift_zero), "f(a x) = a f(x), a >= 0"
     ),
-    PushRule(calls.Pad, carries.unchanged, (pads_with_a_fixed_point,), "padding copies values, or adds c = a c + b"),
+    PushRule(calls.Pad, carries.past_pad, (pads_with_a_fixed_point,), "padding copies values, or adds c = a c + b"),
     PushRule(calls.PixelShuffle, carries.past_pixel_shuffle, (), "r*r adjacent inputs become output channel c"),
     PushRule(calls.PixelUnshuffle, carries.past_pixel_unshuffle, (), "input channel c becomes r*r adjacent outputs"),
     PushRule(calls.ChannelShuffle, carries.past_channel_shuffle, (), "a permutation of the channels"),

@@ -166,9 +166,11 @@ def _average_pool_module(spatial_dims: int) -> ModuleReader:
     return read
 
 
-def _pad_module(mode: str) -> ModuleReader:
+def _pad_module(mode: str, spatial_dims: int) -> ModuleReader:
     def read(node: Node, module: Any, _target: str) -> calls.Call:
-        return calls.Pad(node, _input(node), static(module.padding), mode, float(getattr(module, "value", 0.0)))
+        padding = static(module.padding)
+        widths = (padding,) * (2 * spatial_dims) if isinstance(padding, int) else padding
+        return calls.Pad(node, _input(node), widths, mode, float(getattr(module, "value", 0.0)))
 
     return read
 
@@ -260,11 +262,11 @@ for _name in ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"):
 for _name in ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"):
     MODULES[getattr(nn, _name)] = _dropout_module
 for _size in (1, 2, 3):
-    MODULES[getattr(nn, f"ConstantPad{_size}d")] = _pad_module("constant")
-    MODULES[getattr(nn, f"ZeroPad{_size}d")] = _pad_module("constant")
-    MODULES[getattr(nn, f"ReflectionPad{_size}d")] = _pad_module("reflect")
-    MODULES[getattr(nn, f"ReplicationPad{_size}d")] = _pad_module("replicate")
-    MODULES[getattr(nn, f"CircularPad{_size}d")] = _pad_module("circular")
+    MODULES[getattr(nn, f"ConstantPad{_size}d")] = _pad_module("constant", _size)
+    MODULES[getattr(nn, f"ZeroPad{_size}d")] = _pad_module("constant", _size)
+    MODULES[getattr(nn, f"ReflectionPad{_size}d")] = _pad_module("reflect", _size)
+    MODULES[getattr(nn, f"ReplicationPad{_size}d")] = _pad_module("replicate", _size)
+    MODULES[getattr(nn, f"CircularPad{_size}d")] = _pad_module("circular", _size)
 
 
 def register_module(kind: type[nn.Module], reader: ModuleReader) -> None:
