@@ -29,7 +29,7 @@ def markdown(document: Document) -> str:
                 became(decision),
                 ", ".join(decision.into),
                 ", ".join(decision.through),
-                "" if decision.action == "fold" else why(decision),
+                why(decision),
             )
             for decision in document.batchnorms
         )

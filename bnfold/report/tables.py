@@ -36,14 +36,14 @@ def told_decisions(document: Document, *, every: bool) -> Iterator[Table | Text]
 
     Args:
         document: what was done.
-        every: show each row, and of those that folded the sentence too.
+        every: show each row, and where the user's code calls the layer.
     """
     decisions = document.batchnorms
     compact = not every and len(decisions) > MANY
     shown = [decision for decision in decisions if not compact or decision.action != "fold"]
     if shown:
         rows = [_row(decision, decisions, every=every) for decision in shown]
-        headings = ("BatchNorm", "became", "into", "through", "why")
+        headings = ("BatchNorm", "became", "into", "through", "why", "called at")
         told = [column for column in range(len(headings)) if any(row[column] for row in rows)]
         table = plain_table(*(headings[column] for column in told))
         for row in rows:
@@ -60,15 +60,13 @@ def told_decisions(document: Document, *, every: bool) -> Iterator[Table | Text]
 
 
 def _row(decision: Decision, decisions: Sequence[Decision], *, every: bool) -> list[Text]:
-    reason = why(decision) if every or decision.action != "fold" else ""
-    if every and decision.source:
-        reason += f" ({decision.source})"
     return [
         Text(visible(name_of(decision, decisions)), style="bold"),
         Text(became(decision), style=_STYLES[decision.action]),
         Text(visible(", ".join(decision.into))),
         Text(visible(", ".join(decision.through))),
-        Text(visible(reason)),
+        Text(visible(why(decision))),
+        Text(visible(decision.source or "") if every else ""),
     ]
 
 

@@ -24,7 +24,9 @@ def name_of(decision: Decision, all_decisions: Sequence[Decision]) -> str:
 
 
 def why(decision: Decision) -> str:
-    """Return the reason alone, where the sentence begins with what a table says in other columns."""
+    """Return the reason alone: nothing for a fold, and without what a table says in other columns."""
+    if decision.action == "fold":
+        return ""
     return decision.detail.removeprefix(f"{decision.batchnorm} became an explicit affine: ")
 
 

@@ -44,6 +44,12 @@ def test_one_that_did_not_fold_tells_why() -> None:
     assert line_with(text, "bn2")[1:] == "explicit affine 1 of 32 scales is negative.".split()
 
 
+def test_where_a_layer_is_called_is_told_when_every_row_is_wanted() -> None:
+    told = document(batchnorms=(decision(source="net.py:32"),))
+    assert "net.py:32" in printed(told_decisions(told, every=True))
+    assert "net.py:32" not in printed(told_decisions(told, every=False))
+
+
 def test_the_sums_are_told_with_the_way_of_capture() -> None:
     text = printed(told_decisions(document(), every=False))
     assert "2 BatchNorms: 1 folded, 1 explicit affine, 0 kept (symbolic capture)" in text
