@@ -18,20 +18,19 @@ A record's ``outcome`` is one of
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.zoo_beside import export_to_onnx, fuse
 from benchmarks.zoo_build import Subject, build, fresh_inputs
+from benchmarks.zoo_clock import Stage, message, since, timed
 from benchmarks.zoo_list import Entry
 from benchmarks.zoo_measure import Throughout64, call, count_batch_norm_calls, distance, in_double, unseen
 from bnfold import __version__
@@ -45,7 +44,6 @@ ROUNDING_FACTOR = 20.0  # how many times the original's own float32 error the fo
 ROUNDING_FLOOR = 1e-5  # of the peak: an error below this is never called inexact
 NAMES_KEPT = 8
 LARGER = (128, 224)  # input sizes to try next where some BatchNorms are not seen
-STAGES = {"_capture": "capture", "plan_model": "plan", "rewrite_model": "rewrite"}  # functions of bnfold.fold.api
 Record = dict[str, Any]
 
 
@@ -86,9 +84,9 @@ def _check(entry: Entry, seed: int, export: bool, *, at_least: int) -> Record:
         _failed(record, "build-failed", "build", error)
     else:
         record["shape"], record["damping"] = list(subject.shape), subject.damping
-        record["seconds"]["build"] = _since(start)
+        record["seconds"]["build"] = since(start)
         examine(subject, record, export=export)
-    record["seconds"]["total"] = _since(start)
+    record["seconds"]["total"] = since(start)
     return record
 
 
@@ -100,7 +98,7 @@ def examine(subject: Subject, record: Record, *, export: bool = False) -> None:
 
 
 def _stages(subject: Subject, record: Record, export: bool) -> None:
-    stage = _Stage(record.setdefault("stages", {}))
+    stage = Stage(record.setdefault("stages", {}))
     stage.enter("run")
     try:
         _examine(subject, record, stage, export)
@@ -112,27 +110,13 @@ def _stages(subject: Subject, record: Record, export: bool) -> None:
         _failed(record, "crash" if stage.name not in ("run", "oracle") else "build-failed", stage.name, error)
     stage.enter("fuse")
     try:
-        record["fuse"] = _fuse(subject)
+        record["fuse"] = fuse(subject, TOLERANCE)
     except Exception as error:
-        record["fuse"] = {"takes": False, "message": _message(error)}
+        record["fuse"] = {"takes": False, "message": message(error)}
     stage.enter("")
 
 
-class _Stage:
-    """Which stage a check is in, and how many seconds each took."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-        self.name = ""
-        self.start = time.perf_counter()
-
-    def enter(self, name: str) -> None:
-        if self.name:
-            self.seconds[self.name] = _since(self.start)
-        self.name, self.start = name, time.perf_counter()
-
-
-def _examine(subject: Subject, record: Record, stage: _Stage, export: bool) -> None:
+def _examine(subject: Subject, record: Record, stage: Stage, export: bool) -> None:
     model = subject.model
     inputs = fresh_inputs(subject.entry, subject.shape, batch=3, seed=subject.seed + 11)
     before = call(model, inputs)
@@ -158,9 +142,15 @@ def _examine(subject: Subject, record: Record, stage: _Stage, export: bool) -> N
 
     stage.enter("float64")
     double = in_double(inputs)
-    expected, computed = _pair(folding, double, record)
+    pair = folding.in_float64()
+    expected, computed = _plainly(pair, double, record)
     stage.enter("oracle")
-    oracle = _oracle(model, double, record) or expected
+    oracle = _oracle(model, double, record)
+    if not max(distance(expected, computed), distance(oracle or expected, expected)) <= TOLERANCE:
+        stage.enter("float64 throughout")
+        with Throughout64():
+            expected, computed = (call(graph, double) for graph in pair)
+    oracle = oracle or expected
     record["error"] = {
         "algebra": distance(expected, computed),
         "capture": distance(oracle, expected),
@@ -173,7 +163,7 @@ def _examine(subject: Subject, record: Record, stage: _Stage, export: bool) -> N
     record["unseen"] = _unseen(model, double, subject.seed)
     if export:
         stage.enter("export")
-        record["export"] = _export(folded, inputs)
+        record["export"] = export_to_onnx(folded, inputs)
 
 
 def _judge(record: Record) -> None:
@@ -194,16 +184,16 @@ def _fold(subject: Subject, record: Record) -> api.Folding:
     """Fold without example inputs; where that fails or leaves something, with them, and keep the better."""
     example = fresh_inputs(subject.entry, subject.shape, batch=2, seed=subject.seed + 10)
     without: api.Folding | None = None
-    with _timed(record["seconds"]):
+    with timed(record["seconds"]):
         try:
             without = api.fold(subject.model)
         except BnfoldError as error:
-            record["without_inputs"] = _message(error)
+            record["without_inputs"] = message(error)
     if without is not None and without.plan.summary["fold"] == len(without.plan):
         record["with_inputs"] = False
         return without
     seconds: dict[str, float] = {}
-    with _timed(seconds):
+    with timed(seconds):
         informed = api.fold(subject.model, example)
     if without is not None and without.plan.summary["fold"] > informed.plan.summary["fold"]:
         record["with_inputs"], record["note"] = False, "with example inputs, fewer fold"
@@ -215,55 +205,18 @@ def _fold(subject: Subject, record: Record) -> api.Folding:
     return informed
 
 
-@contextmanager
-def _timed(seconds: dict[str, float]) -> Iterator[None]:
-    """Measure a fold and, within it, its stages: the functions that bnfold.fold.api calls for them."""
-    originals = {name: getattr(api, name) for name in STAGES}
-    spent = dict.fromkeys(originals, 0.0)
-    depth = [0]
+def _plainly(pair: tuple[nn.Module, nn.Module], double: tuple[Any, ...], record: Record) -> tuple[list[Any], list[Any]]:
+    """Outputs of the captured graph and of the folded one in float64, as they come.
 
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            depth[0] += 1
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                depth[0] -= 1
-                if depth[0] == 0:  # a stage inside a stage belongs to the outer one
-                    spent[name] += time.perf_counter() - start
-
-        return wrapper
-
-    for name, function in originals.items():
-        setattr(api, name, timed(name, function))
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds["fold"] = _since(start)
-        for name, function in originals.items():
-            setattr(api, name, function)
-            seconds[STAGES[name]] = round(spent[name], 4)
-
-
-def _pair(folding: api.Folding, double: tuple[Any, ...], record: Record) -> tuple[list[Any], list[Any]]:
-    """Outputs of the captured graph and of the folded one in float64.
-
-    Where code in the graph insists on a narrower type it is overruled, and the record says so.
+    Where code that was not captured insists on a narrower type they are rounded in the middle, or it raises, which the
+    record keeps; then nothing is returned.
     """
-    graph, folded = folding.in_float64()
     try:
-        expected, computed = call(graph, double), call(folded, double)
+        expected, computed = (call(graph, double) for graph in pair)
     except Exception as error:
-        record["narrow"] = _message(error)
-    else:
-        if distance(expected, computed) <= TOLERANCE:
-            return expected, computed
-        record["narrow"] = f"the pair is {distance(expected, computed):.1e} apart before narrow types are overruled"
-    with Throughout64():
-        return call(graph, double), call(folded, double)
+        record["narrow"] = message(error)
+        return [], [None]
+    return expected, computed
 
 
 def _oracle(model: nn.Module, double: tuple[Any, ...], record: Record) -> list[Any] | None:
@@ -272,7 +225,7 @@ def _oracle(model: nn.Module, double: tuple[Any, ...], record: Record) -> list[A
         with Throughout64():
             return call(copy.deepcopy(model).double(), double)
     except Exception as error:
-        record["no_oracle"] = _message(error)
+        record["no_oracle"] = message(error)
         return None
 
 
@@ -284,49 +237,7 @@ def _unseen(model: nn.Module, double: tuple[Any, ...], seed: int) -> list[str] |
         return None
 
 
-def _fuse(subject: Subject) -> Record:
-    """What ``torch.fx.experimental.optimization.fuse`` makes of the same model, in float64."""
-    from torch.fx.experimental.optimization import fuse
-
-    start = time.perf_counter()
-    fused = fuse(subject.model)
-    result: Record = {"takes": True, "seconds": _since(start), "left": count_batch_norm_calls(fused)}
-    del fused
-    original = copy.deepcopy(subject.model).double()
-    inputs = in_double(fresh_inputs(subject.entry, subject.shape, batch=3, seed=subject.seed + 11))
-    try:
-        with Throughout64():
-            result["error"] = distance(call(original, inputs), call(fuse(original), inputs))
-    except Exception as error:
-        result["error"], result["message"] = math.inf, _message(error)
-    result["wrong"] = not result["error"] <= TOLERANCE
-    return result
-
-
-def _export(folded: nn.Module, inputs: tuple[Any, ...]) -> Record:
-    """Export to ONNX as users do; count the nodes that should not be there."""
-    from bnfold.export import to_onnx
-
-    start = time.perf_counter()
-    try:
-        exported = to_onnx(folded, inputs)
-    except Exception as error:
-        return {"failed": _message(error)}
-    kinds = Counter(node.op_type for node in exported.graph.node)
-    kinds.update(node.op_type for function in exported.functions for node in function.node)
-    return {"batch_normalization": kinds["BatchNormalization"], "nodes": sum(kinds.values()), "seconds": _since(start)}
-
-
 def _failed(record: Record, outcome: str, stage: str, error: Exception) -> None:
-    record["outcome"], record["stage"], record["message"] = outcome, stage, _message(error)
+    record["outcome"], record["stage"], record["message"] = outcome, stage, message(error)
     if outcome == "crash":
         record["traceback"] = "".join(traceback.format_exception(error))[-3000:]
-
-
-def _message(error: BaseException) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 400 else text[:397] + "..."
-
-
-def _since(start: float) -> float:
-    return round(time.perf_counter() - start, 4)
