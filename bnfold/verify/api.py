@@ -17,8 +17,9 @@ from bnfold.mode import require_eval
 from bnfold.verify.blame import blame_of_export, culprit, unfolded_export
 from bnfold.verify.compare import measure
 from bnfold.verify.exercise import unreached
-from bnfold.verify.floor import Evaluated, NoiseFloor
+from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case, given_case, other_size, seeded_cases
+from bnfold.verify.locate import site_errors
 from bnfold.verify.outputs import Leaf, flatten, structure_difference
 from bnfold.verify.reference import (
     copied,
@@ -30,7 +31,7 @@ from bnfold.verify.reference import (
 )
 from bnfold.verify.report import Comparison, Report
 from bnfold.verify.runtime import require_onnxruntime
-from bnfold.verify.weights import compare_weights
+from bnfold.verify.weights import WEIGHTS, compare_weights
 from bnfold.verify.witness import Witness, compare, in_words, of_algebra, of_module, of_onnx, of_weights
 
 if TYPE_CHECKING:
@@ -74,11 +75,13 @@ def verify(
         evaluated: list[Evaluated] = []
         cases = _cases(example, inputs, seed=seed, thorough=thorough)
         reason = _evaluate(_module(original), cases, evaluated, notes, say)
+        if all(item.case.resized for item in evaluated):
+            reason = reason or "None of the inputs could be used, which proves nothing."
         if reason is not None:
             return Report("unverifiable", reason=reason, notes=tuple(notes))
         floors = NoiseFloor(evaluated, lambda: copied(_module(original)), seed=seed)
         comparisons: list[Comparison] = []
-        for done, witness in _witnesses(candidate, example, onnx, folding, notes, say):
+        for done, witness in _witnesses(original, candidate, example, onnx, folding, notes, say):
             if isinstance(witness, Comparison):
                 comparisons.append(witness)
                 continue
@@ -89,7 +92,7 @@ def verify(
             say("finding the cause", 0.95)
             report = _with_cause(report, original, candidate, example, folding, evaluated, floors)
         elif report.passed:
-            report = _with_reach(report, original, evaluated)
+            report = _with_reach(report, original, folding, evaluated)
     say("compared", 1.0)
     return report
 
@@ -133,7 +136,13 @@ def _evaluate(
         difference = _oracle_difference(own, oracle)
         if difference is not None:
             return f"The original answers otherwise in float64: {difference}."
-        evaluated.append(Evaluated(case, oracle, own))
+        item = Evaluated.of(case, oracle, own)
+        notes += [
+            f"On {case.name} the original's own rounding moves {own[position].name} by {jump:.2g} of its peak; "
+            "that output is not compared there."
+            for position, jump in item.jumps.items()
+        ]
+        evaluated.append(item)
     return None
 
 
@@ -150,14 +159,20 @@ def _oracle_difference(own: list[Leaf], oracle: list[Leaf]) -> str | None:
 
 
 def _witnesses(
-    candidate: Model, example: tuple[Any, ...], onnx: Any, folding: Any, notes: list[str], say: Progress
+    original: Model,
+    candidate: Model,
+    example: tuple[Any, ...],
+    onnx: Any,
+    folding: Any,
+    notes: list[str],
+    say: Progress,
 ) -> Iterator[tuple[float, Witness | Comparison]]:
     """Yield the witnesses, each with how much is done when it begins; or at once why one could not be made."""
     if folding is not None:
         exact = folding.in_float64()[1]
         yield 0.4, of_algebra(exact)
         if not _is_onnx(candidate):
-            weights = compare_weights(exact, _module(candidate))
+            weights = compare_weights(_module(original), exact, _module(candidate))
             if weights is not None:
                 yield 0.45, weights
     exported: Any = candidate
@@ -218,33 +233,62 @@ def _with_cause(
     return replace(report, reason=reason, located=findings.located)
 
 
-def _with_reach(report: Report, original: Model, evaluated: Sequence[Evaluated]) -> Report:
-    """Return a passed report, or one that proves nothing, by whether the BatchNorms reach the output at all."""
+def _with_reach(report: Report, original: Model, folding: Any, evaluated: Sequence[Evaluated]) -> Report:
+    """Return a passed report, or one that proves nothing, by whether the BatchNorms reach the output at all.
+
+    One that does not is compared where it stands, if the plan is known; its weights have been compared already.
+    """
     silent: list[str] = []
-    for number, item in enumerate(reversed([item for item in evaluated if not item.case.resized])):
+    fair = [item for item in evaluated if not item.case.resized]
+    for number, item in enumerate(reversed(fair)):
         exact = copied_in_float64(_module(original))
         with everything_in_float64():
             names = unreached(exact, tuple(in_float64(value) for value in fresh(item.case.inputs)))
         silent = names if number == 0 else [name for name in silent if name in names]
         if not silent:
             return report
-    listed = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
-    verb = "does" if len(silent) == 1 else "do"
-    return replace(
-        report,
-        verdict="unverifiable",
-        reason=f"On every input {listed} {verb} not reach the output, so its fold is not proved. Give real inputs.",
-    )
+    known = any(comparison.name == WEIGHTS for comparison in report.comparisons)
+    right = _right_at_their_sites(folding, fair[0].case) if known else set()
+    unproved = [name for name in silent if name not in right]
+    if not unproved:
+        note = f"{_listed(silent)} not reach the output on any input: compared where it stands, and by its weights."
+        return replace(report, notes=(*report.notes, note))
+    reason = f"{_listed(unproved)} not reach the output on any input, so its fold is not proved. Give real inputs."
+    return replace(report, verdict="unverifiable", reason=reason)
+
+
+def _right_at_their_sites(folding: Any, case: Case) -> set[str]:
+    """Return the BatchNorms whose values at every one of their sites agree in float64."""
+    graph, exact = folding.in_float64()
+    with everything_in_float64():
+        try:
+            errors = site_errors(graph, exact, folding.plan, tuple(in_float64(value) for value in fresh(case.inputs)))
+        except Exception:
+            return set()  # a graph that cannot be run node by node proves nothing
+    compared = {decision.site for decision, _ in errors}
+    wrong = {decision.batchnorm for decision, error in errors if error > ALGEBRA}
+    wrong |= {decision.batchnorm for decision in folding.plan if decision.site not in compared}
+    return {decision.batchnorm for decision in folding.plan} - wrong
+
+
+def _listed(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{listed} {'does' if len(names) == 1 else 'do'}"
 
 
 def _proves_nothing(evaluated: Sequence[Evaluated]) -> str | None:
     """Return why the comparisons could not have failed, or None if they could."""
-    if not evaluated:
-        return "The original answers with finite numbers on none of the inputs, which proves nothing."
-    positions = [p for p, leaf in enumerate(evaluated[0].oracle) if leaf.is_tensor and leaf.value.numel() > 0]
-    if not positions:
+    fair = [item for item in evaluated if not item.case.resized]
+    values = [
+        [item.oracle[position].value for item in fair if position not in item.jumps]
+        for position, leaf in enumerate(fair[0].oracle)
+        if leaf.is_tensor and leaf.value.numel() > 0
+    ]
+    if not values:
         return "The outputs hold no numbers, which proves nothing."
-    if not any(_varies([item.oracle[position].value for item in evaluated]) for position in positions):
+    if not any(values):
+        return "The original's own rounding moves its outputs beyond all proportion, so no comparison proves anything."
+    if not any(_varies(found) for found in values if found):
         return "The outputs are the same for every input, which proves nothing."
     return None
 

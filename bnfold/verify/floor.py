@@ -14,9 +14,10 @@ Source of the idea: Parker 1997, "Monte Carlo Arithmetic", UCLA CSD-970002.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,38 @@ ALGEBRA = 1e-10
 """Largest error of float64 algebra relative to the peak: rounding leaves about 1e-15, a wrong number far more."""
 
 DRAWS = 8
-MOVED = 1 / 32  # the share of weights moved one ulp up, and as many down: the variance of rounding to nearest
+JUMP = 1e5  # units in the last place of the peak: 1 % for float32
+MOVED = 1 / 16  # the share of weights moved one ulp up, and as many down: somewhat more than rounding to nearest moves
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One case with what the oracle and the original answered."""
+    """One case with what the oracle and the original answered.
+
+    Attributes:
+        case: the inputs.
+        oracle: the outputs in float64.
+        original: the outputs in the original's own precision.
+        jumps: positions of outputs that the original's own rounding moves beyond all proportion; the number is by how
+            many times the peak. A tie is broken otherwise there (the index of a maximum), or the network is chaotic:
+            a comparison would agree only by chance, so none is made.
+    """
 
     case: Case
     oracle: list[Leaf]
     original: list[Leaf]
+    jumps: Mapping[int, float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(case: Case, oracle: list[Leaf], original: list[Leaf]) -> Evaluated:
+        """Return the case with its jumps found."""
+        jumps: dict[int, float] = {}
+        for position, (exact, own) in enumerate(zip(oracle, original, strict=True)):
+            if own.is_tensor and own.value.is_floating_point():
+                error = measure(exact.value, own.value)
+                if error.largest > JUMP * torch.finfo(own.value.dtype).eps * error.peak:
+                    jumps[position] = error.largest / error.peak if error.peak > 0 else math.inf
+        return Evaluated(case, oracle, original, jumps)
 
 
 class NoiseFloor:
@@ -87,7 +110,7 @@ class NoiseFloor:
         return True
 
     def _measure(self, position: int) -> None:
-        errors = [_own_error(item, position) for item in self._evaluated]
+        errors = [None if position in item.jumps else _own_error(item, position) for item in self._evaluated]
         numbers = [error for error in errors if error is not None and not error.counted and error.peak > 0]
         typical = statistics.median([error.largest / error.peak for error in numbers] or [0.0])
         typical_mean = statistics.median([error.mean / error.peak for error in numbers] or [0.0])

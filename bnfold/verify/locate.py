@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from bnfold.verify.outputs import flatten
 
-__all__ = ["Located", "locate", "locate_by_name"]
+__all__ = ["Located", "locate", "locate_by_name", "site_errors"]
 
 JUMP = 10.0  # how many times the largest error before it a site's error must be, where rounding blurs all of them
 
@@ -51,19 +51,28 @@ def locate(
         exact: whether the candidate's weights are in float64 too, so that nothing but float64 rounding is between the
             two; otherwise the weights' rounding blurs every site, and the first that stands out is meant.
     """
-    ours = {node.name: node for node in original.graph.nodes}
-    theirs = {node.name: node for node in candidate.graph.nodes}
-    pairs = {d.site: _twins(ours[d.site], d.direction, theirs) for d in decisions if d.site in ours}
-    left = _values(original, {one for twins in pairs.values() for one, _ in twins}, inputs)
-    right = _values(candidate, {other for twins in pairs.values() for _, other in twins}, inputs)
     limit, before = (1e-10 if exact else 1e-6), 0.0
-    for decision in decisions:
-        errors = [_distance(left.get(one), right.get(other)) for one, other in pairs.get(decision.site, ())]
-        error = max(errors, default=0.0)
+    for decision, error in site_errors(original, candidate, decisions, inputs):
         if error > max(limit, 0.0 if exact else JUMP * before):
             return Located(decision.batchnorm, decision.site, error)
         before = max(before, error)
     return None
+
+
+def site_errors(
+    original: fx.GraphModule, candidate: fx.GraphModule, decisions: Iterable[Any], inputs: Sequence[Any]
+) -> list[tuple[Any, float]]:
+    """Return ``(decision, error)`` for each site that can be compared, in order; arguments as for :func:`locate`."""
+    ours = {node.name: node for node in original.graph.nodes}
+    theirs = {node.name: node for node in candidate.graph.nodes}
+    pairs = [(d, _twins(ours[d.site], d.direction, theirs)) for d in decisions if d.site in ours]
+    left = _values(original, {one for _, twins in pairs for one, _ in twins}, inputs)
+    right = _values(candidate, {other for _, twins in pairs for _, other in twins}, inputs)
+    return [
+        (decision, max(_distance(left.get(one), right.get(other)) for one, other in twins))
+        for decision, twins in pairs
+        if twins
+    ]
 
 
 def locate_by_name(

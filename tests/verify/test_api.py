@@ -303,6 +303,29 @@ def test_outputs_that_do_not_depend_on_the_input_prove_nothing(constant):
     assert "proves nothing" in report.reason
 
 
+def test_other_constants_fail():
+    model, other = (Changed(nn.Identity(), lambda x, value=value: x * 0 + value).eval() for value in (1.0, 2.0))
+    assert verify(model, other, normal(2, 3), onnx=False).verdict == "failed"
+
+
+class WhereLargest(nn.Module):
+    """Two numbers that are equal but for rounding; which is larger is anybody's guess."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        thirds = torch.cat([x[:, :1] / 3 * 7, x[:, :1] * 7 / 3], 1)
+        return x * 2, thirds.argmax(1).float() * 5
+
+
+def test_where_rounding_decides_nothing_is_compared_and_the_rest_is():
+    model, x = WhereLargest().eval(), normal(64, 4)
+    other = Changed(model, lambda out: (out[0], 5 - out[1])).eval()
+    report = verify(model, other, x, onnx=False)
+    assert any("own rounding moves output[1]" in note for note in report.notes)
+    assert all("output[1]" not in c.name or c.case != "the example inputs" for c in report.comparisons)
+    wrong = Changed(model, lambda out: (out[0] * 1.001, out[1])).eval()
+    assert verify(model, wrong, x, onnx=False).verdict == "failed"
+
+
 class DeadBranch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -319,6 +342,15 @@ def test_a_batchnorm_that_never_reaches_the_output_is_not_proved():
     report = verify(model, wrong, normal(2, 3, 8, 8), onnx=False)
     assert report.verdict == "unverifiable"
     assert "bn does not reach the output" in report.reason
+
+
+def test_with_the_plan_it_is_compared_where_it_stands():
+    model, x = built(DeadBranch), normal(2, 3, 8, 8)
+    folding = bnfold.fold(model, x)
+    assert folding.plan.summary["fold"] == 1
+    report = verify(model, folding.module, x, onnx=False, folding=folding)
+    assert report.passed, str(report)
+    assert any("bn does not reach the output" in note for note in report.notes)
 
 
 class Unread(nn.Module):

@@ -207,7 +207,7 @@ def test_a_network_that_does_not_keeps_its_floor():
         assert floors.redraw(0)
     after = floors.of(0, 0)
     assert before.largest <= after.largest < 2 * before.largest
-    assert before.mean <= after.mean < 1.3 * before.mean
+    assert before.mean <= after.mean < 1.8 * before.mean
 
 
 def test_without_a_way_to_run_it_again_the_floor_stays():

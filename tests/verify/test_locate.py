@@ -81,7 +81,7 @@ def test_the_weights_of_a_right_fold_are_the_plan_s_rounded_once():
     for name in NETWORKS:
         model, inputs = NETWORKS[name]()
         folding = bnfold.fold(model, inputs)
-        comparison = compare_weights(folding.in_float64()[1], folding.module)
+        comparison = compare_weights(model, folding.in_float64()[1], folding.module)
         assert comparison is not None, name
         assert comparison.passed, f"{name}: {comparison}"
 
@@ -101,10 +101,28 @@ def test_a_channel_that_no_input_brings_to_life_is_checked_by_its_weights():
     assert report.located == "1"
 
 
+def test_the_shift_of_an_explicit_affine_may_be_off_by_what_cancels_in_it():
+    network = built(lambda: nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.BatchNorm2d(1)))
+    with torch.no_grad():
+        network[2].running_mean.fill_(1000.1)
+        network[2].bias.copy_(bnfold.affine_of(network[2]).scale * 1000.1 + 1e-3)  # the shift is what is left: 1e-3
+    x = normal(2, 3, 8, 8)
+    folding = bnfold.fold(network, x)
+    assert folding.plan[0].action == "affine"
+    comparison = compare_weights(network, folding.in_float64()[1], folding.module)
+    assert comparison is not None
+    assert comparison.passed, str(comparison)
+    with torch.no_grad():
+        folding.module.get_submodule("2").bias.add_(1.0)
+    comparison = compare_weights(network, folding.in_float64()[1], folding.module)
+    assert comparison is not None
+    assert not comparison.passed
+
+
 def test_another_module_s_weights_are_not_compared():
     model, inputs = NETWORKS["lenet"]()
     folding = bnfold.fold(model, inputs)
-    assert compare_weights(folding.in_float64()[1], model) is None
+    assert compare_weights(model, folding.in_float64()[1], model) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -113,7 +131,7 @@ def test_a_weight_that_is_not_finite_fails(value):
     folding = bnfold.fold(model, inputs)
     with torch.no_grad():
         folding.module.conv1.weight[0, 0, 0, 0] = value
-    comparison = compare_weights(folding.in_float64()[1], folding.module)
+    comparison = compare_weights(model, folding.in_float64()[1], folding.module)
     assert comparison is not None
     assert not comparison.passed
 
