@@ -54,7 +54,7 @@ def past_mean(call: calls.Mean, held: Held, facts: Facts) -> Carried:
     if call.keepdim:
         return demand
     dim = demand.dim - sum(1 for d in reduced if d < demand.dim)
-    return Demand(demand.affine, dim, rank - len(reduced))
+    return Demand(demand.affine, dim, rank - len(reduced), unsure=demand.unsure)
 
 
 def past_pixel_shuffle(call: calls.PixelShuffle, held: Held, facts: Facts) -> Carried:
@@ -105,7 +105,7 @@ def past_reshape(call: calls.Reshape, held: Held, facts: Facts) -> Carried:
             return Refusal("channel-dimension", f"{described(call)} mixes the channels with other dimensions")
     assert first is not None
     dim, index = first
-    return Demand(demand.picked(index).affine, dim, len(pairs[0][0]))
+    return Demand(demand.picked(index).affine, dim, len(pairs[0][0]), unsure=facts.graph_rank(call.node) is None)
 
 
 def past_permute(call: calls.Permute, held: Held, facts: Facts) -> Carried:
@@ -120,7 +120,7 @@ def past_permute(call: calls.Permute, held: Held, facts: Facts) -> Carried:
         dim = second if demand.dim == first else first if demand.dim == second else demand.dim
     else:
         dim = order.index(demand.dim)
-    return Demand(demand.affine, dim, rank)
+    return Demand(demand.affine, dim, rank, unsure=demand.unsure)
 
 
 def past_concatenate(call: calls.Concatenate, held: Held, facts: Facts) -> Carried:
@@ -147,7 +147,7 @@ def past_concatenate(call: calls.Concatenate, held: Held, facts: Facts) -> Carri
         for part, size in zip(call.parts, sizes, strict=True)
     ]
     affine = ChannelAffine(torch.cat([part.scale for part in parts]), torch.cat([part.shift for part in parts]))
-    return Demand(affine, dim, rank)
+    return Demand(affine, dim, rank, unsure=any(part.unsure for part in held.values()))
 
 
 def past_sum(call: calls.Add, held: Held, facts: Facts) -> Carried:
@@ -171,7 +171,7 @@ def past_item(call: calls.Item, held: Held, facts: Facts) -> Carried:
     source = facts.call(call.input)
     if isinstance(source, calls.Split):
         return _windowed(source.input, item_window(call, source, facts), held, source.dim, facts)
-    if isinstance(source, calls.MaxPool) and call.index == 0 and call.input in held:
+    if isinstance(source, calls.MaxPool) and source.returns_indices and call.index == 0 and call.input in held:
         return held[call.input]
     return Refusal("unknown-op", f"`{call.node.name}` takes an item of something that bnfold does not know")
 

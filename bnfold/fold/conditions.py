@@ -15,6 +15,8 @@ from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 
 __all__ = [
+    "channels_not_pooled",
+    "channels_not_resized",
     "indices_unused",
     "name_of",
     "needs_shapes",
@@ -104,6 +106,21 @@ def window_weights_sum_to_one(call: calls.AveragePool, demand: Demand, facts: Fa
 def averages_whole_windows(call: calls.AveragePool) -> bool:
     """Whether each window divides by the number of real elements it holds."""
     return call.divisor_override is None and (not call.pads or not call.count_include_pad)
+
+
+def channels_not_pooled(call: Any, demand: Demand, facts: Facts) -> Refusal | None:
+    """A pool runs over the last dimensions, which must not be the channels."""
+    rank = demand.rank if demand.rank is not None else facts.rank(call.node)
+    if rank is None:
+        return needs_shapes(call)
+    if demand.dim < rank - call.spatial_dims:
+        return None
+    return Refusal("channel-dimension", f"{described(call)} runs over the channels")
+
+
+def channels_not_resized(call: Any, demand: Demand, facts: Facts) -> Refusal | None:  # noqa: ARG001
+    """An interpolation resizes all dimensions from the third on."""
+    return None if demand.dim < 2 else Refusal("channel-dimension", f"{described(call)} resizes the channels")
 
 
 def pads_with_a_fixed_point(call: calls.Pad, demand: Demand, facts: Facts) -> Refusal | None:  # noqa: ARG001

@@ -39,12 +39,15 @@ class Demand:
         dim: the dimension of the value that the channels run along, not negative.
         rank: the number of dimensions of the value, None where unknown.
         cares: bool, shape ``(C,)``: the channels that the asker reads; None for all.
+        unsure: whether ``rank`` is only that of the example inputs, or of another term of a sum, so that a layer which
+            takes it for granted must check it when run.
     """
 
     affine: ChannelAffine
     dim: int
     rank: int | None
     cares: Tensor | None = None
+    unsure: bool = False
 
     def with_affine(self, affine: ChannelAffine) -> Demand:
         """Return the demand for another affine along the same dimension."""
@@ -72,4 +75,5 @@ class Demand:
             torch.where(mine, self.affine.shift, other.affine.shift),
         )
         cares = mine | theirs
-        return Demand(affine, self.dim, self.rank or other.rank, None if bool(cares.all()) else cares)
+        rank, unsure = self.rank or other.rank, self.unsure or other.unsure
+        return Demand(affine, self.dim, rank, None if bool(cares.all()) else cares, unsure)

@@ -6,6 +6,7 @@ Each function takes a call, the demand on its output and the facts, and returns 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any, TypeAlias
 
@@ -67,13 +68,13 @@ def through_mean(call: calls.Mean, demand: Demand, facts: Facts) -> Moved:
         dim = kept[demand.dim]
     if dim in reduced:
         return Refusal("channel-dimension", f"{described(call)} runs over the channels")
-    return ((call.input, Demand(demand.affine, dim, rank, demand.cares)),)
+    return ((call.input, Demand(demand.affine, dim, rank, demand.cares, demand.unsure)),)
 
 
 def item_of_pool(call: calls.Item, demand: Demand, facts: Facts) -> Moved:
     """The values of a pool that returns indices, or a piece of a split."""
     source = facts.call(call.input)
-    if isinstance(source, calls.MaxPool) and call.index == 0:
+    if isinstance(source, calls.MaxPool) and source.returns_indices and call.index == 0:
         return ((call.input, demand),)
     if isinstance(source, calls.Split):
         return _within(source.input, source.dim, item_window(call, source, facts), demand, facts)
@@ -130,7 +131,7 @@ def _within(source: Node, dim: int, window: tuple[int, int] | Refusal, demand: D
     window_slice = slice(*window)
     affine.scale[window_slice], affine.shift[window_slice] = demand.affine.scale, demand.affine.shift
     cares[window_slice] = True if demand.cares is None else demand.cares
-    return ((source, Demand(affine, demand.dim, demand.rank, cares)),)
+    return ((source, Demand(affine, demand.dim, demand.rank, cares, demand.unsure)),)
 
 
 def split_over_parts(call: calls.Concatenate, demand: Demand, facts: Facts) -> Moved:
@@ -164,16 +165,24 @@ def part_sizes(call: calls.Concatenate, dim: int, facts: Facts) -> list[int] | R
 
 def scale_to_both(call: calls.Add, demand: Demand, facts: Facts) -> Moved:
     """``a (x ± y) + b = (a x + b) ± a y``; terms may be stretched, but not along the channels."""
-    for term in (call.left, call.right):
-        channels, rank = facts.channels(term, demand.dim), facts.rank(term)
+    ranks = [facts.graph_rank(term) for term in (call.left, call.right)]
+    rank = demand.rank or ranks[0] or ranks[1]
+    if rank is None:
+        return needs_shapes(call)
+    stretches = Refusal("broadcast", f"{described(call)} stretches one of its terms over the channels")
+    for term, known in zip((call.left, call.right), ranks, strict=True):
+        channels = facts.channels(term, demand.dim)
         if channels is None:
             return needs_shapes(call)
-        if channels != demand.affine.channels or (rank is not None and demand.rank not in (None, rank)):
-            return Refusal("broadcast", f"{described(call)} stretches one of its terms over the channels")
+        seen = known or facts.rank(term)
+        if channels != demand.affine.channels or (seen is not None and seen != rank):
+            return stretches
+    demand = replace(demand, rank=rank)
+    left, right = (replace(demand, unsure=demand.unsure or known is None) for known in ranks)
     if call.left is call.right:
         return Refusal("same-term-twice", f"{described(call)} adds a value to itself")
-    scale_only = demand.with_affine(demand.affine.with_shift(torch.zeros_like(demand.affine.shift)))
-    return ((call.left, demand), (call.right, scale_only))
+    scale_only = right.with_affine(demand.affine.with_shift(torch.zeros_like(demand.affine.shift)))
+    return ((call.left, left), (call.right, scale_only))
 
 
 # --- ops that renumber channels or dimensions --------------------------------------------------------------------
@@ -229,7 +238,7 @@ def permuted(call: calls.Permute, demand: Demand, facts: Facts) -> Moved:
         dim = second if demand.dim == first else first if demand.dim == second else demand.dim
     else:
         dim = order[demand.dim]
-    return ((call.input, Demand(demand.affine, dim, rank, demand.cares)),)
+    return ((call.input, Demand(demand.affine, dim, rank, demand.cares, demand.unsure)),)
 
 
 def reshaped(call: calls.Reshape, demand: Demand, facts: Facts) -> Moved:
@@ -250,7 +259,8 @@ def reshaped(call: calls.Reshape, demand: Demand, facts: Facts) -> Moved:
     assert first is not None
     dim, index = first
     moved = demand.picked(index)
-    return ((call.input, Demand(moved.affine, dim, len(pairs[0][0]), moved.cares)),)
+    unsure = facts.graph_rank(call.input) is None
+    return ((call.input, Demand(moved.affine, dim, len(pairs[0][0]), moved.cares, unsure)),)
 
 
 def reshape_answer(before: tuple[int, ...], after: tuple[int, ...], demand: Demand) -> tuple[int, Tensor] | None:

@@ -157,7 +157,7 @@ class _Planner:
             self._stay(node, name, "hooks", "it carries hooks, which expect a BatchNorm to be called")
         elif name in self.keep or node.name in self.keep:
             self._stay(node, name, "kept-by-request", "the caller asked to keep it")
-        elif self.facts.is_constant(call.input):
+        elif self.facts.is_constant(call.input) and not self.facts.mutated(node):
             self._settle_constant(node, name)
         elif call.uses_batch_statistics:
             text = "it uses the mean and variance of each batch, in eval mode too"
@@ -177,13 +177,15 @@ class _Planner:
         refusal = self.refused.get(node.name)
         if refusal is None:
             rank = self.facts.rank(node)
-            if rank is None and call.rank is not None:  # taken for granted by the layer, checked by nobody: so check
-                rank = self.steps.guards[node.name] = call.rank
+            if call.rank is not None and self.facts.graph_rank(node) is None:
+                # taken for granted by the layer, checked by nobody: so check
+                self.steps.guards[node.name] = call.rank
+                rank = rank or call.rank
             if rank is not None and call.rank is not None and rank != call.rank:
                 text = f"its input has {rank} dimensions, and its channels are then not in dimension 1"
                 self._stay(node, name, "channel-dimension", text)
                 return
-            way = pull(self, node, Demand(affine, 1, rank))
+            way = pull(self, node, self._demand(node, call, affine))
             if isinstance(way, Way):
                 self._fold(node, name, way)
                 return
@@ -229,7 +231,7 @@ class _Planner:
         call = self.facts.call(node)
         assert isinstance(call, calls.BatchNorm)
         old = self.decisions[index]
-        way = push(self, node, Demand(affine, 1, self.facts.rank(node) or call.rank))
+        way = push(self, node, self._demand(node, call, affine))
         if isinstance(way, Refusal):
             detail = f"{old.detail.removesuffix('.')}; and forward, {way.detail}."
             self.decisions[index] = replace(old, detail=detail)
@@ -246,6 +248,11 @@ class _Planner:
         self.decisions[index] = replace(
             old, action="fold", direction="forward", into=into, through=through, reason=None, detail=words
         )
+
+    def _demand(self, node: Node, call: calls.BatchNorm, affine: ChannelAffine) -> Demand:
+        """The affine as a demand, with what is known of the number of dimensions."""
+        sure = self.facts.graph_rank(node) or call.rank
+        return Demand(affine, 1, sure or self.facts.rank(node), unsure=sure is None)
 
     def _affine(self, call: calls.BatchNorm) -> ChannelAffine | Refusal:
         """The layer's affine, or why it has none that could be folded."""

@@ -19,7 +19,7 @@ from bnfold.fold.absorb import absorb_after, output_channels
 from bnfold.fold.conditions import counted, described, name_of
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.rules import pull_rule
-from bnfold.fold.state import State, shares_weights, weight_of
+from bnfold.fold.state import State, shares_weights, weight_of, with_rank_of_pool
 from bnfold.fold.sums import centre_tap, resolved, terms
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
@@ -130,7 +130,9 @@ def _agreed(facts: Facts, value: Node, asked: Mapping[Node, Demand]) -> Demand |
     """The one demand that all readers of a value share."""
     call = facts.call(value)
     returns_indices = isinstance(call, calls.MaxPool) and call.returns_indices
-    readers = () if returns_indices else facts.readers(value)  # a condition of the rule asks who takes the indices
+    readers = facts.readers(value)
+    if returns_indices:  # who takes the indices is asked by a condition of the rule
+        readers = tuple(r for r in readers if not (isinstance(item := facts.call(r), calls.Item) and item.index == 1))
     demands = list(asked.values())
     first = demands[0]
     for other in demands[1:]:
@@ -176,6 +178,8 @@ def _visit(state: State, value: Node, demand: Demand, way: Way) -> tuple[tuple[N
         statistics = facts.constant(before.running_mean) if isinstance(before, calls.BatchNorm) else None
         if demand.dim != 1 or (statistics is not None and statistics.numel() != demand.affine.channels):
             return Refusal("channel-dimension", f"`{name_of(value)}` has its channels in another dimension")
+        if demand.unsure and demand.rank is not None and facts.graph_rank(value) is None:
+            way.guards.append((value, demand.rank))
         way.composed.append((value, demand.affine))
         return ()
     call = facts.call(value)
@@ -189,6 +193,7 @@ def _visit(state: State, value: Node, demand: Demand, way: Way) -> tuple[tuple[N
     rule = pull_rule(call)
     if rule is None:
         return _no_rule(call)
+    demand = with_rank_of_pool(facts, call, demand, way.guards)
     for condition in rule.conditions:
         refused = condition(call, demand, facts)
         if refused is not None:
@@ -218,6 +223,7 @@ def _channels_agree(
 ) -> Refusal | None:
     """Check that the op's output channels are those of the affine: the right dimension, the right number."""
     rank = demand.rank if demand.rank is not None else facts.rank(call.node)
+    unsure = facts.graph_rank(call.node) is None and (demand.unsure or demand.rank is None)
     other = Refusal("channel-dimension", f"{described(call)} has its channels in another dimension")
     if isinstance(call, (calls.Convolution, calls.TransposedConvolution)):
         needed: int | None = call.spatial_dims + 2
@@ -235,7 +241,7 @@ def _channels_agree(
         demand = Demand(demand.affine, 1, rank)
     if demand.dim != 1 or (needed is not None and rank is not None and rank != needed):
         return other
-    if needed is not None and rank is None:
+    if needed is not None and (rank is None or unsure):
         way.guards.append((call.node, needed))
     if weight is not None and not weight.is_floating_point():
         return Refusal("weight-type", f"the weight of {described(call)} is {weight.dtype}")

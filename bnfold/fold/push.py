@@ -17,7 +17,7 @@ from bnfold.fold.absorb import input_channels
 from bnfold.fold.conditions import counted, described, name_of
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.rules import push_rule
-from bnfold.fold.state import State, shares_weights, weight_of
+from bnfold.fold.state import State, shares_weights, weight_of, with_rank_of_pool
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 
@@ -92,6 +92,7 @@ def _visit(state: State, reader: Node, held: dict[Node, Demand], way: Push) -> D
         demand = held.get(value)
         if demand is None:
             continue
+        demand = held[value] = with_rank_of_pool(facts, call, demand, way.guards)
         for condition in rule.conditions:
             refused = condition(call, demand, facts)
             if refused is not None:
@@ -134,7 +135,9 @@ def _absorb(state: State, call: calls.Absorber, held: dict[Node, Demand], way: P
         refusal = Refusal("shared", f"the weights of {described(call)} are used elsewhere too")
     if refusal is not None:
         return refusal
-    if needed is not None and rank is None:
+    if isinstance(call, calls.Linear):
+        needed = rank
+    if needed is not None and facts.graph_rank(call.input) is None and (demand.unsure or demand.rank is None):
         way.guards.append((call.node, needed))
     way.absorbed.append((call.node, demand.affine))
     return None

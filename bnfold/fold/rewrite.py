@@ -8,6 +8,7 @@ memory of all others with the model. Layers and parameters are wrapped anew, so 
 from __future__ import annotations
 
 import copy
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class _Rewriter:
         self.plan = plan
         self.facts = Facts(capture)
         self.graph = Graph()
+        self.by_name = {node.name: node for node in capture.graph.nodes}
         self.held: dict[str, Any] = {}  # what the new module holds, by name
         self.shells: dict[int, Any] = {}  # of layers and tensors of the model, by identity
         self.clones: dict[str, list[tuple[list[Absorption], str]]] = {}
@@ -57,7 +59,7 @@ class _Rewriter:
         copies: dict[Node, Node] = {}
         self.graph.graph_copy(self.capture.graph, copies)
         self._copy_output(copies)
-        by_name = {node.name: node for node in self.capture.graph.nodes}
+        by_name = self.by_name
         steps = self.plan.steps
         for name, rank in steps.guards.items():
             self._guard(copies[by_name[name]], rank)
@@ -72,7 +74,7 @@ class _Rewriter:
         for name in steps.removed:
             self._remove(by_name[name], copies[by_name[name]])
         self._remove_identities()
-        self._sweep(by_name)
+        self._sweep()
         self._hold_the_rest()
         module = GraphModule(self.held, self.graph, f"Folded{type(self.capture.root).__name__}")
         module.eval()
@@ -90,8 +92,25 @@ class _Rewriter:
         assert isinstance(call, calls.BatchNorm)
         index = call.node.all_input_nodes.index(call.input)
         source = new.all_input_nodes[index]
+        if self._may_need_order(old, call.input):
+            with self.graph.inserting_before(new):
+                source = self.graph.call_method("contiguous", (source,))
         new.replace_all_uses_with(source)
         self.graph.erase_node(new)
+
+    def _may_need_order(self, old: Node, value: Node) -> bool:
+        """Whether a view follows that a BatchNorm made possible: its output is dense where its input was a slice."""
+        strided = False
+        while isinstance(call := self.facts.call(value), (*_VIEWS, calls.Reshape, calls.Passing, calls.BatchNorm)):
+            strided = strided or isinstance(call, _VIEWS)
+            value = call.inputs[0]
+        return strided and any(self.facts.index[view] > self.facts.index[old] for view in self._strict_views)
+
+    @cached_property
+    def _strict_views(self) -> list[Node]:
+        """Calls that raise for a value which is not dense in memory."""
+        strict = {"view", torch.ops.aten.view.default}
+        return [node for node in self.facts.index if node.target in strict]
 
     def _drop_term(self, term: Node, total: Node) -> None:
         """Let a sum of two be its other term, and remove what computed the term."""
@@ -120,12 +139,12 @@ class _Rewriter:
         with self.graph.inserting_before(new):
             self.graph.call_function(require_rank, (value, rank, name_of(new)))
 
-    def _sweep(self, by_name: dict[str, Node]) -> None:
+    def _sweep(self) -> None:
         """Remove what nobody needs any more: reads of parameters, and what was computed from them alone."""
         for node in reversed(list(self.graph.nodes)):
             if node.users or node.op in ("placeholder", "output"):
                 continue
-            old = by_name.get(node.name)
+            old = self.by_name.get(node.name)
             if node.op == "get_attr" or (old is not None and old.op == node.op and self.facts.is_constant(old)):
                 self.graph.erase_node(node)
 
@@ -137,7 +156,7 @@ class _Rewriter:
         if new.op == "call_module":
             self._absorb_in_layer(call, new, absorptions)
         else:
-            weight, bias = absorbed_weights(call, self._tensor(call.weight), self._tensor(call.bias), absorptions)
+            weight, bias = self._absorbed(call, absorptions)
             stem = call.weight if isinstance(call.weight, str) else f"{old.name}.weight"
             values = {"weight": self._attribute(new, old, stem, weight)}
             if bias is not None:
@@ -151,7 +170,7 @@ class _Rewriter:
             if _equal(same, absorptions):
                 new.target = name
                 return
-        weight, bias = absorbed_weights(call, self._tensor(call.weight), self._tensor(call.bias), absorptions)
+        weight, bias = self._absorbed(call, absorptions)
         layer = fresh_shell(self.capture.module(target), self.shells)
         layer._parameters["weight"] = weight
         if bias is not None:
@@ -164,6 +183,16 @@ class _Rewriter:
         self.held[name] = layer
         new.target = name
         self.clones.setdefault(target, []).append((absorptions, name))
+
+    def _absorbed(
+        self, call: calls.Absorber, absorptions: list[Absorption]
+    ) -> tuple[nn.Parameter, nn.Parameter | None]:
+        site = self.by_name[self.plan[absorptions[0].batchnorm].site]
+        batchnorm = self.facts.call(site)
+        assert isinstance(batchnorm, calls.BatchNorm)
+        statistics = self._tensor(batchnorm.running_mean)
+        assert statistics is not None
+        return absorbed_weights(call, self._tensor(call.weight), self._tensor(call.bias), absorptions, statistics)
 
     def _make_explicit(self, old: Node, new: Node, explicit: Explicit) -> None:
         call = self.facts.call(old)
@@ -227,19 +256,22 @@ class _Rewriter:
         outer = [".".join(parts[:length]) for length in range(1, len(parts))]
         return any(path in self.held or path in self.facts.module_calls for path in outer)
 
-    @property
+    def _is_written(self, name: str) -> bool:
+        old = self.by_name.get(name)
+        return old is not None and self.facts.state_written(old)
+
+    @cached_property
     def names(self) -> dict[str, list[Node]]:
         """For each name that the old graph mentions, and for each beginning of it, the nodes that use it."""
-        if not hasattr(self, "_names"):
-            self._names: dict[str, list[Node]] = {}
-            for node in self.capture.graph.nodes:
-                if node.op not in ("call_module", "get_attr"):
-                    continue
-                target, users = str(node.target), [node] if node.op == "call_module" else list(node.users)
-                while target:
-                    self._names.setdefault(target, []).extend(users)
-                    target = target.rpartition(".")[0]
-        return self._names
+        names: dict[str, list[Node]] = {}
+        for node in self.capture.graph.nodes:
+            if node.op not in ("call_module", "get_attr"):
+                continue
+            target, users = str(node.target), [node] if node.op == "call_module" else list(node.users)
+            while target:
+                names.setdefault(target, []).extend(users)
+                target = target.rpartition(".")[0]
+        return names
 
     def _hold_the_rest(self) -> None:
         """Hold what the graph reads unchanged, and rename what a GraphModule has no room for."""
@@ -253,11 +285,15 @@ class _Rewriter:
                     held = shell(self.capture.module(target), self.shells)
                 else:
                     held = _shell_of_attribute(self.capture, target, self.shells)
+                    if isinstance(held, Tensor) and not isinstance(held, nn.Parameter) and self._is_written(node.name):
+                        held = held.clone()  # the folded model keeps a state of its own
             if target.partition(".")[0] in _RESERVED:
                 node.target = f"model_{target}"
                 self.held.pop(target, None)
             self.held[str(node.target)] = held
 
+
+_VIEWS = (calls.Slice, calls.Item, calls.Permute)
 
 # A layer of one of these names would hide what makes a GraphModule work, and a GraphModule would hide it.
 _RESERVED = frozenset(name for name in dir(GraphModule) if not name.startswith("__"))

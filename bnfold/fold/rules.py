@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 
 from bnfold.fold import carries, moves
 from bnfold.fold.conditions import (
+    channels_not_pooled,
+    channels_not_resized,
     indices_unused,
     pads_with_a_fixed_point,
     scale_nonnegative,
@@ -50,18 +52,23 @@ PULL_RULES = (
     PullRule(
         calls.MaxPool,
         moves.unchanged,
-        (scale_nonnegative, indices_unused),
+        (channels_not_pooled, scale_nonnegative, indices_unused),
         "max(a x + b) = a max(x) + b for a >= 0; padding is -inf and never wins",
     ),
     PullRule(
         calls.AveragePool,
         moves.through_average,
-        (window_weights_sum_to_one,),
+        (channels_not_pooled, window_weights_sum_to_one),
         "mean(a x + b) = a mean(x) + w b, w the sum of the window's weights",
     ),
-    PullRule(calls.AdaptiveAveragePool, moves.unchanged, (), "mean(a x + b) = a mean(x) + b; windows lie inside"),
+    PullRule(
+        calls.AdaptiveAveragePool,
+        moves.unchanged,
+        (channels_not_pooled,),
+        "mean(a x + b) = a mean(x) + b",
+    ),
     PullRule(calls.Mean, moves.through_mean, (), "mean(a x + b) = a mean(x) + b"),
-    PullRule(calls.Interpolate, moves.unchanged, (), "weights sum to 1: sum w (a x + b) = a sum w x + b"),
+    PullRule(calls.Interpolate, moves.unchanged, (channels_not_resized,), "sum w (a x + b) = a sum w x + b, sum w = 1"),
     PullRule(calls.Passing, moves.unchanged, (), "the identity"),
     PullRule(
         calls.PositivelyHomogeneous,
@@ -100,16 +107,26 @@ class PushRule:
 
 
 PUSH_RULES = (
-    PushRule(calls.MaxPool, carries.unchanged, (scale_nonnegative, indices_unused), "max(a x + b) = a max(x) + b"),
+    PushRule(
+        calls.MaxPool,
+        carries.unchanged,
+        (channels_not_pooled, scale_nonnegative, indices_unused),
+        "max(a x + b) = a max(x) + b",
+    ),
     PushRule(
         calls.AveragePool,
         carries.past_average,
-        (window_weights_sum_to_one,),
+        (channels_not_pooled, window_weights_sum_to_one),
         "mean(a x + b) = a mean(x) + w b, w the sum of the window's weights",
     ),
-    PushRule(calls.AdaptiveAveragePool, carries.unchanged, (), "mean(a x + b) = a mean(x) + b"),
+    PushRule(calls.AdaptiveAveragePool, carries.unchanged, (channels_not_pooled,), "mean(a x + b) = a mean(x) + b"),
     PushRule(calls.Mean, carries.past_mean, (), "mean(a x + b) = a mean(x) + b"),
-    PushRule(calls.Interpolate, carries.unchanged, (), "weights sum to 1: sum w (a x + b) = a sum w x + b"),
+    PushRule(
+        calls.Interpolate,
+        carries.unchanged,
+        (channels_not_resized,),
+        "sum w (a x + b) = a sum w x + b, sum w = 1",
+    ),
     PushRule(calls.Passing, carries.unchanged, (), "the identity"),
     PushRule(
         calls.PositivelyHomogeneous, carries.unchanged, (scale_nonnegative, shift_zero), "f(a x) = a f(x), a >= 0"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch.fx import Node
 
 from bnfold.fold.conditions import described
-from bnfold.fold.demand import Refusal
+from bnfold.fold.demand import Demand, Refusal
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 
-__all__ = ["State", "shares_weights", "weight_of"]
+__all__ = ["State", "shares_weights", "weight_of", "with_rank_of_pool"]
 
 
 class State(Protocol):
@@ -38,6 +39,19 @@ class State(Protocol):
     @property
     def dropped(self) -> Mapping[Node, Node]:
         """Sums that lost a term: what is left of each."""
+
+
+def with_rank_of_pool(facts: Facts, call: calls.Call, demand: Demand, guards: list[tuple[Node, int]]) -> Demand:
+    """Return the demand with a rank, where a pool is passed and nothing tells the rank: then the pool must check it.
+
+    A pool over k dimensions takes ``(N, C, k dimensions)``, and also ``(C, k dimensions)``, where it would run over
+    what the affine takes for channels.
+    """
+    dims = getattr(call, "spatial_dims", None)
+    if dims is None or demand.rank is not None or facts.rank(call.node) is not None:
+        return demand
+    guards.append((call.node, dims + 2))
+    return replace(demand, rank=dims + 2)
 
 
 def weight_of(facts: Facts, call: calls.Absorber) -> torch.Tensor | Refusal | None:

@@ -24,7 +24,11 @@ _PIECE = 32768
 
 
 def absorbed_weights(
-    call: calls.Absorber, weight: Tensor | None, bias: Tensor | None, absorptions: Sequence[Absorption]
+    call: calls.Absorber,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    absorptions: Sequence[Absorption],
+    statistics: Tensor,
 ) -> tuple[nn.Parameter, nn.Parameter | None]:
     """Return the weight and bias of a call that has absorbed affines.
 
@@ -33,6 +37,7 @@ def absorbed_weights(
         weight: as it is now; None where the op has none, which means 1.
         bias: as it is now; None means 0.
         absorptions: in order.
+        statistics: of the BatchNorm; their dtype and device serve where the op has neither weight nor bias.
 
     Returns:
         New parameters. The bias is None only for an embedding.
@@ -40,7 +45,7 @@ def absorbed_weights(
     Raises:
         NotFiniteError: a rounded value is not finite; ``error.node`` is the name of the call's node.
     """
-    like = weight if weight is not None else bias if bias is not None else torch.empty(0)
+    like = weight if weight is not None else bias if bias is not None else statistics.new_empty(0)
     affines = [_on(absorption.affine, like.device) for absorption in absorptions]
     after = all(absorption.side == "after" for absorption in absorptions)
     if weight is not None and after and isinstance(call, (calls.Convolution, calls.Linear)):

@@ -146,10 +146,11 @@ class ActiveDropout(Call):
 
 @dataclass(frozen=True, eq=False)
 class MaxPool(Call):
-    """A max pooling, sliding or adaptive; pads with minus infinity."""
+    """A max pooling over the last ``spatial_dims`` dimensions, sliding or adaptive; pads with minus infinity."""
 
     input: Node
     returns_indices: bool
+    spatial_dims: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,9 +186,13 @@ class AveragePool(Call):
 
 @dataclass(frozen=True, eq=False)
 class AdaptiveAveragePool(Call):
-    """An adaptive average pooling: the windows lie inside the input, and their weights sum to 1."""
+    """An adaptive average pooling over the last ``spatial_dims`` dimensions.
+
+    The windows lie inside the input, and their weights sum to 1.
+    """
 
     input: Node
+    spatial_dims: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
@@ -147,6 +148,7 @@ def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
 def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset[str] = frozenset()) -> Capture:
     tracer = ModelTracer(0 if inputs is None else len(inputs), named)
     before = _random_state()
+    state = [(name, buffer, buffer._version, buffer.clone()) for name, buffer in model.named_buffers()]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -156,13 +158,52 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
             f"torch.fx cannot trace {type(model).__name__}: {_one_line(error)}{_where(error)}.",
             fix="Symbolic tracing does not follow control flow that depends on values or shapes.",
         ) from error
+    finally:
+        written = _put_back(state)
+    if written:
+        raise CaptureError(
+            f"{type(model).__name__}.forward writes into the buffer `{written[0]}`, which a traced graph would freeze.",
+            fix="Let it leave its buffers alone in eval mode.",
+        )
     if _random_state() != before:
         raise CaptureError(
             f"{type(model).__name__}.forward draws random numbers, which a traced graph would freeze.",
             fix="Make it deterministic in eval mode.",
         )
     _remove_dead(graph, model)
-    return Capture(graph, model, tracer.constants, "symbolic", inputs)
+    captured = Capture(graph, model, tracer.constants, "symbolic", inputs)
+    _refuse_written_constants(captured)
+    return captured
+
+
+def _put_back(state: list[tuple[str, Tensor, int, Tensor]]) -> list[str]:
+    """Restore the buffers that were written to, and return their names."""
+    written = []
+    for name, buffer, version, content in state:
+        if buffer._version != version:
+            buffer.data.copy_(content)
+            written.append(name)
+    return written
+
+
+def _refuse_written_constants(captured: Capture) -> None:
+    """A tensor that ``forward`` makes anew each time would, once recorded, keep what was written into it."""
+    from bnfold.graph.facts import Facts
+
+    if not captured.constants:
+        return
+    facts = Facts(captured)
+    for node in captured.graph.nodes:
+        if node.op == "get_attr" and node.target in captured.constants and facts.state_written(node):
+            raise CaptureError(
+                f"forward writes into a tensor that it makes itself{_at(node)}, which a traced graph would keep.",
+                fix="Use an operation that is not in place.",
+            )
+
+
+def _at(node: Node) -> str:
+    source = next((user.meta.get("source") for user in node.users if user.meta.get("source")), None)
+    return f", at {source}" if source else ""
 
 
 def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
@@ -309,8 +350,10 @@ def _restore(value: Any, content: Any) -> None:
         _restore(part, held)
 
 
-def _random_state() -> tuple[bytes, Any]:
-    return torch.random.get_rng_state().numpy().tobytes(), random.getstate()
+def _random_state() -> tuple[Any, ...]:
+    """The state of the generators that a forward may draw from: torch's, Python's and numpy's."""
+    _, keys, position, *_ = np.random.get_state()
+    return torch.random.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), position
 
 
 def _remove_dead(graph: Graph, model: nn.Module) -> None:

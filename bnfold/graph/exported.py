@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch.fx import Graph, Node, Proxy
 from torch.fx.node import has_side_effect
 
 __all__ = ["export_graph", "require_shape"]
@@ -27,6 +27,9 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 @has_side_effect
 def require_shape(value: Any, shape: tuple[int | None, ...], name: str) -> None:
     """Raise unless an input has the shape that the graph was captured for; None stands for any size."""
+    if isinstance(value, Proxy):  # a graph is traced again, when it is unpickled or folded again
+        value.tracer.create_proxy("call_function", require_shape, (value, shape, name), {})
+        return
     actual = tuple(value.shape)
     if len(actual) != len(shape) or any(
         want is not None and want != have for want, have in zip(shape, actual, strict=True)

@@ -86,7 +86,8 @@ class Facts:
             pass
         call: calls.Call | None = None
         if node.op == "call_module":
-            call = read_module(node, self.capture.module(str(node.target)))
+            module = self.capture.module(str(node.target))
+            call = None if "forward" in module.__dict__ else read_module(node, module)
         elif node.op == "get_attr":
             call = calls.Constant(node)
         elif node.op in ("call_function", "call_method"):
@@ -210,6 +211,13 @@ class Facts:
 
     def rank(self, value: Node) -> int | None:
         """Return the number of dimensions of a value, if the graph or an example input tells it."""
+        rank = self.graph_rank(value)
+        if rank is None and (shapes := self.shapes(value)):
+            return len(shapes[0])
+        return rank
+
+    def graph_rank(self, value: Node) -> int | None:
+        """Return the number of dimensions that a value has whatever the input, if the graph tells it."""
         chain: list[Node] = []
         node: Node | None = value
         answer: int | None = None
@@ -223,8 +231,6 @@ class Facts:
             if answer is not None or not isinstance(call, _SAME_RANK):
                 break
             node = call.inputs[0]
-        if answer is None and (shapes := self.shapes(value)):
-            return len(shapes[0])
         for seen in chain:
             self._ranks[seen] = answer
         return answer
@@ -275,6 +281,37 @@ class Facts:
             for value in mutated_inputs(node, self.capture.root):
                 writes[self._memory[value]].append(index)
         return writes
+
+    def state_written(self, attribute: Node) -> bool:
+        """Whether a node writes into the tensor that ``attribute``, a ``get_attr`` node, reads, or into a view of it.
+
+        Other than :meth:`mutated` this follows only what surely shares memory: views, identities, in-place operations.
+        """
+        return any(self._origin(value) is attribute for value in self._written_values)
+
+    @cached_property
+    def _written_values(self) -> list[Node]:
+        values = [value for node in self.index for value in mutated_inputs(node, self.capture.root)]
+        values += [
+            source
+            for node in self.index
+            if isinstance(call := self.call(node), calls.BatchNorm) and call.uses_batch_statistics
+            for source in node.all_input_nodes
+            if source.op == "get_attr" and source.target in (call.running_mean, call.running_var)
+        ]
+        return values
+
+    def _origin(self, value: Node) -> Node:
+        """Follow views and in-place operations back to the value whose memory they share."""
+        views = (calls.Passing, calls.Reshape, calls.Permute, calls.Slice, calls.Item, calls.Split)
+        while True:
+            written = mutated_inputs(value, self.capture.root)
+            if written and value.op != "call_module":
+                value = written[0]
+            elif isinstance(call := self.call(value), views):
+                value = call.inputs[0]
+            else:
+                return value
 
     def mutated(self, value: Node) -> bool:
         """Whether anything writes into the memory of ``value`` after it was computed, or may do so."""

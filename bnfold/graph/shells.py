@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["double_shell", "fresh_shell", "shell", "wrapped"]
@@ -21,6 +22,8 @@ def shell(module: nn.Module, shells: dict[int, Any]) -> Any:
         module: not changed.
         shells: what was made so far, by the identity of what it was made from: shared parts stay shared.
     """
+    if isinstance(module, torch.jit.ScriptModule):  # has no Python state of its own to wrap
+        return module
     if id(module) not in shells:
         shells[id(module)] = fresh_shell(module, shells)
     return shells[id(module)]

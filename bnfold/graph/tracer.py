@@ -14,6 +14,7 @@ What it does differently from :class:`torch.fx.Tracer`:
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,8 +23,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, Node, Proxy, Tracer
+from torch.fx import Graph, Node, Proxy, Tracer, _symbolic_trace
 from torch.fx.node import has_side_effect
+from torch.fx.proxy import Attribute
 from torch.nn.utils.parametrize import ParametrizationList
 
 from bnfold.graph.inplace import IN_PLACE
@@ -39,6 +41,9 @@ _SIMPLE = (bool, int, float, str, type(None))
 @has_side_effect
 def require_default(value: Any, default: Any, name: str) -> None:
     """Raise unless an argument still has the default that the graph was captured with."""
+    if isinstance(value, Proxy):  # a graph is traced again, when it is unpickled or folded again
+        value.tracer.create_proxy("call_function", require_default, (value, default, name), {})
+        return
     if value is not default and not (isinstance(value, _SIMPLE) and value == default):
         raise ValueError(
             f"argument {name!r} was captured with its default, {default!r}. To use another value, pass it in "
@@ -49,12 +54,22 @@ def require_default(value: Any, default: Any, name: str) -> None:
 @has_side_effect
 def require_rank(value: Any, rank: int, name: str) -> None:
     """Raise unless ``value`` has ``rank`` dimensions, as the layer ``name`` takes for granted."""
+    if isinstance(value, Proxy):
+        value.tracer.create_proxy("call_function", require_rank, (value, rank, name), {})
+        return
     if value.ndim != rank:
         raise ValueError(f"expected {rank}D input to {name} (got {value.ndim}D input)")
 
 
 class InPlaceProxy(Proxy):
     """A traced value whose in-place operators are recorded as in place."""
+
+    def __getattr__(self, k: str) -> Attribute:
+        return InPlaceAttribute(self, k)
+
+
+class InPlaceAttribute(Attribute):
+    """An attribute of a traced value, such as ``x.data``, whose in-place operators are recorded as in place."""
 
 
 def _record(function: Callable[[Any, Any], Any]) -> Callable[[Proxy, Any], Any]:
@@ -66,6 +81,7 @@ def _record(function: Callable[[Any, Any], Any]) -> Callable[[Proxy, Any], Any]:
 
 for _name, _function in IN_PLACE.items():
     setattr(InPlaceProxy, _name, _record(_function))
+    setattr(InPlaceAttribute, _name, _record(_function))
 
 _HOOKS = (
     "_forward_hooks",
@@ -117,6 +133,13 @@ class ModelTracer(Tracer):
             return True
         return behaves_like_batch_norm(m)
 
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a layer; to the code of one that is traced through, traced values are tensors."""
+        _answer_as_tensors(m)
+        return super().call_module(m, forward, args, kwargs)
+
     def proxy(self, node: Node) -> Proxy:
         """Wrap a node as a traced value."""
         return InPlaceProxy(node, self)
@@ -134,7 +157,7 @@ class ModelTracer(Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Turn a literal argument into what a node may hold; tensors become ``get_attr`` nodes."""
-        if isinstance(a, torch.Tensor):
+        if isinstance(a, torch.Tensor) and not issubclass(type(a), Proxy):
             name = self._tensor_names.get(id(a)) or self._constant_names.get(id(a))
             if name is None:
                 name = f"_tensor_constant{len(self.constants)}"
@@ -165,6 +188,7 @@ class ModelTracer(Tracer):
     ) -> tuple[Any, list[Any]]:
         """Make the placeholders, and put defaults in place of those that the caller does not give."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        function = _answering(function, self.root)
         position = 0
         for index, arg in enumerate(args):
             if not isinstance(arg, Proxy) or arg.node.op != "placeholder":
@@ -241,3 +265,57 @@ def _autocast_refused() -> Iterator[None]:
         yield
     finally:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+def _answering(function: Callable[..., Any], root: nn.Module) -> Callable[..., Any]:
+    """Return the root's forward, which sees traced values as tensors too."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        _answer_as_tensors(root)
+        return function(*args, **kwargs)
+
+    functools.update_wrapper(forward, function)
+    return forward
+
+
+def _answer_as_tensors(module: nn.Module) -> None:
+    """Let ``isinstance(x, torch.Tensor)`` in a layer's own source file be true of traced values, while tracing.
+
+    Otherwise a branch on it would silently be taken the other way than a tensor would take it. The name is put into
+    the globals of that file only, and taken out again by the tracer's patcher.
+    """
+    code, names = getattr(type(module).forward, "__code__", None), getattr(type(module).forward, "__globals__", None)
+    patcher = _symbolic_trace.CURRENT_PATCHER
+    if patcher is None or code is None or names is None or code.co_filename.startswith(_TORCH):
+        return
+    if "isinstance" not in names:
+        patcher.patch(names, "isinstance", _is_instance)
+    if names.get("is_tensor") is torch.is_tensor:
+        patcher.patch(names, "is_tensor", _is_tensor)
+    if torch.is_tensor is not _is_tensor:
+        patcher.patch(torch.__dict__, "is_tensor", _is_tensor)
+
+
+def _is_instance(value: Any, kinds: Any) -> bool:
+    if isinstance(value, Proxy) and not _is_metadata(value.node):
+        return torch.Tensor in kinds if isinstance(kinds, tuple) else kinds is torch.Tensor
+    return isinstance(value, kinds)
+
+
+def _is_tensor(value: Any) -> bool:
+    return _is_instance(value, torch.Tensor)
+
+
+def _is_metadata(node: Any) -> bool:
+    """Whether a traced value is a shape, a size, or a number computed from some."""
+    if not isinstance(node, Node):
+        return True
+    if node.target is getattr and len(node.args) == 2:
+        return node.args[1] in _METADATA
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "ndimension", "numel", "nelement", "__len__")
+    arithmetic = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
+    return node.op == "call_function" and arithmetic and bool(node.args) and _is_metadata(node.args[0])
+
+
+_METADATA = frozenset(("shape", "ndim", "dtype", "device"))

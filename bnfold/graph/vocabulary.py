@@ -114,8 +114,7 @@ def _transposed_module(spatial_dims: int) -> ModuleReader:
 
 
 def _batch_norm_module(node: Node, module: Any, target: str) -> calls.Call:
-    statistics = (module.running_mean, module.running_var)
-    uses_batch = statistics[0] is None and statistics[1] is None  # what nn.BatchNorm's forward asks in eval mode
+    uses_batch = module.running_mean is None or module.running_var is None
     return calls.BatchNorm(
         node,
         _input(node),
@@ -164,6 +163,14 @@ def _average_pool_module(spatial_dims: int) -> ModuleReader:
         )
 
     return read
+
+
+def _max_pool_module(spatial_dims: int) -> ModuleReader:
+    return lambda node, module, _: calls.MaxPool(node, _input(node), bool(module.return_indices), spatial_dims)
+
+
+def _adaptive_average_module(spatial_dims: int) -> ModuleReader:
+    return lambda node, _module, _target: calls.AdaptiveAveragePool(node, _input(node), spatial_dims)
 
 
 def _pad_module(mode: str, spatial_dims: int) -> ModuleReader:
@@ -230,18 +237,18 @@ MODULES: dict[type[nn.Module], ModuleReader] = {
     nn.Embedding: _embedding_module,
     nn.LayerNorm: _affine_norm_module,
     nn.GroupNorm: _affine_norm_module,
-    nn.MaxPool1d: lambda n, m, _: calls.MaxPool(n, _input(n), bool(m.return_indices)),
-    nn.MaxPool2d: lambda n, m, _: calls.MaxPool(n, _input(n), bool(m.return_indices)),
-    nn.MaxPool3d: lambda n, m, _: calls.MaxPool(n, _input(n), bool(m.return_indices)),
-    nn.AdaptiveMaxPool1d: lambda n, m, _: calls.MaxPool(n, _input(n), bool(m.return_indices)),
-    nn.AdaptiveMaxPool2d: lambda n, m, _: calls.MaxPool(n, _input(n), bool(m.return_indices)),
-    nn.AdaptiveMaxPool3d: lambda n, m, _: calls.MaxPool(n, _input(n), bool(m.return_indices)),
+    nn.MaxPool1d: _max_pool_module(1),
+    nn.MaxPool2d: _max_pool_module(2),
+    nn.MaxPool3d: _max_pool_module(3),
+    nn.AdaptiveMaxPool1d: _max_pool_module(1),
+    nn.AdaptiveMaxPool2d: _max_pool_module(2),
+    nn.AdaptiveMaxPool3d: _max_pool_module(3),
     nn.AvgPool1d: _average_pool_module(1),
     nn.AvgPool2d: _average_pool_module(2),
     nn.AvgPool3d: _average_pool_module(3),
-    nn.AdaptiveAvgPool1d: _simple(calls.AdaptiveAveragePool),
-    nn.AdaptiveAvgPool2d: _simple(calls.AdaptiveAveragePool),
-    nn.AdaptiveAvgPool3d: _simple(calls.AdaptiveAveragePool),
+    nn.AdaptiveAvgPool1d: _adaptive_average_module(1),
+    nn.AdaptiveAvgPool2d: _adaptive_average_module(2),
+    nn.AdaptiveAvgPool3d: _adaptive_average_module(3),
     nn.Identity: _simple(calls.Passing),
     nn.ReLU: _simple(calls.PositivelyHomogeneous),
     nn.LeakyReLU: _simple(calls.PositivelyHomogeneous),
@@ -350,12 +357,19 @@ def _layer_norm(node: Node, a: Arguments) -> calls.Call | None:
     return calls.AffineNormalization(node, _value(a["input"]), weight, bias, -1, int(sizes[0]))
 
 
-def _max_pool(node: Node, a: Arguments) -> calls.Call:
-    return calls.MaxPool(node, _value(a["input"]), bool(static(a.get("return_indices", False))))
+def _max_pool(spatial_dims: int) -> FunctionReader:
+    def read(node: Node, a: Arguments) -> calls.Call:
+        return calls.MaxPool(node, _value(a["input"]), bool(static(a.get("return_indices", False))), spatial_dims)
+
+    return read
 
 
-def _max_pool_with_indices(node: Node, a: Arguments) -> calls.Call:
-    return calls.MaxPool(node, _value(a["input"]), True)
+def _max_pool_with_indices(spatial_dims: int) -> FunctionReader:
+    return lambda node, a: calls.MaxPool(node, _value(a["input"]), True, spatial_dims)
+
+
+def _adaptive_average(spatial_dims: int) -> FunctionReader:
+    return lambda node, a: calls.AdaptiveAveragePool(node, _value(a["input"]), spatial_dims)
 
 
 def _average_pool(spatial_dims: int) -> FunctionReader:
@@ -632,15 +646,15 @@ def _fill() -> None:
         transposed = getattr(aten, f"conv_transpose{size}d")
         FUNCTIONS[transposed.default if size == 1 else transposed.input] = (_CONV_T, _transposed(size))
         for pool in (getattr(F, f"max_pool{size}d"), getattr(torch, f"max_pool{size}d")):
-            FUNCTIONS[pool] = (_MAX, _max_pool)
-        FUNCTIONS[getattr(aten, f"max_pool{size}d").default] = (_MAX, _max_pool)
-        FUNCTIONS[getattr(F, f"max_pool{size}d_with_indices")] = (_MAX, _max_pool_with_indices)
-        FUNCTIONS[getattr(F, f"adaptive_max_pool{size}d")] = (_ADAPTIVE, _max_pool)
-        FUNCTIONS[getattr(F, f"adaptive_max_pool{size}d_with_indices")] = (_ADAPTIVE, _max_pool_with_indices)
-        FUNCTIONS[getattr(aten, f"adaptive_max_pool{size}d").default] = (_ADAPTIVE, _max_pool_with_indices)
+            FUNCTIONS[pool] = (_MAX, _max_pool(size))
+        FUNCTIONS[getattr(aten, f"max_pool{size}d").default] = (_MAX, _max_pool(size))
+        FUNCTIONS[getattr(F, f"max_pool{size}d_with_indices")] = (_MAX, _max_pool_with_indices(size))
+        FUNCTIONS[getattr(F, f"adaptive_max_pool{size}d")] = (_ADAPTIVE, _max_pool(size))
+        FUNCTIONS[getattr(F, f"adaptive_max_pool{size}d_with_indices")] = (_ADAPTIVE, _max_pool_with_indices(size))
+        FUNCTIONS[getattr(aten, f"adaptive_max_pool{size}d").default] = (_ADAPTIVE, _max_pool_with_indices(size))
         FUNCTIONS[getattr(F, f"avg_pool{size}d")] = (_AVG, _average_pool(size))
         FUNCTIONS[getattr(aten, f"avg_pool{size}d").default] = (_AVG, _average_pool(size))
-        adaptive_average = _one_input(calls.AdaptiveAveragePool)
+        adaptive_average = _adaptive_average(size)
         for pool in (getattr(F, f"adaptive_avg_pool{size}d"), getattr(aten, f"adaptive_avg_pool{size}d").default):
             FUNCTIONS[pool] = (_ADAPTIVE, adaptive_average)
     _spelled(
