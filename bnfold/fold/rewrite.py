@@ -258,7 +258,7 @@ class _Rewriter:
 
     def _is_written(self, name: str) -> bool:
         old = self.by_name.get(name)
-        return old is not None and self.facts.state_written(old)
+        return old is not None and (self.facts.written_in_place(old) or self.facts.updated(old))
 
     @cached_property
     def names(self) -> dict[str, list[Node]]:

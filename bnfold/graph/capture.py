@@ -125,11 +125,17 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
         return _automatic(model, inputs)
 
 
+class _ImpureError(CaptureError):
+    """``forward`` does more than compute its output from its input, and no graph records that."""
+
+
 def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
     """Trace symbolically; where that fails, export; where that fails too, say both."""
     try:
         return _symbolic(model, inputs)
     except CaptureError as error:
+        if isinstance(error, _ImpureError):  # another way to capture it would freeze the same
+            raise CaptureError(error.what, fix=error.fix) from error
         first = error
     if inputs is None:
         raise NeedsInputsError(
@@ -161,12 +167,12 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
     finally:
         written = _put_back(state)
     if written:
-        raise CaptureError(
+        raise _ImpureError(
             f"{type(model).__name__}.forward writes into the buffer `{written[0]}`, which a traced graph would freeze.",
             fix="Let it leave its buffers alone in eval mode.",
         )
     if _random_state() != before:
-        raise CaptureError(
+        raise _ImpureError(
             f"{type(model).__name__}.forward draws random numbers, which a traced graph would freeze.",
             fix="Make it deterministic in eval mode.",
         )
@@ -194,8 +200,8 @@ def _refuse_written_constants(captured: Capture) -> None:
         return
     facts = Facts(captured)
     for node in captured.graph.nodes:
-        if node.op == "get_attr" and node.target in captured.constants and facts.state_written(node):
-            raise CaptureError(
+        if node.op == "get_attr" and node.target in captured.constants and facts.written_in_place(node):
+            raise _ImpureError(
                 f"forward writes into a tensor that it makes itself{_at(node)}, which a traced graph would keep.",
                 fix="Use an operation that is not in place.",
             )

@@ -282,24 +282,24 @@ class Facts:
                 writes[self._memory[value]].append(index)
         return writes
 
-    def state_written(self, attribute: Node) -> bool:
+    def written_in_place(self, attribute: Node) -> bool:
         """Whether a node writes into the tensor that ``attribute``, a ``get_attr`` node, reads, or into a view of it.
 
         Other than :meth:`mutated` this follows only what surely shares memory: views, identities, in-place operations.
         """
         return any(self._origin(value) is attribute for value in self._written_values)
 
+    def updated(self, attribute: Node) -> bool:
+        """Whether a BatchNorm that uses batch statistics updates the running ones that ``attribute`` reads."""
+        for reader in attribute.users:
+            call = self.call(reader)
+            if isinstance(call, calls.BatchNorm) and call.uses_batch_statistics:
+                return attribute.target in (call.running_mean, call.running_var)
+        return False
+
     @cached_property
     def _written_values(self) -> list[Node]:
-        values = [value for node in self.index for value in mutated_inputs(node, self.capture.root)]
-        values += [
-            source
-            for node in self.index
-            if isinstance(call := self.call(node), calls.BatchNorm) and call.uses_batch_statistics
-            for source in node.all_input_nodes
-            if source.op == "get_attr" and source.target in (call.running_mean, call.running_var)
-        ]
-        return values
+        return [value for node in self.index for value in mutated_inputs(node, self.capture.root)]
 
     def _origin(self, value: Node) -> Node:
         """Follow views and in-place operations back to the value whose memory they share."""

@@ -69,7 +69,7 @@ def images(*shape: int) -> Tensor:
 # --- an op that works along the channels -------------------------------------------------------------------------
 
 
-@odd(with_examples="pooling rules do not ask whether the channels are pooled over", negative=0.0)
+@odd(negative=0.0)
 def max_pool_over_the_features_of_a_linear_layer() -> Built:
     return (
         Net(
@@ -82,7 +82,7 @@ def max_pool_over_the_features_of_a_linear_layer() -> Built:
     )
 
 
-@odd(both="pooling rules do not ask whether the channels are pooled over", negative=0.0)
+@odd(negative=0.0)
 def max_pool_2d_over_the_features_of_a_linear_layer() -> Built:
     return (
         Net(
@@ -95,7 +95,7 @@ def max_pool_2d_over_the_features_of_a_linear_layer() -> Built:
     )
 
 
-@odd(with_examples="pooling rules do not ask whether the channels are pooled over")
+@odd()
 def average_pool_over_the_features_of_a_linear_layer() -> Built:
     return (
         Net(
@@ -120,13 +120,13 @@ def interpolation_between_the_features_of_a_linear_layer() -> Built:
     )
 
 
-@odd(with_examples="the padding rule does not ask whether the channels are padded")
+@odd()
 def padding_that_shifts_the_features_of_a_linear_layer_by_one() -> Built:
     net = Net(lambda s, x: s.bn(F.pad(s.fc(x), (1, -1)).transpose(1, 2)), fc=nn.Linear(6, 8), bn=nn.BatchNorm1d(8))
     return _without_shift(net), values(2, 5, 6)
 
 
-@odd(both="the padding rule does not ask whether the channels are padded")
+@odd()
 def padding_that_shifts_the_channels_of_a_convolution_by_one() -> Built:
     net = Net(lambda s, x: s.bn(F.pad(s.conv(x), (0, 0, 0, 0, 1, -1))), conv=conv(), bn=nn.BatchNorm2d(4))
     return _without_shift(net), images()
@@ -168,7 +168,7 @@ def _without_shift(net: nn.Module) -> nn.Module:
 # --- readers that are easily missed ------------------------------------------------------------------------------
 
 
-@odd(both="readers of a pool's values are not counted where they are taken twice", negative=0.0)
+@odd(negative=0.0)
 def the_values_of_a_pool_with_indices_taken_twice() -> Built:
     def forward(s: Any, x: Tensor) -> Tensor:
         both = s.pool(s.conv(x))
@@ -178,7 +178,7 @@ def the_values_of_a_pool_with_indices_taken_twice() -> Built:
     return Net(forward, conv=conv(), pool=pool, bn=nn.BatchNorm2d(4)), images()
 
 
-@odd(without="an item of a pool without indices is a sample of the batch, not the pool's values", negative=0.0)
+@odd(negative=0.0)
 def the_first_sample_of_a_pool() -> Built:
     return (
         Net(
@@ -353,7 +353,7 @@ def an_out_argument() -> Built:
     return Net(forward, conv=conv(), other=conv(), bn=nn.BatchNorm2d(4)), images()
 
 
-@odd(both="`y.data += 1` on a traced value is dropped")
+@odd()
 def an_addition_to_the_data_of_a_value() -> Built:
     def forward(s: Any, x: Tensor) -> Any:
         y = s.conv(x)
@@ -363,7 +363,7 @@ def an_addition_to_the_data_of_a_value() -> Built:
     return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4)), images()
 
 
-@odd(both="`data = y.data; data += 1` on a traced value is recorded as out of place")
+@odd()
 def an_addition_to_the_data_of_a_value_by_another_name() -> Built:
     def forward(s: Any, x: Tensor) -> Any:
         y = s.conv(x)
@@ -374,13 +374,13 @@ def an_addition_to_the_data_of_a_value_by_another_name() -> Built:
     return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4)), images()
 
 
-@odd(both="the value of a BatchNorm on constants is held once, and written to at each call")
+@odd()
 def an_addition_in_place_to_the_batchnorm_of_a_constant() -> Built:
     net = Net(lambda s, x: s.bn(s.token).add_(x), token=nn.Parameter(values(2, 4)), bn=nn.BatchNorm1d(4))
     return net, values(2, 4, seed=5)
 
 
-@odd(both="a constant made in forward is held once, and written to at each call")
+@odd()
 def a_sum_accumulated_in_zeros_made_in_forward() -> Built:
     def forward(s: Any, x: Tensor) -> Any:
         total = torch.zeros(2, 4, 8, 8, dtype=torch.float64)
@@ -393,7 +393,7 @@ def a_sum_accumulated_in_zeros_made_in_forward() -> Built:
 # --- state -------------------------------------------------------------------------------------------------------
 
 
-@odd(both="a buffer that forward writes to in place is written to by the capture, and frozen in the graph")
+@odd()
 def a_buffer_that_counts_calls() -> Built:
     def forward(s: Any, x: Tensor) -> Any:
         s.calls += 1
@@ -402,7 +402,7 @@ def a_buffer_that_counts_calls() -> Built:
     return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4), calls=torch.zeros(())), images()
 
 
-@odd(both="a buffer that the graph writes to is shared with the model")
+@odd()
 def a_moving_average_of_the_output() -> Built:
     def forward(s: Any, x: Tensor) -> Any:
         y = s.bn(s.conv(x))
@@ -412,7 +412,7 @@ def a_moving_average_of_the_output() -> Built:
     return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4), average=torch.zeros(4)), images()
 
 
-@odd(both="a BatchNorm in training form writes to statistics that are shared with the model")
+@odd()
 def a_functional_batchnorm_that_updates_its_statistics() -> Built:
     def forward(s: Any, x: Tensor) -> Any:
         return F.batch_norm(s.conv(x), s.mean, s.var, training=True)
@@ -442,7 +442,7 @@ def an_attribute_that_keeps_the_last_features() -> Built:
 # --- code that sees a traced value for what it is not --------------------------------------------------------------
 
 
-@odd(both="a traced value is no Tensor for isinstance, and the other branch is taken in silence")
+@odd(both="a traced value is no Tensor for isinstance in a function of another file than its layer's")
 def a_branch_on_isinstance() -> Built:
     def forward(s: Any, x: Tensor) -> Any:
         y = s.bn(s.conv(x))
@@ -451,7 +451,7 @@ def a_branch_on_isinstance() -> Built:
     return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4)), images()
 
 
-@odd(both="a traced value is no Tensor for torch.is_tensor, and the other branch is taken in silence")
+@odd()
 def a_branch_on_is_tensor() -> Built:
     def forward(s: Any, x: Tensor) -> Any:
         y = s.bn(s.conv(x))
@@ -460,7 +460,7 @@ def a_branch_on_is_tensor() -> Built:
     return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4)), images()
 
 
-@odd(both="a number drawn by numpy in forward is frozen in silence")
+@odd()
 def a_factor_drawn_by_numpy() -> Built:
     return Net(lambda s, x: s.bn(s.conv(x)) * float(np.random.rand()), conv=conv(), bn=nn.BatchNorm2d(4)), images()
 
@@ -468,7 +468,7 @@ def a_factor_drawn_by_numpy() -> Built:
 # --- sizes that coincide -----------------------------------------------------------------------------------------
 
 
-@odd(without="an add of values of unknown rank is taken to align their channels")
+@odd()
 def a_vector_added_along_the_width() -> Built:
     net = TwoInputNet(
         lambda s, x, v: s.bn(s.conv(x) + s.first(torch.tanh(s.fc(v)))),
@@ -498,7 +498,6 @@ def linear_on_3d_where_the_channels_are_the_middle() -> Built:
 
 
 @odd(
-    with_examples="a fold for one number of dimensions is run with another without a word",
     others=lambda: [(values(2, 5, 6),)],
 )
 def linear_on_2d_then_run_on_3d() -> Built:
@@ -511,7 +510,6 @@ def linear_on_4d_with_all_sizes_equal() -> Built:
 
 
 @odd(
-    with_examples="a fold for one number of dimensions is run with another without a word",
     others=lambda: [(values(3, 8),)],
 )
 def conv1d_then_run_without_a_batch_where_length_equals_channels() -> Built:
@@ -529,7 +527,6 @@ def conv2d_without_a_batch() -> Built:
 
 
 @odd(
-    with_examples="an explicit affine in place of an InstanceNorm takes dimension 1 without a batch too",
     others=lambda: [(values(8, 8, 8),)],
 )
 def instance_norm_then_run_without_a_batch() -> Built:
@@ -617,12 +614,12 @@ def one_pixel() -> Built:
 # --- layout ------------------------------------------------------------------------------------------------------
 
 
-@odd(with_examples="a BatchNorm made its input contiguous; without it, a view further on fails")
+@odd()
 def a_view_after_the_batchnorm_of_a_slice_of_channels() -> Built:
     return Net(lambda s, x: s.bn(s.conv(x)[:, :2]).view(-1), conv=conv(), bn=nn.BatchNorm2d(2)), images()
 
 
-@odd(with_examples="a BatchNorm made its input contiguous; without it, a view further on fails")
+@odd()
 def a_view_after_the_batchnorm_of_a_slice_of_rows() -> Built:
     return Net(lambda s, x: s.bn(s.conv(x)[:, :, 1:]).view(-1), conv=conv(), bn=nn.BatchNorm2d(4)), images()
 
@@ -636,14 +633,14 @@ def a_view_after_the_batchnorm_of_a_transposed_value() -> Built:
 # --- layers whose own code is not what they are called for ---------------------------------------------------------
 
 
-@odd(both="a layer whose forward was replaced on the instance is folded as if it were not")
+@odd()
 def a_convolution_whose_forward_was_replaced() -> Built:
     net = nn.Sequential(conv(), nn.BatchNorm2d(4))
     net[0].forward = _twice(net[0].forward)
     return net, images()
 
 
-@odd(both="a layer whose forward was replaced on the instance is folded as if it were not")
+@odd()
 def a_batchnorm_whose_forward_was_replaced() -> Built:
     net = nn.Sequential(conv(), nn.BatchNorm2d(4))
     net[1].forward = _twice(net[1].forward)
@@ -654,24 +651,24 @@ def _twice(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda x: forward(x) * 2
 
 
-@odd(both="a BatchNorm with a variance and no mean stops the planner with an AssertionError")
+@odd()
 def a_batchnorm_with_a_variance_and_no_mean() -> Built:
     net = double(nn.Sequential(conv(), nn.BatchNorm2d(4)))
     net[1].running_mean = None
     return net, images()
 
 
-@odd(both="a normalisation without weights is given some of float32 in a float64 model")
+@odd()
 def batchnorm_after_a_group_norm_without_weights() -> Built:
     return nn.Sequential(conv(), nn.GroupNorm(2, 4, affine=False), nn.BatchNorm2d(4)), images()
 
 
-@odd(both="a normalisation without weights is given some of float32 in a float64 model")
+@odd()
 def batchnorm_after_an_instance_norm_without_weights() -> Built:
     return nn.Sequential(conv(), nn.InstanceNorm2d(4), nn.BatchNorm2d(4)), images()
 
 
-@odd(with_examples="a normalisation without weights is given some of float32 in a float64 model")
+@odd()
 def batchnorm_after_a_layer_norm_without_weights() -> Built:
     return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8, elementwise_affine=False), nn.BatchNorm1d(8)), values(3, 6)
 
@@ -681,7 +678,7 @@ def a_compiled_model_inside() -> Built:
     return nn.Sequential(torch.compile(nn.Sequential(conv(), nn.BatchNorm2d(4)), backend="eager")), images()
 
 
-@odd(both="a TorchScript model inside stops the rewrite with a KeyError")
+@odd()
 def a_torchscript_model_inside() -> Built:
     inner = double(nn.Sequential(conv(), nn.BatchNorm2d(4)))
     return nn.Sequential(torch.jit.trace(inner, images())), images()
@@ -690,7 +687,7 @@ def a_torchscript_model_inside() -> Built:
 # --- forward, into the layer after --------------------------------------------------------------------------------
 
 
-@odd(both="pooling rules do not ask whether the channels are pooled over", negative=0.0)
+@odd(negative=0.0)
 def max_pool_over_the_features_before_a_linear_layer() -> Built:
     net = Net(
         lambda s, x: s.fc(s.pool(s.bn(torch.tanh(x)).permute(0, 2, 3, 1))),
@@ -701,7 +698,7 @@ def max_pool_over_the_features_before_a_linear_layer() -> Built:
     return net, values(2, 8, 8, 8)
 
 
-@odd(both="the padding rule does not ask whether the channels are padded")
+@odd()
 def padding_that_shifts_the_channels_before_a_convolution_by_one() -> Built:
     net = Net(
         lambda s, x: s.conv(F.pad(s.bn(torch.tanh(x)), (0, 0, 0, 0, 1, -1))), bn=nn.BatchNorm2d(3), conv=conv(padding=0)
@@ -709,7 +706,7 @@ def padding_that_shifts_the_channels_before_a_convolution_by_one() -> Built:
     return _without_shift(net), images()
 
 
-@odd(both="a layer whose forward was replaced on the instance is folded as if it were not")
+@odd()
 def a_convolution_after_the_batchnorm_whose_forward_was_replaced() -> Built:
     net = nn.Sequential(nn.Tanh(), nn.BatchNorm2d(3), conv(padding=0))
     net[2].forward = _on_more(net[2].forward)
@@ -760,7 +757,6 @@ def a_convolution_whose_weight_and_input_are_the_batchnorm() -> Built:
 
 
 @odd(
-    with_examples="a fold for one number of dimensions is run with another without a word",
     others=lambda: [(values(4, 6, 6),)],
 )
 def linear_after_a_batchnorm_on_2d_then_run_on_3d() -> Built:

@@ -184,7 +184,7 @@ def guarded() -> nn.Module:
 
 COPIED = {
     "plain": (mixed, IMAGES, ""),
-    "guarded rank": (guarded, (2, 3, 9), "the guard of a rank cannot be traced again"),
+    "guarded rank": (guarded, (2, 3, 9), ""),
     "guarded default": (WithDefaults, IMAGES, "the guard of a default cannot be traced again"),
 }
 
