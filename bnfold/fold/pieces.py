@@ -87,7 +87,7 @@ def _plan_pieces(
         decisions.extend(_prefixed(decision, prefix, names) for decision in pieces[path])
     steps = Steps()
     for name, module in capture.root.named_modules():
-        if isinstance(module, _LAYERS) and not any(name.startswith((path, path + ".")) for path in capture.pieces):
+        if isinstance(module, _LAYERS) and not any((name + ".").startswith(path + ".") for path in capture.pieces):
             decisions.append(_outside(name, module, keep, steps))
     notes = (*capture.notes, f"captured in {len(pieces)} pieces: {listed(tuple(pieces))}")
     return Plan(tuple(decisions), capture.way, notes, steps, pieces)

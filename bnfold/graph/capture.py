@@ -246,7 +246,7 @@ def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
 
     def try_capture(part: nn.Module, call: Any) -> Capture | None:
         args, kwargs = call
-        if _wrapper_refusal(part) is not None:
+        if _wrapper_refusal(part) is not None or isinstance(part, nn.modules.batchnorm._BatchNorm):
             return None
         try:
             return _symbolic(part, args, frozenset(kwargs))
