@@ -82,14 +82,18 @@ def test_a_model_that_cannot_be_captured_whole_is_folded_in_pieces() -> None:
 
 def test_a_part_whose_inside_is_also_called_from_outside_is_no_piece() -> None:
     def forward(s: Any, x: Tensor) -> Tensor:
+        x = s.stem(x)
         y = s.body(x)
         return y + s.body[0](x) if float(y.sum().detach()) > -1e30 else y
 
-    model = double(Net(forward, body=nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))))
+    def part(inputs: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(inputs, 4, 1), nn.BatchNorm2d(4))
+
+    model = double(Net(forward, stem=part(3), body=part(4)))
     x = values(2, 3, 5, 5)
     folding = bnfold.fold(model, x, capture="piecewise")
     assert error_of_peak(run(model, x), run(folding.module, x)) <= 1e-12
-    assert [d.action for d in folding.plan] == ["affine"]
+    assert {d.batchnorm: d.action for d in folding.plan} == {"stem.1": "fold", "body.1": "affine"}
 
 
 class Frozen(nn.Module):
