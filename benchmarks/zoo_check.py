@@ -5,6 +5,7 @@ A record's ``outcome`` is one of
 ===================  ==================================================================================================
 ``equivalent``       folded and original agree in float64 to 1e-9 of the peak of every output
 ``wrong``            they do not, or the fold changed the model it was given
+``incomplete``       they do, but BatchNorms are left in the folded model that the plan does not keep
 ``inexact``          they do, and the float32 fold is much further from float64 than the original's own float32 error
 ``capture-failed``   bnfold said that it cannot capture the graph
 ``refused``          bnfold raised another of its own errors
@@ -173,6 +174,9 @@ def _judge(record: Record) -> None:
         guilty = "the capture" if error["algebra"] <= TOLERANCE else "the fold"
         worst = max(error["algebra"], error["float64"])
         record["outcome"], record["message"] = "wrong", f"{guilty} is off by {worst:.2e} of the peak in float64"
+    elif record["left"] != record["actions"]["keep"]:
+        record["outcome"] = "incomplete"
+        record["message"] = f"{record['left']} BatchNorms are left, the plan keeps {record['actions']['keep']}"
     elif not error["folded32"] <= allowed and math.isfinite(error["original32"]):
         record["outcome"] = "inexact"
         record["message"] = f"float32 error {error['folded32']:.2e}, the original's is {error['original32']:.2e}"

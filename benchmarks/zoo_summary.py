@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ Record = Mapping[str, Any]
 OUTCOMES = (
     "equivalent",
     "wrong",
+    "incomplete",
     "inexact",
     "capture-failed",
     "refused",
@@ -113,21 +115,33 @@ def _errors(rows: Sequence[Record]) -> str:
     done = [row for row in rows if "folded32" in row.get("error", {})]
     if not done:
         return ""
-    ratios = [float(row["error"]["folded32"]) / max(float(row["error"]["original32"]), 1e-9) for row in done]
-    body = [
-        [
-            "float64, the plan applied to the captured graph",
-            *_middle_and_worst([row["error"]["algebra"] for row in done]),
-        ],
-        ["float64, against the model itself", *_middle_and_worst([row["error"]["float64"] for row in done])],
-        ["float32, the original's own", *_middle_and_worst([row["error"]["original32"] for row in done])],
-        ["float32, folded", *_middle_and_worst([row["error"]["folded32"] for row in done])],
-        ["float32, folded in units of the original's", f"{statistics.median(ratios):.2f}", f"{max(ratios):.2f}"],
+    steady = [row for row in done if math.isfinite(float(row["error"]["original32"]))]
+    ratios = [float(row["error"]["folded32"]) / max(float(row["error"]["original32"]), 1e-9) for row in steady]
+    names = [
+        (done, "algebra", "float64, the plan applied to the captured graph"),
+        (done, "float64", "float64, against the model itself"),
+        (steady, "original32", "float32, the original's own"),
+        (steady, "folded32", "float32, folded"),
     ]
-    blind = sum(bool(row.get("unseen")) for row in done)
-    hidden = sum(len(row.get("unseen") or ()) for row in done)
-    text = f"\n\n{hidden:,} BatchNorms in {blind:,} models move the outputs too little for these to see them."
-    return "**Errors in units of the peak of an output**\n\n" + _table(["", "median", "worst"], body) + text
+    body = [[text, *_middle_and_worst([row["error"][key] for row in rows])] for rows, key, text in names if rows]
+    if ratios:
+        body.append(["float32, folded, over the original's", f"{statistics.median(ratios):.2f}", f"{max(ratios):.2f}"])
+    notes = []
+    if len(steady) < len(done):
+        notes.append(
+            f"{len(done) - len(steady)} detectors are left out of the float32 rows: their own float32 lists of boxes "
+            "differ from the float64 ones in length."
+        )
+    hidden = [len(row["unseen"]) for row in done if row.get("unseen")]
+    notes.append(
+        f"{sum(hidden):,} BatchNorms in {len(hidden):,} models move the outputs too little for these to see them."
+    )
+    return (
+        "**Errors in units of the peak of an output**\n\n"
+        + _table(["", "median", "worst"], body)
+        + "\n\n"
+        + " ".join(notes)
+    )
 
 
 def _middle_and_worst(values: Iterable[Any]) -> tuple[str, str]:

@@ -78,6 +78,24 @@ def test_a_fold_that_changes_the_model_is_called_wrong(monkeypatch: pytest.Monke
     assert (record["outcome"], record["message"]) == ("wrong", "the fold changed the model it was given")
 
 
+def test_a_batch_norm_that_is_left_although_the_plan_folds_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = api.fold
+
+    def untidy(model: nn.Module, *args: Any, **kwargs: Any) -> api.Folding:
+        folding = original(model, *args, **kwargs)
+        graph = folding.module.graph
+        folding.module.add_module("left", nn.BatchNorm2d(4).eval())
+        output = next(node for node in graph.nodes if node.op == "output")
+        with graph.inserting_before(output):
+            graph.call_module("left", (output.args[0],))  # nobody reads it, and it runs all the same
+        folding.module.recompile()
+        return folding
+
+    monkeypatch.setattr(api, "fold", untidy)
+    record = examined(randomise(network()))
+    assert (record["outcome"], record["message"]) == ("incomplete", "1 BatchNorms are left, the plan keeps 0")
+
+
 def test_an_error_that_bnfold_did_not_mean_to_raise_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise KeyError("node")

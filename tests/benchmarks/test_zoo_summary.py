@@ -71,7 +71,16 @@ def test_the_tables_say_how_many_folded_and_why_the_others_did_not() -> None:
     assert "| bnfold | 2 of 3 | 29 | 10 | 15 | 0 |" in text
     assert "| torch.fx.experimental.optimization.fuse | 1 of 3 | 29 | 23 | 23 | 1 |" in text
     assert "| timm/levit | crash | KeyError: a \\| b |" in text
-    assert "| float32, folded in units of the original's | 2.00 | 2.00 |" in text
+    assert "| float32, folded, over the original's | 2.00 | 2.00 |" in text
+
+
+def test_detectors_whose_lists_jump_in_float32_are_named_and_not_averaged() -> None:
+    jumping = folded("fcos", 9, 0) | {
+        "error": {"algebra": 1e-15, "float64": 2e-15, "original32": "inf", "folded32": "inf"}
+    }
+    text = summary(latest([folded("resnet", 9, 0), jumping]))
+    assert "| float32, folded | 2.0e-06 | 2.0e-06 |" in text
+    assert "1 detectors are left out of the float32 rows" in text
 
 
 def test_exports_are_summed_up_where_there_are_any() -> None:
