@@ -69,8 +69,8 @@ class _Rewriter:
             self._make_explicit(by_name[name], copies[by_name[name]], explicit)
         for name in steps.constant:
             self._make_constant(by_name[name], copies[by_name[name]])
-        for term, total in steps.dropped.values():
-            self._drop_term(copies[by_name[term]], copies[by_name[total]])
+        for name, (term, total) in steps.dropped.items():
+            self._drop_term(copies[by_name[name]], copies[by_name[term]], copies[by_name[total]])
         for name in steps.removed:
             self._remove(by_name[name], copies[by_name[name]])
         self._remove_identities()
@@ -112,17 +112,17 @@ class _Rewriter:
         strict = {"view", torch.ops.aten.view.default}
         return [node for node in self.facts.index if node.target in strict]
 
-    def _drop_term(self, term: Node, total: Node) -> None:
-        """Let a sum of two be its other term, and remove what computed the term."""
+    def _drop_term(self, batchnorm: Node, term: Node, total: Node) -> None:
+        """Let a sum of two be its other term; remove the term and what passed the BatchNorm's value on to it."""
         rest = next(value for value in total.all_input_nodes if value is not term)
         total.replace_all_uses_with(rest)
         self.graph.erase_node(total)
-        while not term.users:
-            before = term.all_input_nodes[0]
-            self.graph.erase_node(term)
-            if term.op != "call_module" or term.name in self.plan.steps.dropped or not isinstance(before, Node):
-                break
-            term = before
+        node = term
+        while node is not batchnorm:
+            before = node.all_input_nodes[0]
+            self.graph.erase_node(node)
+            node = before
+        self.graph.erase_node(batchnorm)
 
     def _remove_identities(self) -> None:
         """Remove calls of ``nn.Identity``: each costs a Python call at run time, and computes nothing."""

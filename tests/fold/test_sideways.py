@@ -69,6 +69,7 @@ def test_it_is_found_in_any_sum(name: str) -> None:
     folding = folds(branches(SUMS[name]), values(2, 3, 7, 8))
     (decision,) = [decision for decision in folding.plan if decision.batchnorm == "bn"]
     assert decision.direction == "sideways", decision.detail
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folding.module.modules())
 
 
 def test_a_term_that_stays_is_made_up_for_by_the_convolution() -> None:
