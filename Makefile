@@ -43,7 +43,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-long: lint
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest --long
