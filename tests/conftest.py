@@ -27,7 +27,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_configure() -> None:
-    """Take signals as a shell in the foreground would: who runs tests in the background has some of them ignored."""
+    """Take signals as a shell in the foreground would, and the width of a pipe.
+
+    Who runs tests in the background has some signals ignored, and who runs them in parallel sets a width.
+    """
+    os.environ.pop("COLUMNS", None)
     for name, usual in (
         ("SIGINT", signal.default_int_handler),
         ("SIGHUP", signal.SIG_DFL),
