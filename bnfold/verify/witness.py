@@ -15,7 +15,7 @@ it, so the first that fails is the one to blame.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -29,11 +29,13 @@ from bnfold.verify.reference import copied, copied_in_float64, everything_in_flo
 from bnfold.verify.report import Comparison, Stage
 from bnfold.verify.runtime import Optimisation, OrtModel
 
-__all__ = ["Witness", "compare", "in_words", "of_algebra", "of_module", "of_onnx", "of_weights"]
+__all__ = ["Witness", "compare", "in_words", "of_algebra", "of_module", "of_onnx", "of_weights", "once_proven"]
 
-TORCH_LIMITS = Limits(largest=3.0, mean=2.0)
-WEIGHT_LIMITS = TORCH_LIMITS
-ONNX_LIMITS = Limits(largest=4.0, mean=2.5)
+# Right folds of 2,000 random networks stood at 1.0 floors (median), 2.2 (99 %) and 3.4 (the largest); of 1,010 wrong
+# folds the least wrong, an eps of 1e-5 in the wrong place, at 4.9. docs/verification.md shows both distributions.
+TORCH_LIMITS = Limits(largest=4.0, mean=3.0)
+ONNX_LIMITS = Limits(largest=5.0, mean=4.0)  # other kernels, which sum in another order
+PROVEN = 2.0  # times as much where the algebra and the weights have been proven: only rounding is left to differ
 
 HOPELESS = 1000.0  # noise floors beyond which measuring the floor again cannot change the verdict
 
@@ -59,6 +61,14 @@ class Witness:
     exported: bool = False
 
 
+def once_proven(witness: Witness) -> Witness:
+    """Return the witness with the wider limits for a candidate whose algebra and weights have been proven."""
+    if witness.limits is None:
+        return witness
+    wider = Limits(witness.limits.largest * PROVEN, witness.limits.mean * PROVEN)
+    return replace(witness, limits=wider)
+
+
 def of_algebra(exact: nn.Module) -> Witness:
     """Return the witness of a plan applied in float64."""
     return Witness("float64 algebra", "fold", _in_float64(exact), None, in_float64=True)
@@ -67,7 +77,7 @@ def of_algebra(exact: nn.Module) -> Witness:
 def of_weights(module: nn.Module) -> Witness:
     """Return the witness that has the candidate's weights, as they were rounded, and no other rounding."""
     exact = copied_in_float64(module)
-    return Witness("rounded weights", "fold", _in_float64(exact), WEIGHT_LIMITS, in_float64=True)
+    return Witness("rounded weights", "fold", _in_float64(exact), TORCH_LIMITS, in_float64=True)
 
 
 def of_module(module: nn.Module) -> Witness:
