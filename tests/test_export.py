@@ -138,9 +138,9 @@ class Named(nn.Module):
     ("result", "names"),
     [
         (lambda y: y, ["output"]),
-        (lambda y: (y,), ["output"]),
-        (lambda y: (y, y + 1), ["output_0", "output_1"]),
-        (lambda y: Pair(y + y, y - 1), ["sum", "difference"]),
+        pytest.param(lambda y: (y,), ["output"], marks=pytest.mark.long),
+        pytest.param(lambda y: (y, y + 1), ["output_0", "output_1"], marks=pytest.mark.long),
+        pytest.param(lambda y: Pair(y + y, y - 1), ["sum", "difference"], marks=pytest.mark.long),
         (lambda y: {"conv2d": y + 1, "x": y, "a b": y * 2}, ["conv2d", "output_x", "a_b"]),
         (lambda y: {"a": (y, [y + 1])}, ["a_0", "a_1_0"]),
     ],
