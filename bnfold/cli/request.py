@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,4 +104,4 @@ def find_inputs(request: ModelRequest, loaded: LoadedModel, terminal: Terminal, 
 def read_files(request: ModelRequest) -> list[Path]:
     """Return the files that a run reads, so that none of them is written to."""
     named = [Path(request.model), *request.code, *([request.inputs] if request.inputs is not None else [])]
-    return [path for path in named if path.exists()]
+    return [path for path in named if os.path.exists(path)]  # a path too long for the system is no file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class VerifyRequest:
 def run(request: VerifyRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
     about = request.about
-    read = read_files(about) + [path for path in (Path(request.candidate),) if path.exists()]
+    candidate = Path(request.candidate)
+    read = [*read_files(about), *([candidate] if os.path.exists(candidate) else [])]
     outputs.check_paths([], request.reports, inputs=read, force=request.force)
     with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
         if _is_onnx(about.model):

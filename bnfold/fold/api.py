@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from bnfold.errors import NotFiniteError
+from bnfold.errors import NotFiniteError, UsageError
 from bnfold.fold.demand import Refusal
 from bnfold.fold.pieces import plan_model, rewrite_model
 from bnfold.fold.plan import Plan
@@ -89,7 +89,7 @@ def fold(
         UnknownNameError: ``keep`` names no BatchNorm that the model calls.
     """
     if merge:
-        raise NotImplementedError("merge=True comes with a later version")
+        raise UsageError("This version does not merge parallel convolutions.", fix="Leave out merge=True.")
     captured = _capture(model, example_inputs, capture)
     names, refused = _names(keep), dict[str, Refusal]()
     while True:
