@@ -44,8 +44,8 @@ class VerifyRequest:
 def run(request: VerifyRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
     about = request.about
-    candidate = Path(request.candidate)
-    read = [*read_files(about), *([candidate] if os.path.exists(candidate) else [])]
+    second = Path(request.candidate)
+    read = [*read_files(about), *([second] if os.path.exists(second) else [])]
     outputs.check_paths([], request.reports, inputs=read, force=request.force)
     with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
         if _is_onnx(about.model):

@@ -62,10 +62,16 @@ def locate(
 def site_errors(
     original: fx.GraphModule, candidate: fx.GraphModule, decisions: Iterable[Any], inputs: Sequence[Any]
 ) -> list[tuple[Any, float]]:
-    """Return ``(decision, error)`` for each site that can be compared, in order; arguments as for :func:`locate`."""
+    """Return ``(decision, error)`` for each site that can be compared; arguments as for :func:`locate`.
+
+    They stand in the order in which the compared values are computed: where branches meet, one that is compared only
+    after the meeting does not take the blame of one that is compared before it.
+    """
     ours = {node.name: node for node in original.graph.nodes}
+    order = {node: position for position, node in enumerate(original.graph.nodes)}
     theirs = {node.name: node for node in candidate.graph.nodes}
     pairs = [(d, _twins(ours[d.site], d.direction, theirs)) for d in decisions if d.site in ours]
+    pairs.sort(key=lambda pair: max((order[one] for one, _ in pair[1]), default=0))
     left = _values(original, {one for _, twins in pairs for one, _ in twins}, inputs)
     right = _values(candidate, {other for _, twins in pairs for _, other in twins}, inputs)
     return [

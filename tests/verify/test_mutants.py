@@ -83,7 +83,7 @@ def test_every_mutant_of_every_network_is_caught(network):
         for mutant in MUTANTS
         if check(network, pick, mutant)
     ]
-    assert len(applied) >= 40
+    assert len(applied) >= 35  # a BatchNorm without weight and bias leaves some out
 
 
 def test_the_usual_tolerances_let_many_mutants_through():
