@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnfold.graph.vocabulary import explicit_affine_reader, register_module
+from bnfold.graph.vocabulary import register_explicit_affine
 
 __all__ = ["ExplicitAffine"]
 
@@ -72,4 +72,4 @@ class ExplicitAffine(nn.Module):
         return str(self.weight.numel())
 
 
-register_module(ExplicitAffine, explicit_affine_reader())
+register_explicit_affine(ExplicitAffine)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bnfold.graph import calls
 from bnfold.graph.capture import capture
 from bnfold.graph.facts import Facts
+from bnfold.graph.vocabulary import elementwise, shapes, weighted, windows
 from tests.fold.support import Net
 
 aten = torch.ops.aten
@@ -94,6 +95,12 @@ def test_each_spelling_reads_as_the_same_call(kind: str, index: int) -> None:
     assert type(first).__name__ == type(other).__name__ == kind
     if index != len(SPELLINGS[kind]) - 1 or kind != "Linear":
         assert comparable(first) == comparable(other)
+
+
+def test_no_spelling_has_two_rows() -> None:
+    rooms = (weighted, windows, elementwise, shapes)
+    spellings = [spelling for room in rooms for spelling in (*room.FUNCTIONS, *getattr(room, "METHODS", ()))]
+    assert len(spellings) == len(set(spellings))
 
 
 @pytest.mark.parametrize(

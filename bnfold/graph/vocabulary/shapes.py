@@ -1,0 +1,180 @@
+"""Functions that move numbers and compute none: reshaping, joining, cutting; and reads of a shape or a dtype."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Node
+
+from bnfold.graph import calls
+from bnfold.graph.signature import Signature, static
+from bnfold.graph.vocabulary.reading import ANYTHING, UNARY, Arguments, Row, spelled, value_of
+
+__all__ = ["FUNCTIONS", "METHODS"]
+
+
+def _pixel_shuffle(node: Node, a: Arguments) -> calls.Call:
+    return calls.PixelShuffle(node, value_of(a["input"]), static(a["factor"]))
+
+
+def _pixel_unshuffle(node: Node, a: Arguments) -> calls.Call:
+    return calls.PixelUnshuffle(node, value_of(a["input"]), static(a["factor"]))
+
+
+def _channel_shuffle(node: Node, a: Arguments) -> calls.Call:
+    return calls.ChannelShuffle(node, value_of(a["input"]), static(a["groups"]))
+
+
+def _reshape(node: Node, _a: Arguments) -> calls.Call:
+    return calls.Reshape(node, value_of(node.args[0] if node.args else node.kwargs["input"]))
+
+
+def _method_view(node: Node, _a: Arguments) -> calls.Call | None:
+    if len(node.args) == 2 and isinstance(node.args[1], torch.dtype):  # reinterprets bits
+        return None
+    return _reshape(node, {})
+
+
+def _method_permute(node: Node, _a: Arguments) -> calls.Call:
+    order = node.args[1:] if len(node.args) != 2 or isinstance(node.args[1], int) else node.args[1]
+    if node.kwargs:
+        order = node.kwargs.get("dims", order)
+    return calls.Permute(node, value_of(node.args[0]), static(order))
+
+
+def _transpose(node: Node, a: Arguments) -> calls.Call:
+    return calls.Permute(node, value_of(a["input"]), (static(a["dim0"]), static(a["dim1"])), swap=True)
+
+
+def _concatenate(node: Node, a: Arguments) -> calls.Call | None:
+    parts = a["tensors"]
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, Node) for part in parts):
+        return None
+    return calls.Concatenate(node, tuple(parts), static(a["dim"]))
+
+
+def _getitem(node: Node, a: Arguments) -> calls.Call | None:
+    source, index = value_of(a["input"]), a["index"]
+    if isinstance(index, int):
+        return calls.Item(node, source, index)
+    parts = index if isinstance(index, tuple) else (index,)
+    picked: tuple[int, int, int | None] | None = None
+    for dim, part in enumerate(parts):
+        if part is Ellipsis and dim == len(parts) - 1:
+            continue
+        if not isinstance(part, slice):
+            return None
+        start, stop, step = static(part.start), static(part.stop), static(part.step)
+        if step not in (None, 1):
+            return None
+        if start in (None, 0) and stop is None:
+            continue
+        if picked is not None:
+            return None
+        picked = (dim, start or 0, stop)
+    return calls.Passing(node, source) if picked is None else calls.Slice(node, source, *picked)
+
+
+def _narrow(node: Node, a: Arguments) -> calls.Call | None:
+    start, length = static(a["start"]), static(a["length"])
+    if start < 0 <= start + length:
+        return None
+    return calls.Slice(node, value_of(a["input"]), static(a["dim"]), start, start + length)
+
+
+def _aten_slice(node: Node, a: Arguments) -> calls.Call | None:
+    start, stop = static(a["start"]) or 0, static(a["end"])
+    if static(a["step"]) != 1:
+        return None
+    whole = stop is None or stop >= 2**31
+    if start == 0 and whole:
+        return calls.Passing(node, value_of(a["input"]))
+    return calls.Slice(node, value_of(a["input"]), static(a["dim"]), start, None if whole else stop)
+
+
+def _split(node: Node, a: Arguments) -> calls.Call:
+    return calls.Split(node, value_of(a["input"]), static(a["dim"]), static(a["size"]), None)
+
+
+def _chunk(node: Node, a: Arguments) -> calls.Call:
+    return calls.Split(node, value_of(a["input"]), static(a["dim"]), None, static(a["chunks"]))
+
+
+def _metadata(node: Node, _a: Arguments) -> calls.Call:
+    return calls.MetadataRead(node, value_of(node.args[0]))
+
+
+METADATA_ATTRIBUTES = frozenset(
+    "shape ndim dtype device is_cuda is_cpu is_mps is_sparse is_quantized is_meta layout requires_grad itemsize nbytes "
+    "is_leaf names".split()
+)
+METADATA_METHODS = (
+    "size dim ndimension numel nelement is_floating_point is_complex get_device element_size type_as_dtype __len__"
+).split()
+
+
+def _attribute(node: Node, a: Arguments) -> calls.Call | None:
+    source, name = value_of(a["input"]), a["name"]
+    if name in METADATA_ATTRIBUTES:
+        return calls.MetadataRead(node, source)
+    return calls.Passing(node, source) if name == "data" else None
+
+
+def _permute(node: Node, a: Arguments) -> calls.Call:
+    return calls.Permute(node, value_of(a["input"]), static(a["dims"]))
+
+
+aten = torch.ops.aten
+_PERMUTE = Signature("input, dims")
+_SWAP = Signature("input, dim0, dim1")
+_SPLIT, _CHUNK = Signature("input, size, dim=0"), Signature("input, chunks, dim=0")
+_NARROW = Signature("input, dim, start, length")
+
+FUNCTIONS: dict[Any, Row] = {
+    operator.getitem: (Signature("input, index"), _getitem),
+    getattr: (Signature("input, name"), _attribute),
+    torch.narrow: (_NARROW, _narrow),
+    aten.slice.Tensor: (Signature("input, dim=0, start=None, end=None, step=1"), _aten_slice),
+}
+METHODS: dict[str, Row] = {
+    "view": (ANYTHING, _method_view),
+    "permute": (ANYTHING, _method_permute),
+    "t": (UNARY, lambda n, a: calls.Permute(n, value_of(a["input"]), (0, 1), swap=True)),
+    "narrow": (_NARROW, _narrow),
+    "split": (_SPLIT, _split),
+    "chunk": (_CHUNK, _chunk),
+}
+for _name in ("reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"):
+    METHODS[_name] = (ANYTHING, _reshape)
+for _name in ("transpose", "swapaxes", "swapdims"):
+    METHODS[_name] = (_SWAP, _transpose)
+for _name in METADATA_METHODS:
+    METHODS[_name] = (ANYTHING, _metadata)
+spelled(
+    FUNCTIONS,
+    (ANYTHING, _reshape),
+    torch.reshape, torch.flatten, torch.unflatten, torch.squeeze, torch.unsqueeze,
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.view_as.default, aten.reshape_as.default,
+    aten.flatten.using_ints, aten.unflatten.int,
+    aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default,
+)  # fmt: skip
+spelled(FUNCTIONS, (_PERMUTE, _permute), torch.permute, aten.permute.default)
+spelled(FUNCTIONS, (_SWAP, _transpose), torch.transpose, torch.swapaxes, torch.swapdims, aten.transpose.int)
+spelled(
+    FUNCTIONS,
+    (Signature("tensors, dim=0"), _concatenate),
+    torch.cat, torch.concat, torch.concatenate, aten.cat.default,
+)  # fmt: skip
+spelled(FUNCTIONS, (Signature("input, factor"), _pixel_shuffle), F.pixel_shuffle, aten.pixel_shuffle.default)
+spelled(FUNCTIONS, (Signature("input, factor"), _pixel_unshuffle), F.pixel_unshuffle, aten.pixel_unshuffle.default)
+spelled(FUNCTIONS, (Signature("input, groups"), _channel_shuffle), torch.channel_shuffle, aten.channel_shuffle.default)
+spelled(FUNCTIONS, (_SPLIT, _split), torch.split, aten.split.Tensor, aten.split_with_sizes.default)
+spelled(FUNCTIONS, (_CHUNK, _chunk), torch.chunk, aten.chunk.default)
+spelled(
+    FUNCTIONS,
+    (ANYTHING, _metadata),
+    torch.numel, torch.is_floating_point, torch.is_tensor, aten.sym_size.int, aten.sym_numel.default,
+)  # fmt: skip
