@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MethodType
 from typing import Any, Literal
 
 from torch import nn
@@ -56,7 +57,7 @@ def rewrite_model(capture: Capture, plan: Plan) -> nn.Module:
     for path, piece in capture.pieces.items():
         graph = rewrite(piece, plan.pieces.get(path, Plan((), "")))
         for name, value in piece.root.__dict__.items():
-            if name not in graph.__dict__ and not name.startswith("_"):
+            if name not in graph.__dict__ and not name.startswith("_") and not isinstance(value, MethodType):
                 graph.__dict__[name] = value
         _put(whole, path, graph)
     for name in plan.steps.explicit:

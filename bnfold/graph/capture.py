@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from bnfold.errors import CaptureError, NeedsInputsError, TrainingModeError, UsageError
-from bnfold.graph.tracer import _HERE, _TORCH, ModelTracer, carries_hooks
+from bnfold.graph.tracer import _HERE, _TORCH, ModelTracer, carries_hooks, replaces_forward
 
 __all__ = ["Capture", "as_inputs", "capture", "require_eval"]
 
@@ -293,7 +293,7 @@ def _wrapper_refusal(model: nn.Module) -> CaptureError | None:
         return CaptureError("This is a model wrapped by torch.compile.", fix="Pass model._orig_mod, and compile after.")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return CaptureError(f"This is a model wrapped in {kind}.", fix="Pass model.module.")
-    if "forward" in model.__dict__:
+    if replaces_forward(model):
         return CaptureError(
             f"The forward of this {kind} was replaced on the instance, and a capture would miss the replacement.",
             fix="Define it in the class, or wrap the model in a module that calls it.",

@@ -111,7 +111,7 @@ def _two_or_more(value: Any) -> Any:
 
 
 def _variadic(model: nn.Module) -> bool:
-    code = getattr(type(model).forward, "__code__", None)
+    code = getattr(model.forward, "__code__", None)
     return bool(code is not None and code.co_flags & 0x04)
 
 

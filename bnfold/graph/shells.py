@@ -7,6 +7,7 @@ written into its memory does not, which is the price of copying nothing.
 from __future__ import annotations
 
 import copy
+from types import MethodType
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ def fresh_shell(module: nn.Module, shells: dict[int, Any]) -> Any:
     for name, value in module.__dict__.items():
         if name.startswith("_") and name.endswith("_hooks"):
             new.__dict__[name] = copy.copy(value) if value else type(value)()
+    for name, value in module.__dict__.items():  # self.forward = self.forward_fast, say
+        if isinstance(value, MethodType) and value.__self__ is module:
+            new.__dict__[name] = MethodType(value.__func__, new)
     new.__dict__["_parameters"] = {name: wrapped(value, shells) for name, value in module._parameters.items()}
     new.__dict__["_buffers"] = {name: wrapped(value, shells) for name, value in module._buffers.items()}
     new.__dict__["_modules"] = {

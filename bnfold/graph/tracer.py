@@ -18,7 +18,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
-from types import CodeType, FrameType
+from types import CodeType, FrameType, MethodType
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from bnfold.graph.inplace import IN_PLACE
 from bnfold.graph.proof import behaves_like_batch_norm
 
-__all__ = ["ModelTracer", "carries_hooks", "require_default", "require_rank"]
+__all__ = ["ModelTracer", "carries_hooks", "replaces_forward", "require_default", "require_rank"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -97,6 +97,16 @@ def carries_hooks(module: nn.Module) -> bool:
     return any(state.get(name) for name in _HOOKS)
 
 
+def replaces_forward(module: nn.Module) -> bool:
+    """Whether the instance has a ``forward`` that is not one of its own class's methods."""
+    if "forward" not in module.__dict__:
+        return False
+    forward = module.__dict__["forward"]
+    if not isinstance(forward, MethodType) or forward.__self__ is not module:
+        return True
+    return getattr(type(module), forward.__name__, None) is not forward.__func__
+
+
 class ModelTracer(Tracer):
     """See the module's docstring.
 
@@ -120,12 +130,14 @@ class ModelTracer(Tracer):
         """Trace ``root``, an ``nn.Module``."""
         for name, tensor in (*root.named_parameters(), *root.named_buffers()):
             self._tensor_names[id(tensor)] = name
+        if "forward" in root.__dict__:  # one of its methods: self.forward = self.forward_fast
+            self.traced_func_name = root.forward.__name__
         with _dimension_checks_recorded(), _autocast_refused():
             return super().trace(root, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Leaves: torch's own layers, and whatever must be called as it is."""
-        if carries_hooks(m) or "forward" in m.__dict__:
+        if carries_hooks(m) or replaces_forward(m):
             return True
         if "parametrizations" in m._modules or isinstance(m, ParametrizationList):
             return False  # traced through, so that the weight is seen as computed from parameters

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bnfold
 from bnfold.graph.capture import as_inputs, capture
 from bnfold.graph.facts import Facts
-from tests.fold.support import Net, double, folds, values
+from tests.fold.support import Net, double, folds, run, values
 
 IMAGES = (2, 3, 8, 8)
 
@@ -155,6 +155,50 @@ def test_a_forward_replaced_on_the_model_is_refused() -> None:
     net.forward = lambda x: original(x) * 2  # type: ignore[method-assign, assignment]
     with pytest.raises(bnfold.CaptureError, match=r"forward of this Net was replaced on the instance"):
         bnfold.fold(net)
+
+
+class Chooses(nn.Module):
+    """Picks one of its own methods as ``forward``, as timm's FasterNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.forward = self.forward_doubled  # type: ignore[method-assign]
+
+    def forward_doubled(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) * 2
+
+
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.sum() > -1e9 else x
+
+
+@pytest.mark.parametrize("way", ["symbolic", "export"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_forward_that_is_another_method_of_the_class_is_traced(way: str, inside: bool) -> None:
+    net = double(nn.Sequential(Chooses(), nn.Tanh()) if inside else Chooses())
+    assert [d.action for d in folds(net, values(*IMAGES), capture=way).plan] == ["fold"]
+
+
+def test_a_piece_whose_forward_is_another_method_of_its_class_is_folded() -> None:
+    folding = folds(double(Around(Chooses())), values(*IMAGES), capture="piecewise")
+    assert [d.action for d in folding.plan] == ["fold"]
+    assert "forward" not in folding.module.inner.__dict__  # type: ignore[operator, union-attr]
+
+
+def test_a_method_of_its_own_that_is_not_traced_belongs_to_the_folded_model() -> None:
+    inner = Chooses()
+    inner.register_forward_hook(lambda *_: None)  # a leaf
+    net = double(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), inner))
+    folding = folds(net, values(*IMAGES))
+    for parameter in folding.module.parameters():
+        parameter.data.zero_()
+    assert not run(folding.module, values(*IMAGES)).any()
 
 
 def test_what_is_no_module_and_ways_that_do_not_exist_are_usage_errors() -> None:
