@@ -19,7 +19,7 @@ from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
 from bnfold.files.words import reason_of
 from bnfold.report.document import Document
-from bnfold.report.tables import told_comparisons, told_decisions, told_outcome, told_outputs, told_seconds
+from bnfold.report.tables import told_comparisons, told_counts, told_decisions, told_outcome, told_outputs, told_seconds
 from bnfold.report.words import counted
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class _Run:
             from bnfold.inputs import shapes_in_words
 
             folding = fold(loaded.model, found.inputs, keep=request.keep)
+            before, after = folding.counts()
         notes += folding.plan.notes
         document = Document(
             command="fold",
@@ -92,6 +93,7 @@ class _Run:
             inputs=(shapes_in_words(found.inputs), found.how),
             capture=folding.plan.capture,
             batchnorms=folding.plan.decisions,
+            counts=(before.to_dict(), after.to_dict()),
             notes=tuple(notes),
             strict=request.strict,
         )
@@ -200,6 +202,8 @@ def _tell(document: Document, terminal: Terminal) -> None:
         shapes, how = document.inputs
         terminal.note(f"The inputs are {shapes} ({how}).")
     terminal.result(*told_decisions(document, every=terminal.verbose), Text())
+    if terminal.verbose:
+        terminal.result(*told_counts(document), Text())
     if document.comparisons:
         terminal.result(*told_comparisons(document), Text())
     if document.exit_code == 4:

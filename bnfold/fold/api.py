@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from bnfold.errors import NotFiniteError, UsageError
+from bnfold.fold.counts import Counts, counts
 from bnfold.fold.demand import Refusal
 from bnfold.fold.pieces import plan_model, rewrite_model
 from bnfold.fold.plan import Plan
@@ -47,6 +48,12 @@ class Folding:
         double = _capture_in_double(self.captured, {})
         nothing = Plan((), self.captured.way)
         return rewrite_model(double, nothing), rewrite_model(double, self.plan)
+
+    def counts(self) -> tuple[Counts, Counts]:
+        """Return what the original's graph costs to run on the example inputs, and what the folded one costs."""
+        nothing = rewrite_model(self.captured, Plan((), self.captured.way))
+        inputs = self.captured.example_inputs
+        return counts(nothing, inputs), counts(self.module, inputs)
 
 
 def plan(

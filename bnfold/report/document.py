@@ -44,6 +44,7 @@ class Document:
         capture: how the graph was obtained; None for verify.
         batchnorms: one decision per BatchNorm call.
         verification: what ``Report.to_dict()`` gave; None if nothing was verified.
+        counts: what the original and the folded model cost to run, as ``Counts.to_dict()`` gave; None if not counted.
         outputs: the files written.
         notes: sentences about nothing that is wrong.
         strict: whether everything had to fold.
@@ -58,6 +59,7 @@ class Document:
     capture: str | None = None
     batchnorms: tuple[Decision, ...] = ()
     verification: dict[str, Any] | None = None
+    counts: tuple[dict[str, Any], dict[str, Any]] | None = None
     outputs: tuple[OutputFile, ...] = ()
     notes: tuple[str, ...] = ()
     strict: bool = False
@@ -105,6 +107,8 @@ class Document:
             "notes": list(self.notes),
             "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
         }
+        if self.counts is not None:
+            data["counts"] = {"before": self.counts[0], "after": self.counts[1]}
         if self.candidate is not None:
             data["candidate"] = self.candidate
         if self.inputs is not None:

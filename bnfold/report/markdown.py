@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from bnfold.files.words import bytes_in_words
 from bnfold.report.document import Document, versions
 from bnfold.report.escape import for_markdown
-from bnfold.report.words import became, name_of, number, summary_line, why
+from bnfold.report.words import became, counts_in_words, name_of, number, summary_line, why
 
 __all__ = ["markdown"]
 
@@ -34,6 +34,9 @@ def markdown(document: Document) -> str:
             for decision in document.batchnorms
         )
         lines += _table(("BatchNorm", "became", "into", "through", "why not"), rows)
+    if document.counts is not None:
+        costs = ((what.strip(), before, after) for what, before, after in counts_in_words(document.counts))
+        lines += _table(("one run", "original", "folded"), costs)
     if document.comparisons:
         compared = (
             (

@@ -12,9 +12,17 @@ from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision
 from bnfold.report.document import Document
 from bnfold.report.escape import visible
-from bnfold.report.words import became, counted, folded_in_words, name_of, number, summary_line, why
+from bnfold.report.words import became, counted, counts_in_words, folded_in_words, name_of, number, summary_line, why
 
-__all__ = ["plain_table", "told_comparisons", "told_decisions", "told_outcome", "told_outputs", "told_seconds"]
+__all__ = [
+    "plain_table",
+    "told_comparisons",
+    "told_counts",
+    "told_decisions",
+    "told_outcome",
+    "told_outputs",
+    "told_seconds",
+]
 
 MANY = 24
 """From this many rows on, BatchNorms that folded are summed up unless every row is wanted."""
@@ -84,6 +92,16 @@ def told_comparisons(document: Document) -> Iterator[Table | Text]:
             verdict += Text(visible(comparison.get("detail") or ""))
         measured = [number(comparison[key]) for key in ("max_abs", "noise_floor", "allowed")]
         table.add_row(Text(visible(comparison["name"]), style="bold"), *measured, verdict)
+    yield table
+
+
+def told_counts(document: Document) -> Iterator[Table | Text]:
+    """Yield what the model costs to run, before and after."""
+    if document.counts is None:
+        return
+    table = plain_table("one run", "original", "folded", numbers=("original", "folded"))
+    for row in counts_in_words(document.counts):
+        table.add_row(*row)
     yield table
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision
 
-__all__ = ["became", "counted", "folded_in_words", "name_of", "number", "summary_line", "why"]
+__all__ = ["became", "counted", "counts_in_words", "folded_in_words", "name_of", "number", "summary_line", "why"]
 
 
 def became(decision: Decision) -> str:
@@ -59,3 +61,34 @@ def folded_in_words(folded: Sequence[Decision]) -> str:
     parts = [f"{count} {way}" for way, count in ways.most_common()]
     moved = sum(bool(decision.through) for decision in folded)
     return ", ".join(parts) + (f"; {moved} of them through other layers" if moved else "")
+
+
+def counts_in_words(counts: tuple[dict[str, Any], dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Return rows of what a model costs to run: what is counted, before, after.
+
+    >>> cost = {"macs": 2_500_000, "parameters": 900, "parameter_bytes": 4096, "ops": {"batch_norm": 3, "relu": 2}}
+    >>> counts_in_words((cost, cost | {"ops": {"relu": 2}}))[0]
+    ('multiply-accumulates', '2.5 M', '2.5 M')
+    """
+    before, after = counts
+    rows = []
+    if before["macs"] is not None and after["macs"] is not None:
+        rows.append(("multiply-accumulates", _large(before["macs"]), _large(after["macs"])))
+    rows.append(("parameters", _large(before["parameters"]), _large(after["parameters"])))
+    rows.append(
+        ("memory of the weights", bytes_in_words(before["parameter_bytes"]), bytes_in_words(after["parameter_bytes"]))
+    )
+    if before["ops"] and after["ops"]:
+        rows.append(("operations", str(sum(before["ops"].values())), str(sum(after["ops"].values()))))
+        for name in sorted(before["ops"].keys() | after["ops"].keys()):
+            old, new = before["ops"].get(name, 0), after["ops"].get(name, 0)
+            if old != new:
+                rows.append((f"  {name}", str(old), str(new)))
+    return rows
+
+
+def _large(count: int) -> str:
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {letter}" if count < 1000 * size else f"{count / size:,.0f} {letter}"
+    return str(count)

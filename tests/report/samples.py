@@ -48,6 +48,10 @@ def document(**changes: Any) -> Document:
         "capture": "symbolic",
         "batchnorms": (decision(), decision("bn2", "affine")),
         "verification": {"passed": True, "verdict": "passed", "comparisons": [comparison()], "reason": ""},
+        "counts": (
+            {"macs": 2_500_000, "parameters": 64, "parameter_bytes": 300, "ops": {"convolution": 3, "batch_norm": 2}},
+            {"macs": 1_250_000, "parameters": 32, "parameter_bytes": 128, "ops": {"convolution": 1}},
+        ),
         "outputs": (OutputFile("model.folded.onnx", "ab" * 32, 254_000),),
     }
     return Document(**(fields | changes))

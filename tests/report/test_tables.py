@@ -13,6 +13,7 @@ from bnfold.report.explained import told_explanation
 from bnfold.report.tables import (
     MANY,
     told_comparisons,
+    told_counts,
     told_decisions,
     told_outcome,
     told_outputs,
@@ -100,6 +101,14 @@ def test_the_tables_fit_a_terminal_of_80_columns() -> None:
     text = printed(parts, width=80)
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     assert len(line_with(text, "torch")) > 4
+
+
+def test_what_a_run_costs_is_told_before_and_after() -> None:
+    text = printed(told_counts(document()))
+    assert line_with(text, "multiply-accumulates") == ["multiply-accumulates", "2.5", "M", "1.25", "M"]
+    assert line_with(text, "memory of the weights")[-4:] == ["300", "bytes", "128", "bytes"]
+    assert line_with(text, "batch_norm") == ["batch_norm", "2", "0"]
+    assert printed(told_counts(document(counts=None))) == ""
 
 
 def test_files_and_times_are_told() -> None:
