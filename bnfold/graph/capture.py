@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from bnfold.errors import CaptureError, NeedsInputsError, TrainingModeError, UsageError
-from bnfold.graph.tracer import _HERE, _TORCH, ModelTracer, carries_hooks, replaces_forward
+from bnfold.graph.proxies import is_foreign
+from bnfold.graph.tracer import ModelTracer, carries_hooks, replaces_forward
 
 __all__ = ["Capture", "as_inputs", "capture", "require_eval"]
 
@@ -152,7 +153,7 @@ def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
 
 
 def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset[str] = frozenset()) -> Capture:
-    tracer = ModelTracer(0 if inputs is None else len(inputs), named)
+    tracer = ModelTracer(inputs or (), named)
     before = _random_state()
     state = [(name, buffer, buffer._version, buffer.clone()) for name, buffer in model.named_buffers()]
     try:
@@ -379,6 +380,6 @@ def _one_line(error: BaseException) -> str:
 def _where(error: BaseException) -> str:
     """Say the innermost line of the user's code that the error passed."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((_TORCH, _HERE)):
+        if not is_foreign(frame.filename):
             return f", at {frame.filename}:{frame.lineno}"
     return ""

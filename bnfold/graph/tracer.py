@@ -4,6 +4,7 @@ What it does differently from :class:`torch.fx.Tracer`:
 
 * constants met on the way are kept beside the graph, not written into the model;
 * ``x += y`` stays in place (:mod:`bnfold.graph.inplace`), so that what else looks at ``x`` sees it;
+* ``isinstance(x, torch.Tensor)`` is answered as of a tensor (:mod:`bnfold.graph.proxies`);
 * arguments with a default that the caller did not give take that default, guarded, so that ``if mask is not None``
   means what it says;
 * parameters and buffers are found by identity in one look, where the base class searches all of them each time;
@@ -14,8 +15,6 @@ What it does differently from :class:`torch.fx.Tracer`:
 from __future__ import annotations
 
 import contextlib
-import functools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType, MethodType
@@ -23,18 +22,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, Node, Proxy, Tracer, _symbolic_trace
+from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.node import has_side_effect
-from torch.fx.proxy import Attribute
 from torch.nn.utils.parametrize import ParametrizationList
 
-from bnfold.graph.inplace import IN_PLACE
 from bnfold.graph.proof import behaves_like_batch_norm
+from bnfold.graph.proxies import InPlaceProxy, is_foreign
 
 __all__ = ["ModelTracer", "carries_hooks", "replaces_forward", "require_default", "require_rank"]
 
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _SIMPLE = (bool, int, float, str, type(None))
 
 
@@ -60,28 +56,6 @@ def require_rank(value: Any, rank: int, name: str) -> None:
     if value.ndim != rank:
         raise ValueError(f"expected {rank}D input to {name} (got {value.ndim}D input)")
 
-
-class InPlaceProxy(Proxy):
-    """A traced value whose in-place operators are recorded as in place."""
-
-    def __getattr__(self, k: str) -> Attribute:
-        return InPlaceAttribute(self, k)
-
-
-class InPlaceAttribute(Attribute):
-    """An attribute of a traced value, such as ``x.data``, whose in-place operators are recorded as in place."""
-
-
-def _record(function: Callable[[Any, Any], Any]) -> Callable[[Proxy, Any], Any]:
-    def record(self: Proxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return record
-
-
-for _name, _function in IN_PLACE.items():
-    setattr(InPlaceProxy, _name, _record(_function))
-    setattr(InPlaceAttribute, _name, _record(_function))
 
 _HOOKS = (
     "_forward_hooks",
@@ -111,13 +85,13 @@ class ModelTracer(Tracer):
     """See the module's docstring.
 
     Args:
-        given: how many positional arguments the caller gives; later ones with a default keep it.
+        given: the positional arguments that the caller gives, for their classes; later ones with a default keep it.
         named: names of arguments that the caller gives by keyword.
     """
 
     proxy_buffer_attributes = False
 
-    def __init__(self, given: int, named: frozenset[str] = frozenset()) -> None:
+    def __init__(self, given: tuple[Any, ...], named: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.given = given
         self.named = named
@@ -144,13 +118,6 @@ class ModelTracer(Tracer):
         if super().is_leaf_module(m, module_qualified_name) or type(m).__module__ == "bnfold.fold.explicit":
             return True
         return behaves_like_batch_norm(m)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Call a layer; to the code of one that is traced through, traced values are tensors."""
-        _answer_as_tensors(m)
-        return super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node: Node) -> Proxy:
         """Wrap a node as a traced value."""
@@ -200,13 +167,14 @@ class ModelTracer(Tracer):
     ) -> tuple[Any, list[Any]]:
         """Make the placeholders, and put defaults in place of those that the caller does not give."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        function = _answering(function, self.root)
         position = 0
         for index, arg in enumerate(args):
             if not isinstance(arg, Proxy) or arg.node.op != "placeholder":
                 continue
+            if position < len(self.given):
+                arg.node.meta["class"] = type(self.given[position])
             has_default = bool(arg.node.args) and not str(arg.node.target).startswith("*")
-            if has_default and position >= self.given and arg.node.target not in self.named:
+            if has_default and position >= len(self.given) and arg.node.target not in self.named:
                 default = arg.node.args[0]
                 self.create_node("call_function", require_default, (arg.node, default, str(arg.node.target)), {})
                 args[index] = default
@@ -221,8 +189,7 @@ class ModelTracer(Tracer):
             code = frame.f_code
             skip = files.get(code)
             if skip is None:
-                name = code.co_filename
-                skip = files[code] = name.startswith((_TORCH, _HERE, "<"))
+                skip = files[code] = is_foreign(code.co_filename)
             if not skip:
                 return f"{code.co_filename}:{frame.f_lineno}"
             if code is _TRACE:
@@ -277,57 +244,3 @@ def _autocast_refused() -> Iterator[None]:
         yield
     finally:
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
-
-
-def _answering(function: Callable[..., Any], root: nn.Module) -> Callable[..., Any]:
-    """Return the root's forward, which sees traced values as tensors too."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        _answer_as_tensors(root)
-        return function(*args, **kwargs)
-
-    functools.update_wrapper(forward, function)
-    return forward
-
-
-def _answer_as_tensors(module: nn.Module) -> None:
-    """Let ``isinstance(x, torch.Tensor)`` in a layer's own source file be true of traced values, while tracing.
-
-    Otherwise a branch on it would silently be taken the other way than a tensor would take it. The name is put into
-    the globals of that file only, and taken out again by the tracer's patcher.
-    """
-    code, names = getattr(type(module).forward, "__code__", None), getattr(type(module).forward, "__globals__", None)
-    patcher = _symbolic_trace.CURRENT_PATCHER
-    if patcher is None or code is None or names is None or code.co_filename.startswith(_TORCH):
-        return
-    if "isinstance" not in names:
-        patcher.patch(names, "isinstance", _is_instance)
-    if names.get("is_tensor") is torch.is_tensor:
-        patcher.patch(names, "is_tensor", _is_tensor)
-    if torch.is_tensor is not _is_tensor:
-        patcher.patch(torch.__dict__, "is_tensor", _is_tensor)
-
-
-def _is_instance(value: Any, kinds: Any) -> bool:
-    if isinstance(value, Proxy) and not _is_metadata(value.node):
-        return torch.Tensor in kinds if isinstance(kinds, tuple) else kinds is torch.Tensor
-    return isinstance(value, kinds)
-
-
-def _is_tensor(value: Any) -> bool:
-    return _is_instance(value, torch.Tensor)
-
-
-def _is_metadata(node: Any) -> bool:
-    """Whether a traced value is a shape, a size, or a number computed from some."""
-    if not isinstance(node, Node):
-        return True
-    if node.target is getattr and len(node.args) == 2:
-        return node.args[1] in _METADATA
-    if node.op == "call_method":
-        return node.target in ("size", "dim", "ndimension", "numel", "nelement", "__len__")
-    arithmetic = getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
-    return node.op == "call_function" and arithmetic and bool(node.args) and _is_metadata(node.args[0])
-
-
-_METADATA = frozenset(("shape", "ndim", "dtype", "device"))

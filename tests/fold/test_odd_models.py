@@ -442,11 +442,55 @@ def an_attribute_that_keeps_the_last_features() -> Built:
 # --- code that sees a traced value for what it is not --------------------------------------------------------------
 
 
-@odd(both="a traced value is no Tensor for isinstance in a function of another file than its layer's")
+@odd()
 def a_branch_on_isinstance() -> Built:
     def forward(s: Any, x: Tensor) -> Any:
         y = s.bn(s.conv(x))
         return y * 2 if isinstance(y, Tensor) else y
+
+    return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4)), images()
+
+
+_OTHER_FILE: dict[str, Any] = {"torch": torch}
+exec(  # a file that holds no layer
+    compile(
+        "def twice(y): return y * 2 if isinstance(y, torch.Tensor) else y\n"
+        "def first(y): return y[0] * 2 if isinstance(y, (tuple, list)) else y[1]\n"
+        "def sized(y, n): return y * 2 if isinstance(n, int) and not isinstance(n, torch.Tensor) else y\n",
+        "elsewhere.py",
+        "exec",
+    ),
+    _OTHER_FILE,
+)
+
+
+@odd()
+def a_branch_on_isinstance_in_another_file() -> Built:
+    return Net(lambda s, x: _OTHER_FILE["twice"](s.bn(s.conv(x))), conv=conv(), bn=nn.BatchNorm2d(4)), images()
+
+
+@odd()
+def a_branch_on_isinstance_of_a_tuple() -> Built:
+    def forward(s: Any, x: Tensor) -> Any:
+        return _OTHER_FILE["first"](s.bn(s.conv(x)).split(2, dim=1))
+
+    return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4)), images()
+
+
+@odd()
+def a_branch_on_isinstance_of_the_tuple_of_a_layer() -> Built:
+    def forward(s: Any, x: Tensor) -> Any:
+        y = s.lstm(s.bn(s.conv(x)).flatten(2))
+        return y[0] * 2 if isinstance(y, tuple) else y
+
+    return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4), lstm=nn.LSTM(64, 5, batch_first=True)), images()
+
+
+@odd()
+def a_branch_on_isinstance_of_a_size() -> Built:
+    def forward(s: Any, x: Tensor) -> Any:
+        y = s.bn(s.conv(x))
+        return _OTHER_FILE["sized"](y, y.shape[2] + 1)
 
     return Net(forward, conv=conv(), bn=nn.BatchNorm2d(4)), images()
 

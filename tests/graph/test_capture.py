@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bnfold
 from bnfold.graph.capture import as_inputs, capture
 from bnfold.graph.facts import Facts
-from tests.fold.support import Net, double, folds, run, values
+from tests.fold.support import ALGEBRA, Net, double, error_of_peak, folds, run, values
 
 IMAGES = (2, 3, 8, 8)
 
@@ -199,6 +199,14 @@ def test_a_method_of_its_own_that_is_not_traced_belongs_to_the_folded_model() ->
     for parameter in folding.module.parameters():
         parameter.data.zero_()
     assert not run(folding.module, values(*IMAGES)).any()
+
+
+@pytest.mark.parametrize("inputs", [values(*IMAGES), [values(*IMAGES), values(*IMAGES)]], ids=["tensor", "list"])
+def test_a_branch_on_the_class_of_an_input_is_taken_as_the_example_takes_it(inputs: Any) -> None:
+    net = pair(lambda s, x: s.bn(s.conv(x)) if isinstance(x, Tensor) else s.bn(s.conv(x[0] + x[1])))
+    folding = bnfold.fold(net, (inputs,))
+    assert [d.action for d in folding.plan] == ["fold"]
+    assert error_of_peak(run(net, inputs), run(folding.module, inputs)) <= ALGEBRA
 
 
 def test_what_is_no_module_and_ways_that_do_not_exist_are_usage_errors() -> None:
