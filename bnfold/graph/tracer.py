@@ -111,6 +111,8 @@ class ModelTracer(Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Leaves: torch's own layers, and whatever must be called as it is."""
+        if isinstance(m, torch.jit.ScriptModule):
+            raise TypeError(f"`{module_qualified_name}` is a TorchScript module, which has no Python source")
         if carries_hooks(m) or replaces_forward(m):
             return True
         if "parametrizations" in m._modules or isinstance(m, ParametrizationList):

@@ -49,11 +49,19 @@ SPELLINGS: dict[str, list[tuple[Callable[[Any, Any], Any], dict[str, Any]]]] = {
         (lambda s, x: torch.conv2d(x, s.weight, bias=s.bias, stride=(2, 2), padding=(1, 1)), CONV),
         (lambda s, x: F.conv2d(weight=s.weight, input=x, bias=s.bias, padding=1, stride=2), CONV),
         (lambda s, x: aten.conv2d.default(x, s.weight, s.bias, [2, 2], [1, 1]), CONV),
+        (
+            lambda s, x: aten.convolution.default(x, s.weight, s.bias, [2, 2], [1, 1], [1, 1], False, [0, 0], groups=1),
+            CONV,
+        ),
     ],
     "TransposedConvolution": [
         (lambda s, x: s.op(x), {"op": nn.ConvTranspose2d(3, 4, 3, stride=2, output_padding=1)}),
         (lambda s, x: F.conv_transpose2d(x, s.weight, s.bias, 2, 0, 1), TRANSPOSED),
         (lambda s, x: aten.conv_transpose2d.input(x, s.weight, s.bias, [2, 2], [0, 0], [1, 1]), TRANSPOSED),
+        (
+            lambda s, x: aten.convolution.default(x, s.weight, s.bias, [2, 2], [0, 0], [1, 1], True, [1, 1], 1),
+            TRANSPOSED,
+        ),
     ],
     "Linear": [
         (lambda s, x: s.op(x), {"op": nn.Linear(3, 4)}),

@@ -36,6 +36,14 @@ def _transposed(spatial_dims: int) -> FunctionReader:
     return read
 
 
+def _convolution_of_any_kind(node: Node, a: Arguments) -> calls.Call:
+    """``aten.convolution``: its lists tell the number of dimensions, a flag whether it is transposed."""
+    read = (_transposed if static(a["transposed"]) else _convolution)(len(static(a["stride"])))
+    call = read(node, a)
+    assert call is not None
+    return call
+
+
 def _linear(node: Node, a: Arguments) -> calls.Call:
     return calls.Linear(node, value_of(a["input"]), source_of(a["weight"]), source_of(a["bias"]))
 
@@ -102,6 +110,12 @@ FUNCTIONS: dict[Any, Row] = {
     aten.linear.default: (_LINEAR, _linear),
     F.embedding: (_EMBEDDING, _embedding),
 }
+_ANY_CONV = "input, weight, bias, stride, padding, dilation, transposed, output_padding, groups"
+FUNCTIONS[aten.convolution.default] = (Signature(_ANY_CONV), _convolution_of_any_kind)
+FUNCTIONS[aten._convolution.default] = (
+    Signature(_ANY_CONV + ", benchmark, deterministic, cudnn_enabled, allow_tf32"),
+    _convolution_of_any_kind,
+)
 for _size in (1, 2, 3):
     _row = (_CONV, _convolution(_size))
     for _space in (torch, F):
