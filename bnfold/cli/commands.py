@@ -73,6 +73,7 @@ def bnfold() -> None:
     bnfold fold torchvision.models:resnet50    a model by its name
     bnfold explain model.pt bn1                what a BatchNorm computes, bit for bit
     bnfold verify model.pt model.folded.onnx   compare any two
+    bnfold bench model.pt                      latency before and after
     """
 
 
@@ -147,6 +148,53 @@ def verify(**options: Any) -> int:
 
     terminal = _terminal(options, to_stderr="-" in options["reports"])
     return run(VerifyRequest(about=_model_request(options), **options), terminal)
+
+
+@bnfold.command(context_settings=_CONTEXT)
+@click.argument("model")
+@_about_the_model
+@click.option("--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is.")
+@click.option(
+    "--target",
+    "targets",
+    type=click.Choice(["eager", "channels-last", "compile", "onnxruntime"]),
+    multiple=True,
+    help="What to run on; repeatable.  [default: eager, compile, onnxruntime]",
+)
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="N",
+    help="Batch size; repeatable.  [default: that of the inputs given, else 1]",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="To compute with.  [default: one a core]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, max=86400),
+    default=5.0,
+    show_default=True,
+    help="How long to measure each target at each batch size.",
+)
+@click.option("--cpu-time", is_flag=True, help="Count CPU time, where other work shares the machine.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout; the same as --report -.")
+@_reports
+@_seed
+@_force
+@_about_the_words
+def bench(**options: Any) -> int:
+    """Measure how fast MODEL is before and after folding.
+
+    Both run in turn, in torch eager, under torch.compile where it works, and under ONNX Runtime. Nothing is proved
+    here, and nothing written but reports: see `bnfold fold`.
+    """
+    from bnfold.cli.bench import BenchRequest, run
+
+    if options.pop("as_json") and "-" not in options["reports"]:
+        options["reports"] = (*options["reports"], "-")
+    terminal = _terminal(options, to_stderr="-" in options["reports"])
+    return run(BenchRequest(about=_model_request(options), **options), terminal)
 
 
 def _terminal(options: dict[str, Any], *, to_stderr: bool) -> Terminal:

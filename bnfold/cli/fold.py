@@ -25,7 +25,7 @@ from bnfold.report.words import counted
 if TYPE_CHECKING:
     from bnfold.fold.api import Folding
 
-__all__ = ["FoldRequest", "run"]
+__all__ = ["FoldRequest", "blaming_inputs", "run"]
 
 _STAGES = (
     ("import", "importing torch"),
@@ -80,7 +80,7 @@ class _Run:
         if loaded.kind == "spec":
             notes.append("The model is as its factory makes it, which may mean random weights.")
         found = find_inputs(about, loaded, self.terminal, self.stages)
-        with self.stages("fold"), self.terminal.foreign_code(), _blaming_inputs(loaded.model, found.inputs):
+        with self.stages("fold"), self.terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
             from bnfold.fold.api import fold
             from bnfold.inputs import shapes_in_words
 
@@ -99,7 +99,7 @@ class _Run:
         )
         if request.strict and document.summary["fold"] < len(document.batchnorms):
             return self._written([], document.with_results(exit_code=4))
-        with _blaming_inputs(loaded.model, found.inputs):
+        with blaming_inputs(loaded.model, found.inputs):
             exported = self._export(folding, found.inputs, notes)
         if not request.no_verify:
             report = self._verify(loaded.model, folding, found.inputs, exported)
@@ -177,7 +177,7 @@ class _Run:
 
 
 @contextlib.contextmanager
-def _blaming_inputs(model: Any, inputs: tuple[Any, ...]) -> Iterator[None]:
+def blaming_inputs(model: Any, inputs: tuple[Any, ...]) -> Iterator[None]:
     """Where a capture or an export fails because the model does not run on the inputs at all, say that instead."""
     try:
         yield

@@ -37,7 +37,7 @@ class Document:
     """What one run of the command line did.
 
     Attributes:
-        command: ``"fold"``, ``"explain"`` or ``"verify"``.
+        command: ``"fold"``, ``"explain"``, ``"verify"`` or ``"bench"``.
         model: the model as the user named it; for verify, the original.
         candidate: for verify, the other model; else None.
         inputs: shapes of the example inputs as ``"2x1x28x28"``, and how they were come by; None if there were none.
@@ -45,6 +45,7 @@ class Document:
         batchnorms: one decision per BatchNorm call.
         verification: what ``Report.to_dict()`` gave; None if nothing was verified.
         counts: what the original and the folded model cost to run, as ``Counts.to_dict()`` gave; None if not counted.
+        bench: what ``Bench.to_dict()`` gave; None if nothing was timed.
         outputs: the files written.
         notes: sentences about nothing that is wrong.
         strict: whether everything had to fold.
@@ -60,6 +61,7 @@ class Document:
     batchnorms: tuple[Decision, ...] = ()
     verification: dict[str, Any] | None = None
     counts: tuple[dict[str, Any], dict[str, Any]] | None = None
+    bench: dict[str, Any] | None = None
     outputs: tuple[OutputFile, ...] = ()
     notes: tuple[str, ...] = ()
     strict: bool = False
@@ -79,6 +81,8 @@ class Document:
             return "not verifiable" if self.verification.get("verdict") == "unverifiable" else "not equivalent"
         if self.exit_code == 4:
             return "not everything folded"
+        if self.bench is not None:
+            return "measured"
         return "equivalent" if self.verification is not None else "not verified"
 
     @property
@@ -109,6 +113,8 @@ class Document:
         }
         if self.counts is not None:
             data["counts"] = {"before": self.counts[0], "after": self.counts[1]}
+        if self.bench is not None:
+            data["bench"] = self.bench
         if self.candidate is not None:
             data["candidate"] = self.candidate
         if self.inputs is not None:

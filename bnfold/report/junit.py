@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bnfold.fold.decision import Decision
+from bnfold.report.benched import COLUMNS, bench_rows
 from bnfold.report.document import Document
 from bnfold.report.escape import for_xml, for_xml_attribute
 from bnfold.report.words import became, name_of, number
@@ -28,6 +29,16 @@ def junit(document: Document) -> str:
         suites[1][1].append(
             _case("bnfold.verification", "verdict", failure=str(verification.get("reason") or "failed"))
         )
+    if document.bench is not None:
+        rows = [
+            _case(
+                "bnfold.bench",
+                f"{row[0]} batch {row[1]}",
+                output=", ".join(map(" ".join, zip(COLUMNS, row, strict=True))),
+            )
+            for row in bench_rows(document.bench)
+        ]
+        suites.append(("bnfold.bench", rows))
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', f"<testsuites name={for_xml_attribute(document.model)}>"]
     for name, cases in suites:
         failures = sum("<failure" in case for case in cases)

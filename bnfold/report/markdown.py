@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bnfold.files.words import bytes_in_words
+from bnfold.report.benched import COLUMNS, bench_rows, machine_line, skipped_lines
 from bnfold.report.document import Document, versions
 from bnfold.report.escape import for_markdown
 from bnfold.report.words import became, counts_in_words, name_of, number, summary_line, why
@@ -49,6 +50,10 @@ def markdown(document: Document) -> str:
             for comparison in document.comparisons
         )
         lines += _table(("comparison", "error", "noise floor", "allowed", "verdict"), compared)
+    if document.bench is not None:
+        lines += _table(COLUMNS, bench_rows(document.bench))
+        lines += [for_markdown(machine_line(document.bench)) + ".", ""]
+        lines += [*(f"- {for_markdown(line)}" for line in skipped_lines(document.bench)), ""]
     if document.outputs:
         files = ((file.path, bytes_in_words(file.size), file.sha256) for file in document.outputs)
         lines += _table(("file", "size", "sha256"), files)

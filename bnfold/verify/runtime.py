@@ -9,7 +9,7 @@ import importlib.util
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,13 +34,16 @@ class OrtModel:
     Args:
         model: a ``ModelProto``, or the path of a file.
         optimisation: of ONNX Runtime's graph optimiser.
+        threads: how many it may compute with; by default one for each core.
 
     Raises:
         MissingPackageError: ONNX Runtime is not installed.
         RefusedFileError: ONNX Runtime does not take the model.
     """
 
-    def __init__(self, model: onnx.ModelProto | Path, optimisation: Optimisation) -> None:
+    def __init__(
+        self, model: onnx.ModelProto | Path, optimisation: Optimisation, *, threads: int | None = None
+    ) -> None:
         require_onnxruntime()
         import onnxruntime
 
@@ -48,6 +51,8 @@ class OrtModel:
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = {"off": levels.ORT_DISABLE_ALL, "full": levels.ORT_ENABLE_ALL}[optimisation]
         options.log_severity_level = 4  # fatal only: its warnings go to stderr past Python
+        if threads is not None:
+            options.intra_op_num_threads = threads
         source: bytes | str
         if isinstance(model, Path):
             if not model.is_file():
@@ -76,15 +81,27 @@ class OrtModel:
         Raises:
             RuntimeError: ONNX Runtime fails; the message is one line.
         """
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
-        if len(tensors) != len(self.input_names):
-            raise RuntimeError(f"the ONNX model takes {len(self.input_names)} inputs, and {len(tensors)} are given")
-        feed = {name: _to_numpy(value) for name, value in zip(self.input_names, tensors, strict=True)}
+        feed = self._feed(inputs)
         try:
             outputs: Sequence[Any] = self._session.run(None, feed)
         except Exception as error:
             raise RuntimeError(_one_line(error)) from error
         return tuple(torch.as_tensor(output) for output in outputs)
+
+    def prepared(self, *inputs: Any) -> Callable[[], object]:
+        """Return a call on these inputs that does nothing but run the session: for measuring.
+
+        Raises:
+            RuntimeError: the number of inputs is wrong.
+        """
+        feed, session = self._feed(inputs), self._session
+        return lambda: session.run(None, feed)
+
+    def _feed(self, inputs: Sequence[Any]) -> dict[str, Any]:
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        if len(tensors) != len(self.input_names):
+            raise RuntimeError(f"the ONNX model takes {len(self.input_names)} inputs, and {len(tensors)} are given")
+        return {name: _to_numpy(value) for name, value in zip(self.input_names, tensors, strict=True)}
 
 
 def require_onnxruntime() -> None:

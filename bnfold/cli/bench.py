@@ -1,0 +1,120 @@
+"""``bnfold bench MODEL``: how fast is it before and after folding?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.text import Text
+
+from bnfold.cli import outputs
+from bnfold.cli.fold import blaming_inputs
+from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
+from bnfold.cli.stages import Stages
+from bnfold.cli.terminal import Terminal
+from bnfold.report.benched import told_bench
+from bnfold.report.document import Document
+from bnfold.report.tables import told_seconds
+from bnfold.report.words import summary_line
+
+__all__ = ["BenchRequest", "run"]
+
+_STAGES = (
+    ("import", "importing torch"),
+    ("load", "loading the model"),
+    ("inputs", "finding inputs"),
+    ("fold", "folding"),
+    ("measure", "measuring"),
+    ("write", "writing"),
+)
+_TOO_FAR = 1e-3
+"""Of the largest output: from here on the two models' outputs are called different, and what was timed with them."""
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """The options of ``bnfold bench``; see its ``--help``."""
+
+    about: ModelRequest
+    keep: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    batches: tuple[int, ...] = ()
+    threads: int | None = None
+    seconds: float = 5.0
+    cpu_time: bool = False
+    reports: tuple[str, ...] = ()
+    force: bool = False
+
+
+def run(request: BenchRequest, terminal: Terminal) -> int:
+    """Do it, and return the exit code."""
+    read = read_files(request.about)
+    outputs.check_paths([], request.reports, inputs=read, force=request.force)
+    with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
+        document = _document(request, terminal, stages)
+        with stages("write"):
+            document = document.with_results(seconds=dict(stages.seconds))
+            outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
+        document = document.with_results(seconds=stages.seconds)
+        stages.finish()
+    for note in document.notes:
+        terminal.note(note)
+    difference = (document.bench or {})["difference"]
+    if difference is not None and difference > _TOO_FAR:
+        terminal.warn(
+            f"The outputs of the two models differ by {difference:.1e} of the largest: these are times of two "
+            "different functions. `bnfold fold` says where they part."
+        )
+    terminal.result(*told_bench(document), Text())
+    terminal.result(Text(summary_line(document.summary, document.capture)))
+    if terminal.verbose:
+        terminal.result(Text(), *told_seconds(document))
+    return 0
+
+
+def _document(request: BenchRequest, terminal: Terminal, stages: Stages) -> Document:
+    about = request.about
+    loaded, notes = load(about, terminal, stages)
+    found = find_inputs(about, loaded, terminal, stages)
+    with stages("fold"), terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
+        from bnfold.fold.api import fold
+        from bnfold.inputs import shapes_in_words
+
+        folding = fold(loaded.model, found.inputs, keep=request.keep)
+    with stages("measure"), terminal.foreign_code():
+        from bnfold.bench.api import bench
+
+        clock: Literal["wall", "cpu"] = "cpu" if request.cpu_time else "wall"
+        told: dict[str, Any] = {}
+        if request.targets:
+            told["targets"] = request.targets
+        measured = bench(
+            loaded.model,
+            folding.module,
+            found.inputs,
+            batches=request.batches or _given_batch(about, found.inputs),
+            threads=request.threads,
+            seconds=request.seconds,
+            clock=clock,
+            seed=about.seed,
+            progress=lambda what, done: stages.inside("measure", what, done),
+            **told,
+        )
+    return Document(
+        command="bench",
+        model=about.model,
+        inputs=(shapes_in_words(found.inputs), found.how),
+        capture=folding.plan.capture,
+        batchnorms=folding.plan.decisions,
+        notes=(*notes, *folding.plan.notes),
+        bench=measured.to_dict(),
+    )
+
+
+def _given_batch(about: ModelRequest, inputs: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the batch size of inputs that the user gave, else 1."""
+    from bnfold.batch import batch_positions
+
+    positions = batch_positions(inputs)
+    given = about.shapes or about.inputs is not None
+    return (int(inputs[positions[0]].shape[0]),) if given and positions else (1,)
