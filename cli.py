@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from bnfold.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from bnfold.cli import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:  # before there was anything to interrupt
+        sys.exit(130)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -24,7 +25,16 @@ from bnfold.errors import BnfoldError
 __all__ = ["Terminated", "main"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-_INTERRUPTED, _BUG, _NO_MEMORY, _NOT_WRITTEN = 130, 70, 6, 5
+_NO_MEMORY_WORDS = (  # how torch, ONNX Runtime, C++ and the system's loader say it
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "failed to map segment",
+)
+_INTERRUPTED, _BUG, _INCAPABLE, _NOT_WRITTEN = 130, 70, 6, 5
 
 
 class Terminated(BaseException):
@@ -39,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     from bnfold.cli.commands import bnfold as group
 
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's, which nobody who folds a model asked for
     given = list(sys.argv[1:] if arguments is None else arguments)
     terminal = Terminal(color="--no-color" not in given, verbose=bool({"-v", "--verbose"} & set(given)))
     code = _ended(lambda: group.main(given, prog_name="bnfold", standalone_mode=False), terminal)
@@ -47,12 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ended(run: Callable[[], object], terminal: Terminal) -> int:
     """Run, and return the exit code of what came of it."""
-    before = _on_sigterm(_terminate)
+    before = _set_handler(signal.SIGTERM, _terminate)
     try:
-        code = run()
-    except BnfoldError as error:
-        terminal.error(error.what, error.fix)
-        return _with_traceback(error.exit_code, terminal)
+        with _Interrupts() as interrupts:
+            try:
+                code = run()
+            except Exception as error:
+                if interrupts.came:  # and somebody made another error of it on its way
+                    raise KeyboardInterrupt from error
+                raise
     except click.exceptions.Exit as end:
         return end.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -61,19 +75,61 @@ def _ended(run: Callable[[], object], terminal: Terminal) -> int:
     except Terminated:
         terminal.error("Ended by SIGTERM. Files that were there are as they were.")
         return 128 + signal.SIGTERM
-    except click.ClickException as error:
-        return _usage(error, terminal)
     except BrokenPipeError:
         silence(terminal.stdout)
         return _NOT_WRITTEN
-    except MemoryError:
-        terminal.error("Memory ran out.", "Run on a machine with more, or give a smaller --input-shape.")
-        return _with_traceback(_NO_MEMORY, terminal)
     except Exception as error:
-        return _bug(error, terminal)
+        return _told(error, terminal)
     finally:
-        _on_sigterm(before)
+        _set_handler(signal.SIGTERM, before)
     return code if isinstance(code, int) else 0
+
+
+def _told(error: Exception, terminal: Terminal) -> int:
+    """Say what an error means to a user, and return the exit code."""
+    if _is_about_memory(error):
+        return _no_memory(terminal)
+    if isinstance(error, BnfoldError):
+        terminal.error(error.what, error.fix)
+        told = error.exit_code == _INCAPABLE or error.__cause__ is not None  # a plain mistake has no inside to look at
+        return _with_traceback(error.exit_code, terminal) if told else error.exit_code
+    if isinstance(error, click.ClickException):
+        return _usage(error, terminal)
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "bnfold":
+        package = error.name.partition(".")[0]
+        terminal.error(
+            f"bnfold needs the package {package}, which is not installed.",
+            f"Run `pip install {package}`; `bnfold doctor` says what else is missing.",
+        )
+        return _with_traceback(_INCAPABLE, terminal)
+    return _bug(error, terminal)
+
+
+def _is_about_memory(error: BaseException) -> bool:
+    """Whether memory ran out at the bottom of an error, and the error itself does not say so."""
+    if isinstance(error, BnfoldError) and "memory" in error.what:
+        return False
+    one: BaseException | None = error
+    for _ in range(50):
+        if one is None:
+            return False
+        if isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno == errno.ENOMEM):
+            return True
+        if any(words in str(one).lower() for words in _NO_MEMORY_WORDS):
+            return True
+        one = one.__cause__ or one.__context__
+    return False
+
+
+def _no_memory(terminal: Terminal) -> int:
+    """Say that memory ran out, with what little there is."""
+    what, fix = "Memory ran out.", "Run on a machine with more, or give a smaller --input-shape."
+    try:
+        terminal.error(what, fix)
+        return _with_traceback(_INCAPABLE, terminal)
+    except MemoryError:
+        os.write(2, f"error: {what}\n  fix: {fix}\n".encode())
+        return _INCAPABLE
 
 
 def _usage(error: click.ClickException, terminal: Terminal) -> int:
@@ -85,9 +141,6 @@ def _usage(error: click.ClickException, terminal: Terminal) -> int:
 
 
 def _bug(error: Exception, terminal: Terminal) -> int:
-    if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-        terminal.error("Memory ran out.", "Run on a machine with more, or give a smaller --input-shape.")
-        return _with_traceback(_NO_MEMORY, terminal)
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         terminal.error(f"The output cannot be written: {error.strerror}.", "Make room, or send it elsewhere.")
         return _with_traceback(_NOT_WRITTEN, terminal)
@@ -119,13 +172,34 @@ def _flushed(code: int, terminal: Terminal) -> int:
     return code
 
 
+class _Interrupts:
+    """Raises KeyboardInterrupt for a SIGINT, as Python does, and remembers that one came."""
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: object = None
+
+    def __enter__(self) -> _Interrupts:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = _set_handler(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            _set_handler(signal.SIGINT, self._before)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _on_sigterm(handler: object) -> object:
-    """Set the handler of SIGTERM and return the one before; outside of the main thread, leave it alone."""
+def _set_handler(number: int, handler: object) -> object:
+    """Set the handler of a signal and return the one before; outside of the main thread, leave it alone."""
     try:
-        return signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]
+        return signal.signal(number, handler)  # type: ignore[arg-type]
     except (ValueError, TypeError):
         return None

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from bnfold.cli import outputs as files
+from bnfold.cli.packages import require_for
 from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
-from bnfold.errors import CaptureError, ExportError, MissingPackageError, UsageError
+from bnfold.errors import CaptureError, ExportError, UsageError
 from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
 from bnfold.files.words import reason_of
@@ -76,6 +77,7 @@ class _Run:
         """Do everything, and return what is to be told."""
         request, about = self.request, self.request.about
         files.check_paths(self.paths, request.reports, inputs=self.files_read, force=request.force)
+        require_for(self.paths, proof=not request.no_verify)
         loaded, notes = load(about, self.terminal, self.stages)
         if loaded.kind == "spec":
             notes.append("The model is as its factory makes it, which may mean random weights.")
@@ -139,28 +141,24 @@ class _Run:
             def progress(sentence: str, done: float) -> None:
                 self.stages.inside("verify", sentence, done)
 
-            seed = self.request.about.seed
-            try:
-                return verify(
-                    original,
-                    folding.module,
-                    inputs,
-                    onnx=exported.get(".onnx", False),
-                    seed=seed,
-                    folding=folding,
-                    progress=progress,
-                )
-            except MissingPackageError as error:
-                raise MissingPackageError(
-                    error.what, fix=f"{error.fix} Without it, `-o model.pt2` still folds and verifies in torch."
-                ) from None
+            return verify(
+                original,
+                folding.module,
+                inputs,
+                onnx=exported.get(".onnx", False),
+                seed=self.request.about.seed,
+                folding=folding,
+                progress=progress,
+            )
 
     def _outputs(self, folding: Folding, exported: dict[str, Any]) -> list[Output]:
         with self.stages("write"):
+            from bnfold.files.outputs import onnx_output, program_output, weights_output
+
             makers = {
-                ".onnx": lambda path: files.onnx_output(path, exported[".onnx"]),
-                ".pt2": lambda path: files.program_output(path, exported[".pt2"]),
-                ".safetensors": lambda path: files.weights_output(path, folding.module),
+                ".onnx": lambda path: onnx_output(path, exported[".onnx"]),
+                ".pt2": lambda path: program_output(path, exported[".pt2"]),
+                ".safetensors": lambda path: weights_output(path, folding.module.state_dict()),
             }
             return [makers[path.suffix](path) for path in self.paths]
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bnfold.errors import UsageError
-from bnfold.files.save import Output, Sidecar, check_targets, write_outputs
+from bnfold.files.save import Output, check_targets, write_outputs
+from bnfold.files.targets import check_folders
 from bnfold.files.words import shown_path
 from bnfold.report.document import Document, OutputFile
 from bnfold.report.files import as_json, check_report_path, content_for
 
 if TYPE_CHECKING:
-    import onnx as onnx_package
-    from torch import nn
-    from torch.export import ExportedProgram
-
     from bnfold.cli.terminal import Terminal
 
-__all__ = ["KINDS", "check_paths", "onnx_output", "output_paths", "program_output", "weights_output", "write"]
+__all__ = ["KINDS", "check_paths", "output_paths", "write"]
 
 KINDS = (".onnx", ".pt2", ".safetensors")
 
@@ -55,41 +50,13 @@ def check_paths(outputs: Sequence[Path], reports: Sequence[str], *, inputs: Sequ
 
     Raises:
         UsageError: a report's suffix names no format, or two files are one.
-        FileAccessError: a file exists and ``force`` is not given, or its folder does not exist.
+        FileAccessError: a file exists and ``force`` is not given, or its folder does not exist or cannot be written to.
     """
     paths = [Path(report) for report in reports if report != "-"]
     for path in paths:
         check_report_path(path)
     check_targets([*outputs, *paths], inputs=inputs, force=force)
-
-
-def onnx_output(path: Path, model: onnx_package.ModelProto) -> Output:
-    """Return an .onnx file; weights over 2 GiB go to a sidecar, which protobuf demands."""
-    from bnfold.export import PROTOBUF_LIMIT, save_onnx, weight_bytes
-
-    if weight_bytes(model) < PROTOBUF_LIMIT:
-        return Output(path, model.SerializeToString(deterministic=True), _check_onnx)
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
-        main, *others = save_onnx(model, Path(folder) / path.name)
-        sidecars = tuple(Sidecar(other.name, other.read_bytes()) for other in others)
-        return Output(path, main.read_bytes(), _check_onnx, sidecars)
-
-
-def program_output(path: Path, program: ExportedProgram) -> Output:
-    """Return a .pt2 file."""
-    import torch
-
-    content = io.BytesIO()
-    torch.export.save(program, content)
-    return Output(path, content.getbuffer(), _check_program)
-
-
-def weights_output(path: Path, module: nn.Module) -> Output:
-    """Return a .safetensors file of the folded module's state_dict; memory that is shared is written for each name."""
-    import safetensors.torch
-
-    weights = {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
-    return Output(path, safetensors.torch.save(weights), _check_weights)
+    check_folders([*outputs, *paths])
 
 
 def write(
@@ -123,24 +90,3 @@ def _contents(output: Output) -> list[tuple[Path, bytes | bytearray | memoryview
 
 def _described(path: Path, content: bytes | bytearray | memoryview) -> OutputFile:
     return OutputFile(str(path), hashlib.sha256(content).hexdigest(), memoryview(content).nbytes)
-
-
-def _check_onnx(path: Path) -> None:
-    import onnx
-
-    onnx.checker.check_model(str(path))
-
-
-def _check_program(path: Path) -> None:
-    import torch
-
-    torch.export.load(path)
-
-
-def _check_weights(path: Path) -> None:
-    import safetensors
-
-    with safetensors.safe_open(path, framework="pt") as file:
-        keys: Any = file.keys()
-        for key in keys:
-            file.get_tensor(key)

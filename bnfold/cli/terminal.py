@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from bnfold.errors import FileAccessError
 from bnfold.report.escape import visible
 
 __all__ = ["Terminal"]
@@ -38,6 +39,9 @@ class Terminal:
         verbose: more of both.
         color: False for none at all; otherwise the terminal and ``NO_COLOR`` decide.
         results_to_stderr: stdout is wanted for something else.
+
+    Raises:
+        FileAccessError: it is, and it is closed.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class Terminal:
     ) -> None:
         self.quiet = quiet
         self.verbose = verbose
+        if results_to_stderr and (sys.stdout is None or sys.stdout.closed):
+            raise FileAccessError("stdout is closed, and the report is to go there.", fix="Give --report FILE.json.")
         self.stdout: TextIO = _usable(sys.stdout)
         self.stderr: TextIO = _usable(sys.stderr)
         self.err = _console(self.stderr, color=color)

@@ -2,6 +2,10 @@
 
 :func:`recognise` opens nothing but the file and runs nothing. :func:`refusal` is the sentence for each kind that bnfold
 does not read, and the option or the step that helps.
+
+torch's two old formats are recognised and not read, not even where they hold plain weights. They have no checksums (a
+flipped bit loads as another weight), no directory that says how long each tensor is before torch makes it, and the tar
+format has no reader that runs nothing. Written anew, the same weights go the way of all others.
 """
 
 from __future__ import annotations
@@ -84,9 +88,10 @@ _HOW_TO_USE_IT: dict[Kind, str] = {
     Kind.ONNX: "Folding needs the PyTorch model; an ONNX file can be the CANDIDATE of `bnfold verify`.",
     Kind.OTHER_ZIP: _UNPACK,
     Kind.BROKEN_ZIP: "Download or copy it again.",
-    Kind.LEGACY_PICKLE: "Write it anew if you trust it: "
-    "`python -c \"import torch; torch.save(torch.load('OLD', weights_only=True), 'NEW')\"`.",
-    Kind.LEGACY_TAR: "Load it where it was made and save it again with a current torch.",
+    Kind.LEGACY_PICKLE: "Write its weights anew: "
+    "`python -c \"import torch; torch.save(torch.load('OLD', weights_only=True), 'NEW')\"`; "
+    "a whole model, where it was made.",
+    Kind.LEGACY_TAR: "Load it where it was made, with torch.load, and save it again with torch.save.",
     Kind.OTHER_TAR: _UNPACK,
     Kind.OTHER_PICKLE: f"{_RESAVE} `torch.save(model, 'model.pt')`, where it was made.",
     Kind.LFS_POINTER: "Fetch the model itself with `git lfs pull`.",

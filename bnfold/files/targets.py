@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bnfold.errors import FileAccessError, UsageError
+from bnfold.files.staging import Staging
 from bnfold.files.words import bytes_in_words, reason_of, shown_path
 
-__all__ = ["cannot_write", "check_targets", "target_of"]
+__all__ = ["cannot_write", "check_folders", "check_targets", "target_of"]
 
 
 def check_targets(paths: Sequence[Path], *, inputs: Sequence[Path], force: bool) -> None:
@@ -40,6 +41,21 @@ def check_targets(paths: Sequence[Path], *, inputs: Sequence[Path], force: bool)
             )
         seen[where] = path
         _check_target(path, target, force=force)
+
+
+def check_folders(paths: Sequence[Path]) -> None:
+    """Check that the folders of ``paths`` can be written to, by making a temporary folder in each.
+
+    Raises:
+        FileAccessError: one cannot.
+    """
+    where = Path()
+    try:
+        for where in dict.fromkeys(target_of(path).parent for path in paths):
+            with Staging(where):
+                pass
+    except OSError as error:
+        raise cannot_write(where, error, 0) from None
 
 
 def target_of(path: Path) -> Path:
@@ -79,7 +95,7 @@ def _check_target(path: Path, target: Path, *, force: bool) -> None:
 def cannot_write(where: Path, error: OSError, needed: int) -> FileAccessError:
     """Return what a failed write of ``needed`` bytes means to a user."""
     name = f"a file in {shown_path(where)}" if os.path.isdir(where) else shown_path(where)
-    size = bytes_in_words(needed)
+    size = bytes_in_words(needed) if needed else "some room"
     old = "Nothing was written, and what was there is as it was."
     words = {
         errno.ENOSPC: (f"The disk is full: no room for {name}", f"Free {size}, or write elsewhere with -o."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -337,3 +338,17 @@ def test_torchscript_loads_with_trust_and_says_that_it_cannot_be_folded(tmp_path
     assert loaded.kind == "TorchScript"
     assert "cannot fold" in loaded.notes[0]
     assert loaded.model(torch.ones(1, 2)).shape == (1, 2)
+
+
+def test_the_step_that_is_told_for_the_old_format_helps(tmp_path: Path) -> None:
+    from tests.networks import seed_network
+
+    old, new = tmp_path / "old.pt", tmp_path / "new.pt"
+    state = seed_network().state_dict()
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    with pytest.raises(RefusedFileError, match="in torch's old pickle format") as caught:
+        load_model(str(old), model="tests.networks:seed_network")
+    line = caught.value.fix.split("`")[1].replace("OLD", str(old)).replace("NEW", str(new))
+    subprocess.run(shlex.split(line.replace("python ", f"{sys.executable} ", 1)), check=True)
+    loaded = load_model(str(new), model="tests.networks:seed_network").model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())

@@ -117,20 +117,26 @@ def main(word: str = "") -> int:
     import bnfold.cli  # noqa: F401
 
     torch.set_num_threads(1)
-    wrong = total = 0
+    outcomes: list[Outcome] = []
     for group, cases in GROUPS.items():
         print(f"\n{group}\n{'exit':>4} {'s':>6} {'MB':>6}  case")
         for case in cases:
             if word not in case.name:
                 continue
             outcome = run(case)
-            total += 1
-            wrong += bool(outcome.faults)
+            outcomes.append(outcome)
             print(f"{outcome.code:>4} {outcome.seconds:6.2f} {outcome.megabytes:6.1f}  {case.name}")
             print(f"{'':19} {outcome.message}")
             for fault in outcome.faults:
                 print(f"{'':19} WRONG: {fault}")
-    print(f"\n{total} cases, {wrong} of them not as they must be")
+    wrong = sum(bool(outcome.faults) for outcome in outcomes)
+    slowest = max(outcomes, key=lambda outcome: outcome.seconds)
+    largest = max(outcomes, key=lambda outcome: outcome.megabytes)
+    longest = max(outcomes, key=lambda outcome: len(outcome.message))
+    print(f"\nslowest: {slowest.seconds:.2f} s, {slowest.case.name}")
+    print(f"largest: {largest.megabytes:.1f} MB, {largest.case.name}")
+    print(f"longest message: {len(longest.message)} characters, {longest.case.name}")
+    print(f"{len(outcomes)} cases, {wrong} of them not as they must be")
     return wrong
 
 
