@@ -107,7 +107,7 @@ def test_what_a_run_costs_is_told_before_and_after() -> None:
     text = printed(told_counts(document()))
     assert line_with(text, "multiply-accumulates") == ["multiply-accumulates", "2.5", "M", "1.25", "M"]
     assert line_with(text, "memory of the weights")[-4:] == ["300", "bytes", "128", "bytes"]
-    assert line_with(text, "batch_norm") == ["batch_norm", "2", "0"]
+    assert line_with(text, "  batch_norm") == ["batch_norm", "2", "0"]
     assert printed(told_counts(document(counts=None))) == ""
 
 
