@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from bnfold.errors import NotFiniteError, UsageError
+from bnfold.errors import NotFiniteError
 from bnfold.fold.counts import Counts, counts
 from bnfold.fold.demand import Refusal
 from bnfold.fold.pieces import plan_model, rewrite_model
@@ -62,13 +62,14 @@ def plan(
     *,
     keep: Iterable[str] = (),
     capture: str = "auto",
+    merge: bool = False,
     share: Literal["clone", "keep"] = "clone",
 ) -> Plan:
     """Decide what becomes of each BatchNorm, and change nothing.
 
     Args, Raises: as for :func:`fold`.
     """
-    return plan_model(_capture(model, example_inputs, capture), _names(keep), share, {})
+    return plan_model(_capture(model, example_inputs, capture), _names(keep), share, {}, merge=merge)
 
 
 def fold(
@@ -85,9 +86,10 @@ def fold(
     Args:
         model: in eval mode; not changed. The result shares with it the memory of all weights that no fold touches.
         example_inputs: a tensor, or a tuple of positional inputs. Plain convolutional nets need none.
-        keep: names of BatchNorms to leave as they are.
+        keep: names of BatchNorms to leave as they are; with ``merge``, also of convolutions to leave apart.
         capture: how to obtain the graph: ``"auto"`` or ``"symbolic"``.
-        merge: also merge parallel convolutions of one input (not in this version: must be False).
+        merge: also merge convolutions of one input whose outputs are only added, and a convolution with a 1x1 one right
+            before or after it, where that saves multiplications.
         share: whether a layer called at several sites is cloned where one of them folds, or kept.
 
     Raises:
@@ -95,12 +97,10 @@ def fold(
         CaptureError: the model's graph cannot be captured.
         UnknownNameError: ``keep`` names no BatchNorm that the model calls.
     """
-    if merge:
-        raise UsageError("This version does not merge parallel convolutions.", fix="Leave out merge=True.")
     captured = _capture(model, example_inputs, capture)
     names, refused = _names(keep), dict[str, Refusal]()
     while True:
-        decided = plan_model(captured, names, share, refused)
+        decided = plan_model(captured, names, share, refused, merge=merge)
         try:
             return Folding(rewrite_model(captured, decided), decided, captured)
         except NotFiniteError as error:
@@ -114,7 +114,9 @@ def fold(
 
 
 def _sites_at(decided: Plan, node: str) -> set[str]:
-    """The BatchNorm calls whose affines go into a call, in a plan or in its pieces."""
+    """The BatchNorm calls whose affines go into a call, in a plan or in its pieces; or the merge that it stands for."""
+    if any(step.root == node for step in decided.steps.merges):
+        return {node}
     sites = {decided[absorption.batchnorm].site for absorption in decided.steps.absorbed.get(node, ())}
     for path, piece in decided.pieces.items():
         sites |= {f"{path}.{site}" for site in _sites_at(piece, node)}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, overload
 
-__all__ = ["Action", "Decision", "Decisions", "Direction", "fold_sentence", "listed"]
+__all__ = ["Action", "Decision", "Decisions", "Direction", "MergeDecision", "fold_sentence", "listed"]
 
 Action = Literal["fold", "affine", "keep"]
 Direction = Literal["backward", "forward", "sideways"]
@@ -52,6 +52,37 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class MergeDecision:
+    """What happens to convolutions whose sum, or whose sequence, could be one.
+
+    Attributes:
+        into: name of the layer that they become, or would have become.
+        merged: names of what goes into it: convolutions and pools.
+        action: ``"merge"`` or ``"refuse"``.
+        kind: ``"sum"``, ``"sequence"`` or ``"factor"`` (a multiplication by constants) of a merge; else empty.
+        reason: why they stay apart: a stable kebab-case code; None for a merge.
+        detail: one sentence for a person.
+        macs_before: multiply-accumulates of the layers for one example; None where shapes are not known.
+        macs_after: of the one layer.
+        site: name of the node in the folded graph that has, or would have, the one layer's value.
+    """
+
+    into: str
+    merged: tuple[str, ...]
+    action: Literal["merge", "refuse"]
+    kind: str
+    reason: str | None
+    detail: str
+    macs_before: int | None = None
+    macs_after: int | None = None
+    site: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the decision as plain JSON types."""
+        return asdict(self) | {"merged": list(self.merged)}
+
+
+@dataclass(frozen=True)
 class Decisions(Sequence[Decision]):
     """One decision per BatchNorm call, in the order in which the calls run.
 
@@ -59,11 +90,13 @@ class Decisions(Sequence[Decision]):
         decisions: the decisions.
         capture: how the graph was obtained: ``"symbolic"``, ``"export"`` or ``"piecewise"``.
         notes: further sentences for the user, about nothing that is wrong.
+        merges: what became of convolutions that could be one; empty unless merging was asked for.
     """
 
     decisions: tuple[Decision, ...]
     capture: str
     notes: tuple[str, ...] = field(default=())
+    merges: tuple[MergeDecision, ...] = field(default=())
 
     @overload
     def __getitem__(self, index: int) -> Decision: ...
@@ -85,12 +118,13 @@ class Decisions(Sequence[Decision]):
         return {"fold": count["fold"], "affine": count["affine"], "keep": count["keep"]}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{"capture", "batchnorms", "summary", "notes"}`` as plain JSON types."""
+        """Return ``{"capture", "batchnorms", "summary", "notes", "merges"}`` as plain JSON types."""
         return {
             "capture": self.capture,
             "batchnorms": [decision.to_dict() for decision in self.decisions],
             "summary": self.summary,
             "notes": list(self.notes),
+            "merges": [merge.to_dict() for merge in self.merges],
         }
 
 

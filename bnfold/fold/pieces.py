@@ -12,12 +12,15 @@ from torch import nn
 
 from bnfold.affine import exact_terms
 from bnfold.errors import UnknownNameError
-from bnfold.fold.decision import Action, Decision, fold_sentence, listed
+from bnfold.fold.decision import Action, Decision, MergeDecision, fold_sentence, listed
 from bnfold.fold.demand import Refusal
 from bnfold.fold.explicit import ExplicitAffine
+from bnfold.fold.merge.plan import plan_merges
 from bnfold.fold.plan import Explicit, Plan, Steps, make_plan
-from bnfold.fold.rewrite import rewrite
+from bnfold.fold.rewrite import folded_capture, rewrite
+from bnfold.fold.weights import FoldedWeights
 from bnfold.graph.capture import Capture
+from bnfold.graph.facts import Facts
 from bnfold.graph.shells import shell
 from bnfold.graph.tracer import carries_hooks
 
@@ -27,23 +30,53 @@ _LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def plan_model(
-    capture: Capture, keep: frozenset[str], share: Literal["clone", "keep"], refused: Mapping[str, Refusal]
+    capture: Capture,
+    keep: frozenset[str],
+    share: Literal["clone", "keep"],
+    refused: Mapping[str, Refusal],
+    *,
+    merge: bool = False,
 ) -> Plan:
     """Return the plan for a captured model.
+
+    Args:
+        capture: the graph and the model.
+        keep: names of BatchNorms to leave and, where merging, of convolutions that stay apart.
+        share: what to do with a layer that is called at several sites.
+        refused: folds and merges that a rewrite found impossible, by name of the node.
+        merge: also plan which convolutions become one.
 
     Raises:
         UnknownNameError: a name in ``keep`` is not that of a BatchNorm call.
     """
     if capture.way == "piecewise":
-        plan = _plan_pieces(capture, keep, share, refused)
+        plan = _plan_pieces(capture, keep, share, refused, merge=merge)
     else:
-        plan = make_plan(capture, keep=keep, share=share, refused=refused)
+        plan = _plan_whole(capture, keep, share, refused, merge=merge)
     known = {decision.batchnorm for decision in plan} | {decision.site for decision in plan}
+    known |= {decision.into for decision in plan.merges}
     for name in sorted(keep - known):
         close = difflib.get_close_matches(name, known, 3)
         fix = f"Did you mean {' or '.join(close)}?" if close else "See `bnfold explain MODEL` for their names."
         raise UnknownNameError(f"The model calls no BatchNorm named {name!r}.", fix=fix)
     return plan
+
+
+def _plan_whole(
+    capture: Capture,
+    keep: frozenset[str],
+    share: Literal["clone", "keep"],
+    refused: Mapping[str, Refusal],
+    *,
+    merge: bool,
+) -> Plan:
+    plan = make_plan(capture, keep=keep, share=share, refused=refused)
+    if not merge:
+        return plan
+    original, folded = Facts(capture), Facts(folded_capture(capture, plan))
+    weights = FoldedWeights(original, plan.steps.absorbed)
+    merges = plan_merges(folded, original, weights, keep=keep, share=share, refused=refused)
+    return replace(plan, merges=merges.decisions, steps=replace(plan.steps, merges=merges.steps))
 
 
 def rewrite_model(capture: Capture, plan: Plan) -> nn.Module:
@@ -74,24 +107,31 @@ def _put(whole: nn.Module, path: str, part: nn.Module) -> None:
 
 
 def _plan_pieces(
-    capture: Capture, keep: frozenset[str], share: Literal["clone", "keep"], refused: Mapping[str, Refusal]
+    capture: Capture,
+    keep: frozenset[str],
+    share: Literal["clone", "keep"],
+    refused: Mapping[str, Refusal],
+    *,
+    merge: bool,
 ) -> Plan:
     """Plan each piece by itself; a BatchNorm outside of all pieces becomes an explicit affine where it stands."""
     pieces: dict[str, Plan] = {}
     decisions: list[Decision] = []
+    merges: list[MergeDecision] = []
     for path, piece in capture.pieces.items():
         prefix = path + "."
-        inner = {name.removeprefix(prefix) for name in keep if name.startswith(prefix)}
+        inner = frozenset(name.removeprefix(prefix) for name in keep if name.startswith(prefix))
         theirs = {site.removeprefix(prefix): why for site, why in refused.items() if site.startswith(prefix)}
-        pieces[path] = make_plan(piece, keep=inner, share=share, refused=theirs)
+        pieces[path] = _plan_whole(piece, inner, share, theirs, merge=merge)
         names = {name for name, _ in piece.root.named_modules() if name}
         decisions.extend(_prefixed(decision, prefix, names) for decision in pieces[path])
+        merges.extend(_merge_prefixed(decision, prefix, names) for decision in pieces[path].merges)
     steps = Steps()
     for name, module in capture.root.named_modules():
         if isinstance(module, _LAYERS) and not any((name + ".").startswith(path + ".") for path in capture.pieces):
             decisions.append(_outside(name, module, keep, steps))
     notes = (*capture.notes, f"captured in {len(pieces)} pieces: {listed(tuple(pieces))}")
-    return Plan(tuple(decisions), capture.way, notes, steps, pieces)
+    return Plan(tuple(decisions), capture.way, notes, tuple(merges), steps, pieces)
 
 
 def _outside(name: str, module: Any, keep: frozenset[str], steps: Steps) -> Decision:
@@ -130,3 +170,16 @@ def _prefixed(decision: Decision, prefix: str, names: set[str]) -> Decision:
         detail=detail,
         site=prefix + decision.site,
     )
+
+
+def _merge_prefixed(decision: MergeDecision, prefix: str, names: set[str]) -> MergeDecision:
+    """Return a decision about a part, in names of the whole."""
+
+    def whole(name: str) -> str:
+        return prefix + name if name in names else name
+
+    detail = decision.detail
+    for name in dict.fromkeys((decision.into, *decision.merged)):
+        detail = detail.replace(name, whole(name), 1)
+    merged = tuple(map(whole, decision.merged))
+    return replace(decision, into=whole(decision.into), merged=merged, detail=detail, site=prefix + decision.site)

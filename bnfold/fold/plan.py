@@ -19,6 +19,7 @@ from bnfold.affine import ChannelAffine, affine_of_statistics
 from bnfold.fold.conditions import name_of
 from bnfold.fold.decision import Decision, Decisions, fold_sentence
 from bnfold.fold.demand import Demand, Refusal
+from bnfold.fold.merge.steps import MergeStep
 from bnfold.fold.pull import Way, pull
 from bnfold.fold.push import push
 from bnfold.fold.sideways import sideways
@@ -69,6 +70,7 @@ class Steps:
         explicit: BatchNorm calls that become explicit affines.
         constant: BatchNorm calls on constants, which are computed once.
         guards: calls whose input's number of dimensions must be checked when run: ``{name: rank}``.
+        merges: convolutions that become one after all that, in order.
     """
 
     absorbed: dict[str, list[Absorption]] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class Steps:
     explicit: dict[str, Explicit] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
     guards: dict[str, int] = field(default_factory=dict)
+    merges: tuple[MergeStep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class _Planner:
             self.steps.explicit[node.name] = explicit
         self.steps.removed = [node.name for node in self.settled]
         decisions = self._with_added_bytes()
-        return Plan(tuple(decisions), capture.way, capture.notes, self.steps)
+        return Plan(tuple(decisions), capture.way, capture.notes, steps=self.steps)
 
     # --- one BatchNorm --------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ memory of all others with the model. Layers and parameters are wrapped anew, so 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch.fx import Graph, GraphModule, Node
 from bnfold.affine import ChannelAffine, affine_of_statistics, exact_terms
 from bnfold.fold.conditions import name_of
 from bnfold.fold.explicit import ExplicitAffine
+from bnfold.fold.merge.rewrite import Merging
 from bnfold.fold.plan import Absorption, Explicit, Plan
-from bnfold.fold.weights import absorbed_weights
+from bnfold.fold.weights import FoldedWeights, absorbed_weights
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
 from bnfold.graph.constants import evaluate
@@ -28,7 +30,7 @@ from bnfold.graph.shells import fresh_shell, shell, wrapped
 from bnfold.graph.tracer import carries_hooks, require_rank
 from bnfold.graph.vocabulary import arguments_of
 
-__all__ = ["rewrite"]
+__all__ = ["folded_capture", "rewrite"]
 
 
 def rewrite(capture: Capture, plan: Plan) -> GraphModule:
@@ -42,6 +44,13 @@ def rewrite(capture: Capture, plan: Plan) -> GraphModule:
         NotFiniteError: a weight overflowed when rounded; ``error.node`` names the call whose BatchNorm must not fold.
     """
     return _Rewriter(capture, plan).run()
+
+
+def folded_capture(capture: Capture, plan: Plan) -> Capture:
+    """Return the graph as the folds leave it, with the layers' weights still those of the model: to look at."""
+    steps = replace(plan.steps, absorbed={}, merges=())
+    module = _Rewriter(capture, replace(plan, steps=steps)).run()
+    return replace(capture, graph=module.graph, root=module, shapes=(), constants={}, _cache={})
 
 
 class _Rewriter:
@@ -63,7 +72,10 @@ class _Rewriter:
         steps = self.plan.steps
         for name, rank in steps.guards.items():
             self._guard(copies[by_name[name]], rank)
+        merged = {name for step in steps.merges for part in step.parts for name in part.branch.members}
         for name, absorptions in steps.absorbed.items():
+            if name in merged:
+                continue
             self._absorb(by_name[name], copies[by_name[name]], absorptions)
         for name, explicit in steps.explicit.items():
             self._make_explicit(by_name[name], copies[by_name[name]], explicit)
@@ -74,6 +86,7 @@ class _Rewriter:
         for name in steps.removed:
             self._remove(by_name[name], copies[by_name[name]])
         self._remove_identities()
+        Merging(self.graph, FoldedWeights(self.facts, steps.absorbed), self._hold_layer).run(steps.merges)
         self._sweep()
         self._hold_the_rest()
         module = GraphModule(self.held, self.graph, f"Folded{type(self.capture.root).__name__}")
@@ -225,6 +238,17 @@ class _Rewriter:
         value = evaluate(old, self.capture.tensor, self.capture.module)
         new.replace_all_uses_with(self._attribute(new, old, f"{old.name}.value", value))
         self.graph.erase_node(new)
+
+    def _hold_layer(self, like: str, layer: nn.Module) -> str:
+        """Hold a layer that stands for a call, and return its name."""
+        old = self.by_name[like]
+        call = self.facts.call(old)
+        wanted = str(old.target) if old.op == "call_module" else old.name
+        if old.op != "call_module" and isinstance(call, calls.Absorber) and isinstance(call.weight, str):
+            wanted = call.weight.removesuffix(".weight") if call.weight.endswith(".weight") else old.name
+        name = self._free_name(wanted, old)
+        self.held[name] = layer
+        return name
 
     def _attribute(self, before: Node, old: Node, wanted: str, value: Any) -> Node:
         """Hold a tensor and return a node, before another, that reads it."""

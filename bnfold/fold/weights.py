@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from bnfold.fold.conditions import name_of
 from bnfold.fold.plan import Absorption
 from bnfold.fold.sums import centre_tap
 from bnfold.graph import calls
+from bnfold.graph.facts import Facts
 
-__all__ = ["absorbed_weights"]
+__all__ = ["FoldedWeights", "absorbed_weights"]
 
 # Rows are scaled in pieces of this many elements: as float64 they stay in the cache, and in memory that the process
 # already has, where a whole layer in float64 would be fresh memory each time.
@@ -55,11 +56,9 @@ def absorbed_weights(
         new_weight = _scaled_rows(weight.detach(), whole.scale)
         new_bias: Tensor | None = whole.shift if bias is None else whole.scale * bias.detach().double() + whole.shift
     else:
-        ones = (output_channels(call, weight),)
-        exact = weight.detach().double() if weight is not None else like.new_ones(ones, dtype=torch.float64)
-        new_bias = None if bias is None else bias.detach().double()
-        for absorption, affine in zip(absorptions, affines, strict=True):
-            exact, new_bias = _absorb(call, (exact, new_bias), affine, absorption.side)
+        if weight is None:
+            weight = like.new_ones((output_channels(call, weight),))
+        exact, new_bias = _exact_weights(call, weight, bias, absorptions)
         new_weight = _laid_out_like(exact.to(like.dtype), like)
     rounded_bias = None if new_bias is None else new_bias.to(like.dtype if bias is None else bias.dtype)
     for tensor in (new_weight, rounded_bias):
@@ -69,6 +68,50 @@ def absorbed_weights(
     if rounded_bias is None:
         return parameter, None
     return parameter, nn.Parameter(rounded_bias, requires_grad=(like if bias is None else bias).requires_grad)
+
+
+def _exact_weights(
+    call: calls.Absorber, weight: Tensor, bias: Tensor | None, absorptions: Sequence[Absorption]
+) -> Weights:
+    """Return weight and bias with all that they absorb, in float64 and not rounded."""
+    exact, new_bias = weight.detach().double(), None if bias is None else bias.detach().double()
+    for absorption in absorptions:
+        exact, new_bias = _absorb(call, (exact, new_bias), _on(absorption.affine, weight.device), absorption.side)
+    return exact, new_bias
+
+
+class FoldedWeights:
+    """The weights of a graph's calls in float64, after what they absorb, before any rounding.
+
+    Args:
+        facts: the graph before the folds.
+        absorbed: the affines that each call takes, by name of its node.
+    """
+
+    def __init__(self, facts: Facts, absorbed: Mapping[str, Sequence[Absorption]]) -> None:
+        self.facts = facts
+        self.absorbed = absorbed
+        self.nodes = {node.name: node for node in facts.index}
+
+    def weights(self, node: str) -> Weights:
+        """Return weight and bias of a call; the bias may be None, which means 0."""
+        call = self.facts.call(self.nodes[node])
+        assert isinstance(call, calls.Absorber)
+        return _exact_weights(call, *self.own(node), self.absorbed.get(node, ()))
+
+    def own(self, node: str) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of a call as the model has them."""
+        call = self.facts.call(self.nodes[node])
+        assert isinstance(call, calls.Absorber)
+        weight = self.facts.constant(call.weight)
+        assert weight is not None
+        return weight, self.facts.constant(call.bias)
+
+    def factor(self, node: str) -> Tensor:
+        """Return the constant that a node computes."""
+        value = self.facts.constant(self.nodes[node])
+        assert value is not None
+        return value
 
 
 def _absorb(call: calls.Absorber, weights: Weights, affine: ChannelAffine, side: str) -> Weights:

@@ -5,10 +5,12 @@ Each answer is computed when first asked and kept; shapes above all, since they 
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -37,6 +39,15 @@ _FRESH = (
     calls.PixelUnshuffle,
     calls.ChannelShuffle,
 )  # operations whose result shares no memory with an input
+_ARITHMETIC: frozenset[Any] = frozenset(
+    (
+        *(operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.neg, operator.matmul),
+        *(torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.neg, torch.matmul),
+        *("add", "sub", "mul", "div", "pow", "neg", "matmul"),
+        torch.ops.aten.mul.Tensor,
+        torch.ops.aten.div.Tensor,
+    )
+)  # functions and methods that always make a new tensor
 _SAME_RANK = (
     calls.Passing,
     calls.PositivelyHomogeneous,
@@ -269,6 +280,8 @@ class Facts:
             call = self.call(node)
             if isinstance(call, (*_FRESH, calls.MetadataRead)) or (isinstance(call, calls.Add) and not _writes(node)):
                 continue
+            if node.op != "call_module" and node.target in _ARITHMETIC and "out" not in node.kwargs:
+                continue
             for read in node.all_input_nodes:
                 owner[find(read)] = find(node)
         return {node: find(node) for node in owner}
@@ -312,6 +325,11 @@ class Facts:
                 value = call.inputs[0]
             else:
                 return value
+
+    def sharing_memory(self, value: Node) -> tuple[Node, ...]:
+        """Return the values that may share memory with ``value``, itself included."""
+        owner = self._memory[value]
+        return tuple(node for node, other in self._memory.items() if other is owner)
 
     def mutated(self, value: Node) -> bool:
         """Whether anything writes into the memory of ``value`` after it was computed, or may do so."""

@@ -1,0 +1,1 @@
+"""Branch merging: convolutions whose sum, or whose sequence, is one convolution."""

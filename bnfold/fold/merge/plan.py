@@ -1,0 +1,331 @@
+"""Decide which convolutions become one; change nothing.
+
+The planner looks at the graph as the folds leave it. It goes through the calls in the order in which they run and
+knows, for each value, the :class:`Branch` that it is, if it is one. A convolution of a branch's value, a multiplication
+by constants and a sum of branches of one value are branches again, so that what is nested merges as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch.fx import Node
+
+from bnfold.fold.conditions import described, name_of
+from bnfold.fold.decision import MergeDecision, listed
+from bnfold.fold.demand import Refusal
+from bnfold.fold.merge.branches import Branch, Chain, Identity, Reader, Scaled
+from bnfold.fold.merge.found import factor_of, leaf_of, pool_of, positions
+from bnfold.fold.merge.geometry import composed
+from bnfold.fold.merge.steps import Knot, MergeStep, Part
+from bnfold.fold.merge.sums import SumOfBranches, only_metadata_of_rank
+from bnfold.graph import calls
+from bnfold.graph.facts import Facts
+
+__all__ = ["Merges", "plan_merges"]
+
+
+@dataclass(frozen=True)
+class Merges:
+    """What was decided: for people, and for the rewrite."""
+
+    decisions: tuple[MergeDecision, ...]
+    steps: tuple[MergeStep, ...]
+
+
+def plan_merges(
+    folded: Facts,
+    original: Facts,
+    reader: Reader,
+    *,
+    keep: frozenset[str],
+    share: Literal["clone", "keep"],
+    refused: Mapping[str, Refusal],
+) -> Merges:
+    """Return the merges for a graph whose BatchNorms have been folded.
+
+    Args:
+        folded: the graph as the folds leave it, its weights still those of the model.
+        original: the graph before, which knows more of the number of dimensions.
+        reader: gives weights with all that they absorb.
+        keep: names of convolutions to leave.
+        share: as for a fold: what to do with a layer that is called at several sites.
+        refused: merges that a rewrite found impossible, by the name of the node that they stand for.
+    """
+    return Merger(folded, original, reader, keep, share, refused).plan()
+
+
+class Merger:
+    """The state of the planner: branches found so far, merges and refusals."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        original: Facts,
+        reader: Reader,
+        keep: frozenset[str],
+        share: Literal["clone", "keep"],
+        refused: Mapping[str, Refusal],
+    ) -> None:
+        self.facts = facts
+        self.reader = reader
+        self.keep = keep
+        self.share = share
+        self.refused = refused
+        self.by_name = {node.name: node for node in facts.index}
+        self.original = original
+        self.original_by_name = {node.name: node for node in original.index}
+        self.branches: dict[Node, Branch] = {}
+        self.longer: dict[Node, tuple[Branch, int]] = {}  # chains that pay only inside a sum, and what they cost now
+        self.opaque: dict[Node, Refusal] = {}  # convolutions that must stay
+        self.steps: dict[str, MergeStep] = {}
+        self.merged: dict[str, list[MergeDecision]] = {}
+        self.refusals: list[MergeDecision] = []
+
+    def plan(self) -> Merges:
+        """Go through the graph once."""
+        for node in self.facts.index:
+            call = self.facts.call(node)
+            if isinstance(call, calls.Convolution):
+                self._convolution(node, call)
+            elif isinstance(call, calls.AveragePool):
+                pool = pool_of(self.facts, call, name_of(node), self.keep)
+                if isinstance(pool, Branch):
+                    self.branches[node] = pool
+            elif isinstance(call, calls.Passing):
+                before = self.read_once_by(call.input, node)
+                if before is not None and not self.facts.hooked(node):
+                    self.branches[node] = replace(before, members=(*before.members, node.name))
+            elif isinstance(call, calls.Add):
+                SumOfBranches(self, node).decide()
+            elif call is None:
+                self._factor(node)
+        decisions = [decision for found in self.merged.values() for decision in found] + self.refusals
+        order = {node.name: index for node, index in self.facts.index.items()}
+        decisions.sort(key=lambda decision: order[decision.site])
+        return Merges(tuple(decisions), tuple(self.steps.values()))
+
+    # --- sequences ------------------------------------------------------------------------------------------------
+
+    def _convolution(self, node: Node, call: calls.Convolution) -> None:
+        leaf = leaf_of(self.facts, call, self.label(node), self.keep, self.share)
+        if isinstance(leaf, Refusal):
+            self.opaque[node] = leaf
+            if leaf.reason == "kept-by-request":
+                self.refuse(node, (), self.label(node), leaf)
+            return
+        self.branches[node] = leaf
+        before = self.branches.get(call.input)
+        if before is None:
+            return
+        geometry = composed(before.geometry, leaf.geometry)
+        if isinstance(geometry, Refusal):
+            return  # neither reads single positions: nobody expects these two to be one
+        refusal = self._chain_refusal(call, before, leaf)
+        where = positions(self.facts, node) or 1
+        cost = self.cost_now(before) + self.cost_now(leaf)
+        chain = Chain(
+            before.source,
+            geometry,
+            (*before.members, node.name),
+            leaf.layer if before.layer is None or not leaf.geometry.is_point else before.layer,
+            before.cost + leaf.cost,
+            (*before.names, *leaf.names),
+            first=before,
+            second=leaf,
+        )
+        if refusal is None:
+            self.longer[node] = (chain, cost)
+            if geometry.macs * where >= cost:
+                text = f"as one they would need {geometry.macs / max(1, cost / where):.3g} times the multiplications"
+                refusal = Refusal("more-multiplications", text)
+            elif not self._bias_is_zero(before, leaf):
+                text = f"the bias of `{before.names[0]}` is not zero and {described(call)} pads with zeros after it"
+                refusal = Refusal("zero-padding", text)
+        if before.layer is None:
+            return
+        if refusal is not None:
+            self.refuse(node, before.names, self.label(node), refusal)
+            return
+        self.commit(node, [Part(chain, (node.name,))], "sequence")
+        self.branches[node] = chain
+
+    def _chain_refusal(self, call: calls.Convolution, before: Branch, leaf: Branch) -> Refusal | None:
+        node, facts = call.node, self.facts
+        if node.name in self.refused:
+            return self.refused[node.name]
+        if self.read_once_by(call.input, node) is None:
+            return Refusal("several-readers", f"the output of `{name_of(call.input)}` is also read elsewhere")
+        if not only_metadata_of_rank(facts, call.input, node):
+            return Refusal("shape-read", f"the shape of the output of `{name_of(call.input)}` is read")
+        if not self.same_type(before, leaf):
+            return Refusal("weight-type", f"the weights of {described(call)} are of another dtype or device")
+        if self.written(before, before.members, node):
+            return Refusal("mutated", "its input is written to in between")
+        return None
+
+    def _bias_is_zero(self, before: Branch, leaf: Branch) -> bool:
+        """Whether zero padding between the two is what the first makes of zero padding before it."""
+        if leaf.geometry.is_point or not leaf.geometry.pads_with_zeros:
+            return True
+        assert before.layer is not None
+        _, bias = before.weights(self.reader, self.weight(before.layer))
+        return not bool((bias != 0).any())
+
+    def bias_allows(self, branch: Branch) -> bool:
+        """Whether a chain that was left is exact at the borders."""
+        if not isinstance(branch, Chain) or branch.first.layer is None:
+            return True
+        return self._bias_is_zero(branch.first, branch.second)
+
+    # --- multiplications by constants -----------------------------------------------------------------------------
+
+    def _factor(self, node: Node) -> None:
+        factor = factor_of(self.facts, node)
+        if factor is None:
+            return
+        before = self.read_once_by(factor.value, node)
+        if before is None or node.name in self.refused:
+            return
+        scaled = self.scaled(before, node)
+        if scaled is None:
+            return
+        self.branches[node] = scaled
+        if before.layer is not None:
+            self.commit(node, [Part(scaled, (node.name,))], "factor")
+
+    def scaled(self, before: Branch, node: Node) -> Branch | None:
+        """Return a branch times the constants of a node, where these are one for each of its channels."""
+        factor = factor_of(self.facts, node)
+        assert factor is not None
+        geometry = before.geometry
+        by = factor.by
+        if isinstance(by, Node):
+            like = None if before.layer is None else self.weight(before.layer)
+            tensor = self.facts.constant(by)
+            dtype = like.dtype if like is not None else getattr(tensor, "dtype", torch.float32)
+            dims, rank = len(geometry.kernel), self.rank(factor.value)
+            if not factor.fits(self.facts, dims, geometry.outputs, dtype, rank):
+                return None
+        return Scaled(
+            before.source,
+            geometry,
+            (*before.members, node.name),
+            before.layer,
+            before.cost,
+            before.names,
+            of=before,
+            by=by.name if isinstance(by, Node) else by,
+        )
+
+    # --- what the sums ask too ------------------------------------------------------------------------------------
+
+    def read_once_by(self, value: Node, reader: Node) -> Branch | None:
+        """Return the branch that a value is, if nobody else reads it."""
+        return self.branches.get(value) if self.facts.readers(value) == (reader,) else None
+
+    def identity(self, value: Node, geometry: Branch) -> Identity:
+        """Return a value as a branch of itself."""
+        from bnfold.fold.merge.geometry import identity_geometry
+
+        shape = geometry.geometry
+        return Identity(value.name, identity_geometry(len(shape.kernel), shape.outputs), (), None, 0, ())
+
+    def cost_now(self, branch: Branch) -> int:
+        """Return the multiply-accumulates of a branch as far as it is merged by now."""
+        if branch.layer is None:
+            return 0
+        return branch.geometry.macs * self.positions(branch)
+
+    def positions(self, branch: Branch) -> int:
+        """Return how many positions the branch's output has; 1 where unknown."""
+        return positions(self.facts, self.by_name[branch.members[-1]]) or 1
+
+    def weight(self, layer: str) -> torch.Tensor:
+        """Return the weight of a convolution call as the model has it."""
+        call = self.facts.call(self.by_name[layer])
+        assert isinstance(call, calls.Convolution)
+        weight = self.facts.constant(call.weight)
+        assert weight is not None
+        return weight
+
+    def same_type(self, *branches: Branch) -> bool:
+        """Whether all weights have the same dtype and device."""
+        found = [self.weight(branch.layer) for branch in branches if branch.layer is not None]
+        return len({(tensor.dtype, tensor.device) for tensor in found}) <= 1
+
+    def written(self, branch: Branch, members: tuple[str, ...], last: Node) -> bool:
+        """Whether the value that a branch reads is written to while the branch runs."""
+        first = min(self.facts.index[self.by_name[name]] for name in (*members, last.name))
+        return self.facts.written_between(self.by_name[branch.source], first - 1, self.facts.index[last])
+
+    def rank(self, value: Node) -> int | None:
+        """Return the number of dimensions of a value, from the graph before the folds where that tells it."""
+        old = self.original_by_name.get(value.name)
+        return self.facts.rank(value) or (None if old is None else self.original.rank(old))
+
+    def label(self, node: Node) -> str:
+        """Return what a convolution is called: its layer, or the owner of its weight."""
+        call = self.facts.call(node)
+        if node.op != "call_module" and isinstance(call, calls.Convolution) and isinstance(call.weight, str):
+            owner = call.weight.removesuffix("weight").rstrip("._")
+            return owner if call.weight.endswith("weight") and owner else node.name
+        return name_of(node)
+
+    # --- outcomes -------------------------------------------------------------------------------------------------
+
+    def commit(
+        self, root: Node, parts: list[Part], kind: Literal["sum", "sequence", "factor"], tree: tuple[Knot, ...] = ()
+    ) -> None:
+        """Note a merge; what it is made of is no merge of its own any more."""
+        members = {name for part in parts for name in part.branch.members} | {root.name}
+        for name in members & self.steps.keys():
+            del self.steps[name], self.merged[name]
+        self.refusals = [refusal for refusal in self.refusals if refusal.site not in members]
+        self.steps[root.name] = MergeStep(root.name, tuple(parts), tree)
+        self.merged[root.name] = [self._decision(root, part, kind) for part in parts]
+
+    def _decision(self, root: Node, part: Part, kind: str) -> MergeDecision:
+        branch = part.branch
+        assert branch.layer is not None
+        into = self.label(self.by_name[branch.layer])
+        others = tuple(name for name in branch.names if name != into)
+        known = bool(self.facts.shapes(root))
+        what = list(others)
+        if part.has_identity:
+            what.append("the identity")
+        if not what:
+            detail = f"a multiplication by constants merged into {into}."
+        else:
+            detail = f"{listed(tuple(what))} merged into {into}."
+        return MergeDecision(
+            into=into,
+            merged=others,
+            action="merge",
+            kind=kind if kind != "factor" or not what else "sum",
+            reason=None,
+            detail=detail,
+            macs_before=branch.cost if known else None,
+            macs_after=self.cost_now(branch) if known else None,
+            site=root.name,
+        )
+
+    def refuse(self, site: Node, merged: tuple[str, ...], into: str, refusal: Refusal) -> None:
+        """Note what does not merge, and why."""
+        names = " and ".join(f"`{name}`" for name in (*merged[:2], into)) if merged else f"`{into}`"
+        self.refusals.append(
+            MergeDecision(
+                into=into,
+                merged=merged,
+                action="refuse",
+                kind="",
+                reason=refusal.reason,
+                detail=f"{names} stay apart: {refusal.detail}." if merged else f"{names} stays: {refusal.detail}.",
+                macs_before=None,
+                macs_after=None,
+                site=site.name,
+            )
+        )
