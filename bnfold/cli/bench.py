@@ -37,6 +37,7 @@ class BenchRequest:
 
     about: ModelRequest
     keep: tuple[str, ...] = ()
+    merge: bool = False
     targets: tuple[str, ...] = ()
     batches: tuple[int, ...] = ()
     threads: int | None = None
@@ -80,7 +81,7 @@ def _document(request: BenchRequest, terminal: Terminal, stages: Stages) -> Docu
         from bnfold.fold.api import fold
         from bnfold.inputs import shapes_in_words
 
-        folding = fold(loaded.model, found.inputs, keep=request.keep)
+        folding = fold(loaded.model, found.inputs, keep=request.keep, merge=request.merge)
     with stages("measure"), terminal.foreign_code():
         from bnfold.bench.api import bench
 

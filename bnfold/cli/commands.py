@@ -47,6 +47,9 @@ _about_the_model = _options(
     ),
     click.option("--inputs", type=_FILE, metavar="FILE", help="Real inputs: .npy, .npz or .safetensors."),
 )
+_merge = click.option(
+    "--merge", is_flag=True, help="Also make one convolution of several whose sum, or sequence, is one."
+)
 _about_the_words = _options(
     click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only."),
     click.option("-v", "--verbose", is_flag=True, help="Print every row, and where the time goes."),
@@ -89,7 +92,10 @@ def bnfold() -> None:
     help="The suffix says the kind: .onnx, .pt2, .safetensors.  [default: MODEL.folded.onnx and MODEL.folded.pt2]",
 )
 @_about_the_model
-@click.option("--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is.")
+@click.option(
+    "--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is; with --merge, or this convolution."
+)
+@_merge
 @click.option("--strict", is_flag=True, help="Exit 4, and write no model, unless every BatchNorm folded.")
 @_reports
 @click.option("--no-verify", is_flag=True, help="Write without proof.")
@@ -115,7 +121,10 @@ def fold(**options: Any) -> int:
 @click.argument("model")
 @click.argument("name", required=False)
 @_about_the_model
-@click.option("--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is.")
+@click.option(
+    "--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is; with --merge, or this convolution."
+)
+@_merge
 @_reports
 @_seed
 @_force
@@ -153,7 +162,10 @@ def verify(**options: Any) -> int:
 @bnfold.command(context_settings=_CONTEXT)
 @click.argument("model")
 @_about_the_model
-@click.option("--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is.")
+@click.option(
+    "--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is; with --merge, or this convolution."
+)
+@_merge
 @click.option(
     "--target",
     "targets",

@@ -16,7 +16,7 @@ from bnfold.cli.terminal import Terminal
 from bnfold.errors import NeedsInputsError, UnknownNameError, UsageError
 from bnfold.files.words import listed, shown
 from bnfold.report.document import Document
-from bnfold.report.tables import told_decisions, told_seconds
+from bnfold.report.tables import told_decisions, told_merges, told_seconds
 
 __all__ = ["ExplainRequest", "run"]
 
@@ -36,6 +36,7 @@ class ExplainRequest:
     about: ModelRequest
     name: str | None = None
     keep: tuple[str, ...] = ()
+    merge: bool = False
     reports: tuple[str, ...] = ()
     force: bool = False
 
@@ -52,6 +53,7 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
             model=request.about.model,
             capture=plan.capture,
             batchnorms=plan.decisions,
+            merges=plan.merges if request.merge else None,
             notes=(*notes, *plan.notes),
             seconds=stages.seconds,
         )
@@ -63,6 +65,8 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
         terminal.note(note)
     if told is None:
         terminal.result(*told_decisions(document, every=terminal.verbose or len(document.batchnorms) <= 24))
+        if document.merges is not None:
+            terminal.result(Text(), *told_merges(document, every=True))
     else:
         terminal.result(*told)
     if terminal.verbose:
@@ -76,7 +80,7 @@ def _plan(request: ExplainRequest, loaded: Any, terminal: Terminal, stages: Stag
 
     def planned(inputs: Any) -> Any:
         with stages("plan"), terminal.foreign_code():
-            return make_plan(loaded.model, inputs, keep=request.keep)
+            return make_plan(loaded.model, inputs, keep=request.keep, merge=request.merge)
 
     if request.about.inputs is not None or request.about.shapes:
         return planned(find_inputs(request.about, loaded, terminal, stages).inputs)

@@ -20,7 +20,15 @@ from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
 from bnfold.files.words import reason_of
 from bnfold.report.document import Document
-from bnfold.report.tables import told_comparisons, told_counts, told_decisions, told_outcome, told_outputs, told_seconds
+from bnfold.report.tables import (
+    told_comparisons,
+    told_counts,
+    told_decisions,
+    told_merges,
+    told_outcome,
+    told_outputs,
+    told_seconds,
+)
 from bnfold.report.words import counted
 
 if TYPE_CHECKING:
@@ -46,6 +54,7 @@ class FoldRequest:
     about: ModelRequest
     outputs: tuple[Path, ...] = ()
     keep: tuple[str, ...] = ()
+    merge: bool = False
     strict: bool = False
     reports: tuple[str, ...] = ()
     no_verify: bool = False
@@ -86,7 +95,7 @@ class _Run:
             from bnfold.fold.api import fold
             from bnfold.inputs import shapes_in_words
 
-            folding = fold(loaded.model, found.inputs, keep=request.keep)
+            folding = fold(loaded.model, found.inputs, keep=request.keep, merge=request.merge)
             before, after = folding.counts()
         notes += folding.plan.notes
         document = Document(
@@ -95,6 +104,7 @@ class _Run:
             inputs=(shapes_in_words(found.inputs), found.how),
             capture=folding.plan.capture,
             batchnorms=folding.plan.decisions,
+            merges=folding.plan.merges if request.merge else None,
             counts=(before.to_dict(), after.to_dict()),
             notes=tuple(notes),
             strict=request.strict,
@@ -200,6 +210,8 @@ def _tell(document: Document, terminal: Terminal) -> None:
         shapes, how = document.inputs
         terminal.note(f"The inputs are {shapes} ({how}).")
     terminal.result(*told_decisions(document, every=terminal.verbose), Text())
+    if document.merges is not None:
+        terminal.result(*told_merges(document, every=terminal.verbose), Text())
     if terminal.verbose:
         terminal.result(*told_counts(document), Text())
     if document.comparisons:

@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from bnfold._version import __version__
-from bnfold.fold.decision import Decision
+from bnfold.fold.decision import Decision, MergeDecision
 
 __all__ = ["SCHEMA", "Document", "OutputFile", "versions"]
 
@@ -43,6 +43,7 @@ class Document:
         inputs: shapes of the example inputs as ``"2x1x28x28"``, and how they were come by; None if there were none.
         capture: how the graph was obtained; None for verify.
         batchnorms: one decision per BatchNorm call.
+        merges: what became of convolutions that could be one; None where merging was not asked for.
         verification: what ``Report.to_dict()`` gave; None if nothing was verified.
         counts: what the original and the folded model cost to run, as ``Counts.to_dict()`` gave; None if not counted.
         bench: what ``Bench.to_dict()`` gave; None if nothing was timed.
@@ -59,6 +60,7 @@ class Document:
     inputs: tuple[str, str] | None = None
     capture: str | None = None
     batchnorms: tuple[Decision, ...] = ()
+    merges: tuple[MergeDecision, ...] | None = None
     verification: dict[str, Any] | None = None
     counts: tuple[dict[str, Any], dict[str, Any]] | None = None
     bench: dict[str, Any] | None = None
@@ -111,6 +113,8 @@ class Document:
             "notes": list(self.notes),
             "seconds": {stage: round(value, 4) for stage, value in self.seconds.items()},
         }
+        if self.merges is not None:
+            data["merges"] = [merge.to_dict() for merge in self.merges]
         if self.counts is not None:
             data["counts"] = {"before": self.counts[0], "after": self.counts[1]}
         if self.bench is not None:

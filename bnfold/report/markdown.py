@@ -8,7 +8,7 @@ from bnfold.files.words import bytes_in_words
 from bnfold.report.benched import COLUMNS, bench_rows, machine_line, skipped_lines
 from bnfold.report.document import Document, versions
 from bnfold.report.escape import for_markdown
-from bnfold.report.words import became, counts_in_words, name_of, number, summary_line, why
+from bnfold.report.words import became, counts_in_words, merges_line, name_of, number, summary_line, why, why_apart
 
 __all__ = ["markdown"]
 
@@ -35,6 +35,14 @@ def markdown(document: Document) -> str:
             for decision in document.batchnorms
         )
         lines += _table(("BatchNorm", "became", "into", "through", "why not"), rows)
+    if document.merges is not None:
+        lines += [merges_line(document.merges) + ".", ""]
+    if document.merges:
+        merges = (
+            (merge.into, "merged" if merge.action == "merge" else "apart", merged_with(merge), why_apart(merge))
+            for merge in document.merges
+        )
+        lines += _table(("convolution", "became", "with", "why not"), merges)
     if document.counts is not None:
         costs = ((what.strip(), before, after) for what, before, after in counts_in_words(document.counts))
         lines += _table(("one run", "original", "folded"), costs)

@@ -12,13 +12,27 @@ from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision
 from bnfold.report.document import Document
 from bnfold.report.escape import visible
-from bnfold.report.words import became, counted, counts_in_words, folded_in_words, name_of, number, summary_line, why
+from bnfold.report.words import (
+    became,
+    counted,
+    counts_in_words,
+    folded_in_words,
+    large,
+    merged_with,
+    merges_line,
+    name_of,
+    number,
+    summary_line,
+    why,
+    why_apart,
+)
 
 __all__ = [
     "plain_table",
     "told_comparisons",
     "told_counts",
     "told_decisions",
+    "told_merges",
     "told_outcome",
     "told_outputs",
     "told_seconds",
@@ -76,6 +90,37 @@ def _row(decision: Decision, decisions: Sequence[Decision], *, every: bool) -> l
         Text(visible(why(decision))),
         Text(visible(decision.source or "") if every else ""),
     ]
+
+
+def told_merges(document: Document, *, every: bool) -> Iterator[Table | Text]:
+    """Yield what became of convolutions that could be one.
+
+    Args:
+        document: what was done.
+        every: show each row, those that stay apart among them.
+    """
+    merges = document.merges or ()
+    shown = [merge for merge in merges if every or (merge.action == "merge" and len(merges) <= MANY)]
+    if shown:
+        told = [column for column in _MERGES if column != "why not" or any(merge.reason for merge in shown)]
+        table = plain_table(*told, numbers=("multiply-accumulates",))
+        for merge in shown:
+            known = merge.macs_before is not None and merge.macs_after is not None
+            macs = f"{large(merge.macs_before or 0)} -> {large(merge.macs_after or 0)}" if known else ""
+            row = [
+                Text(visible(merge.into), style="bold"),
+                Text("merged" if merge.action == "merge" else "apart", style="green" if not merge.reason else "yellow"),
+                Text(visible(merged_with(merge))),
+                Text(macs),
+                Text(visible(why_apart(merge))),
+            ]
+            table.add_row(*row[: len(told)])
+        yield table
+        yield Text()
+    yield Text(merges_line(merges))
+
+
+_MERGES = ("convolution", "became", "with", "multiply-accumulates", "why not")
 
 
 def told_comparisons(document: Document) -> Iterator[Table | Text]:

@@ -7,9 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from bnfold.files.words import bytes_in_words
-from bnfold.fold.decision import Decision
+from bnfold.fold.decision import Decision, MergeDecision
 
-__all__ = ["became", "counted", "counts_in_words", "folded_in_words", "name_of", "number", "summary_line", "why"]
+__all__ = [
+    "became",
+    "counted",
+    "counts_in_words",
+    "folded_in_words",
+    "large",
+    "merged_with",
+    "merges_line",
+    "name_of",
+    "number",
+    "summary_line",
+    "why",
+    "why_apart",
+]
 
 
 def became(decision: Decision) -> str:
@@ -30,6 +43,32 @@ def why(decision: Decision) -> str:
     if decision.action == "fold":
         return ""
     return decision.detail.removeprefix(f"{decision.batchnorm} became an explicit affine: ")
+
+
+def merges_line(merges: Sequence[MergeDecision]) -> str:
+    """Return the sums of what was merged in one line."""
+    done = [merge for merge in merges if merge.action == "merge"]
+    apart = len(merges) - len(done)
+    left = f"; {apart} stay apart" if apart else ""
+    if not done:
+        return f"No convolutions became one{left}"
+    before = [merge.macs_before for merge in done if merge.macs_before is not None]
+    after = [merge.macs_after for merge in done if merge.macs_after is not None]
+    saved = f", with {large(sum(after))} multiply-accumulates instead of {large(sum(before))}" if before else ""
+    layers = sum(len(merge.merged) + 1 for merge in done)
+    return f"{counted(len(done), 'merge')}: {counted(layers, 'layer')} became {len(done)}{saved}{left}"
+
+
+def merged_with(merge: MergeDecision) -> str:
+    """Return what goes into a convolution, or would have: layers, and the identity."""
+    if merge.action == "merge" and " merged into " in merge.detail and "the identity" in merge.detail:
+        return ", ".join((*merge.merged, "the identity"))
+    return ", ".join(merge.merged)
+
+
+def why_apart(merge: MergeDecision) -> str:
+    """Return the reason alone, without the names."""
+    return "" if merge.action == "merge" else merge.detail.partition(": ")[2]
 
 
 def number(value: float | None) -> str:
@@ -73,8 +112,8 @@ def counts_in_words(counts: tuple[dict[str, Any], dict[str, Any]]) -> list[tuple
     before, after = counts
     rows = []
     if before["macs"] is not None and after["macs"] is not None:
-        rows.append(("multiply-accumulates", _large(before["macs"]), _large(after["macs"])))
-    rows.append(("parameters", _large(before["parameters"]), _large(after["parameters"])))
+        rows.append(("multiply-accumulates", large(before["macs"]), large(after["macs"])))
+    rows.append(("parameters", large(before["parameters"]), large(after["parameters"])))
     rows.append(
         ("memory of the weights", bytes_in_words(before["parameter_bytes"]), bytes_in_words(after["parameter_bytes"]))
     )
@@ -87,7 +126,12 @@ def counts_in_words(counts: tuple[dict[str, Any], dict[str, Any]]) -> list[tuple
     return rows
 
 
-def _large(count: int) -> str:
+def large(count: int) -> str:
+    """Return a large number in three digits.
+
+    >>> large(1_234_567), large(999), large(12_345)
+    ('1.23 M', '999', '12.3 k')
+    """
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.3g} {letter}" if count < 1000 * size else f"{count / size:,.0f} {letter}"
