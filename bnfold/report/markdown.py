@@ -8,7 +8,17 @@ from bnfold.files.words import bytes_in_words
 from bnfold.report.benched import COLUMNS, bench_rows, machine_line, skipped_lines
 from bnfold.report.document import Document, versions
 from bnfold.report.escape import for_markdown
-from bnfold.report.words import became, counts_in_words, merges_line, name_of, number, summary_line, why, why_apart
+from bnfold.report.words import (
+    became,
+    counts_in_words,
+    merged_with,
+    merges_line,
+    name_of,
+    number,
+    summary_line,
+    why,
+    why_apart,
+)
 
 __all__ = ["markdown"]
 

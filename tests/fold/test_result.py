@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
-from tests.fold.support import Net, assert_same_function, double, error_of_peak, folds, run, values
+from tests.fold.support import assert_same_function, double, error_of_peak, folds, run, values
 from tests.networks import NETWORKS
 
 IMAGES = (2, 3, 8, 8)
@@ -307,12 +307,3 @@ def test_in_float64_of_an_old_weight_norm_that_has_run() -> None:
     net(values(*IMAGES))  # with gradients: the computed weight is no leaf
     original, folded = bnfold.fold(net).in_float64()
     assert error_of_peak(run(original, values(*IMAGES)), run(folded, values(*IMAGES))) < 1e-10
-
-
-def test_merge_is_of_a_later_version_or_of_this_one_but_not_silent() -> None:
-    net = double(Net(lambda s, x: s.bn(s.conv(x)), conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4)))
-    try:
-        folding = bnfold.fold(net, merge=True)
-    except bnfold.UsageError:
-        return
-    assert error_of_peak(run(net, values(*IMAGES)), run(folding.module, values(*IMAGES))) < 1e-10
