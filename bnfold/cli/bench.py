@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.text import Text
@@ -25,6 +26,7 @@ _STAGES = (
     ("inputs", "finding inputs"),
     ("fold", "folding"),
     ("measure", "measuring"),
+    ("report", "gathering what the report shows"),
     ("write", "writing"),
 )
 _TOO_FAR = 1e-3
@@ -52,7 +54,7 @@ def run(request: BenchRequest, terminal: Terminal) -> int:
     read = read_files(request.about)
     outputs.check_paths([], request.reports, inputs=read, force=request.force)
     with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
-        document = _document(request, terminal, stages)
+        document = _document(request, terminal, stages, read)
         with stages("write"):
             document = document.with_results(seconds=dict(stages.seconds))
             outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
@@ -73,7 +75,7 @@ def run(request: BenchRequest, terminal: Terminal) -> int:
     return 0
 
 
-def _document(request: BenchRequest, terminal: Terminal, stages: Stages) -> Document:
+def _document(request: BenchRequest, terminal: Terminal, stages: Stages, read: list[Path]) -> Document:
     about = request.about
     loaded, notes = load(about, terminal, stages)
     found = find_inputs(about, loaded, terminal, stages)
@@ -101,6 +103,12 @@ def _document(request: BenchRequest, terminal: Terminal, stages: Stages) -> Docu
             progress=lambda what, done: stages.inside("measure", what, done),
             **told,
         )
+    details = None
+    if outputs.wants_page(request.reports):
+        from bnfold.report.gather import details_of
+
+        with stages("report"):
+            details = details_of(folding, None, seed=about.seed, files=read)
     return Document(
         command="bench",
         model=about.model,
@@ -109,6 +117,7 @@ def _document(request: BenchRequest, terminal: Terminal, stages: Stages) -> Docu
         batchnorms=folding.plan.decisions,
         notes=(*notes, *folding.plan.notes),
         bench=measured.to_dict(),
+        details=details,
     )
 
 

@@ -60,7 +60,7 @@ _reports = click.option(
     "reports",
     multiple=True,
     metavar="FILE",
-    help="Write a report: .json, .md or .xml (JUnit); - for JSON on stdout.",
+    help="Write a report: .html, .json, .md or .xml (JUnit); - for JSON on stdout.",
 )
 _force = click.option("--force", is_flag=True, help="Replace files that exist.")
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the inputs.")

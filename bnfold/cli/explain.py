@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -15,6 +16,7 @@ from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
 from bnfold.errors import NeedsInputsError, UnknownNameError, UsageError
 from bnfold.files.words import listed, shown
+from bnfold.report.details import Details
 from bnfold.report.document import Document
 from bnfold.report.tables import told_decisions, told_merges, told_seconds
 
@@ -25,6 +27,7 @@ _STAGES = (
     ("load", "loading the model"),
     ("inputs", "finding inputs"),
     ("plan", "planning"),
+    ("report", "gathering what the report shows"),
     ("write", "writing"),
 )
 
@@ -47,7 +50,7 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
     outputs.check_paths([], request.reports, inputs=read, force=request.force)
     with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
         loaded, notes = load(request.about, terminal, stages)
-        plan = _plan(request, loaded, terminal, stages)
+        plan, inputs = _plan(request, loaded, terminal, stages)
         document = Document(
             command="explain",
             model=request.about.model,
@@ -57,6 +60,8 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
             notes=(*notes, *plan.notes),
             seconds=stages.seconds,
         )
+        if outputs.wants_page(request.reports):
+            document = document.with_results(details=_details(request, loaded.model, inputs, read, stages))
         with stages("write"):
             outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
         told = None if request.name is None else _explained(request, loaded.model, document)
@@ -74,8 +79,21 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
     return 0
 
 
-def _plan(request: ExplainRequest, loaded: Any, terminal: Terminal, stages: Stages) -> Any:
-    """Return the plan that ``fold`` would follow; inputs are looked for only where it may depend on their shapes."""
+def _details(request: ExplainRequest, model: Any, inputs: Any, read: list[Path], stages: Stages) -> Details:
+    """Return what an HTML page shows: the graph before and after the fold that would be made, and the affines."""
+    from bnfold.fold.api import fold
+    from bnfold.report.gather import details_of
+
+    with stages("report"):
+        folding = fold(model, inputs, keep=request.keep)
+        return details_of(folding, None, seed=request.about.seed, files=read)
+
+
+def _plan(request: ExplainRequest, loaded: Any, terminal: Terminal, stages: Stages) -> tuple[Any, Any]:
+    """Return the plan that ``fold`` would follow, and the inputs it was made with.
+
+    Inputs are looked for only where it may depend on their shapes; else they are None.
+    """
     from bnfold.fold.api import plan as make_plan
 
     def planned(inputs: Any) -> Any:
@@ -83,19 +101,20 @@ def _plan(request: ExplainRequest, loaded: Any, terminal: Terminal, stages: Stag
             return make_plan(loaded.model, inputs, keep=request.keep, merge=request.merge)
 
     if request.about.inputs is not None or request.about.shapes:
-        return planned(find_inputs(request.about, loaded, terminal, stages).inputs)
+        inputs = find_inputs(request.about, loaded, terminal, stages).inputs
+        return planned(inputs), inputs
     plan = None
     with contextlib.suppress(NeedsInputsError):
         plan = planned(None)
     if plan is not None and not any(decision.reason in _OF_SHAPES for decision in plan):
-        return plan
+        return plan, None
     try:
         inputs = find_inputs(request.about, loaded, terminal, stages).inputs
     except UsageError:
         if plan is None:
             raise
-        return plan
-    return planned(inputs)
+        return plan, None
+    return planned(inputs), inputs
 
 
 _OF_SHAPES = frozenset({"shapes-unknown", "channel-dimension", "channels-disagree", "broadcast"})

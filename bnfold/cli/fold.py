@@ -43,6 +43,7 @@ _STAGES = (
     ("fold", "folding"),
     ("export", "exporting"),
     ("verify", "verifying"),
+    ("report", "gathering what the report shows"),
     ("write", "writing"),
 )
 
@@ -81,6 +82,7 @@ class _Run:
         model = request.about.model
         factory = model.rpartition(":")[2].rpartition(".")[2] if looks_like_spec(model) else None
         self.paths = files.output_paths(request.outputs, model, factory)
+        self.of_page: tuple[Folding, tuple[Any, ...]] | None = None
 
     def document(self) -> Document:
         """Do everything, and return what is to be told."""
@@ -109,6 +111,8 @@ class _Run:
             notes=tuple(notes),
             strict=request.strict,
         )
+        if files.wants_page(request.reports):
+            self.of_page = (folding, found.inputs)
         if request.strict and document.summary["fold"] < len(document.batchnorms):
             return self._written([], document.with_results(exit_code=4))
         with blaming_inputs(loaded.model, found.inputs):
@@ -172,7 +176,20 @@ class _Run:
             }
             return [makers[path.suffix](path) for path in self.paths]
 
+    def _details(self, document: Document) -> Document:
+        """Return the document with what an HTML page shows, if one is wanted."""
+        if self.of_page is None:
+            return document
+        with self.stages("report"), self.terminal.foreign_code():
+            from bnfold.report.gather import details_of
+
+            seed, sites = self.request.about.seed, not self.request.no_verify
+            return document.with_results(
+                details=details_of(*self.of_page, seed=seed, files=self.files_read, sites=sites)
+            )
+
     def _written(self, made: list[Output], document: Document) -> Document:
+        document = self._details(document)
         with self.stages("write"):
             return files.write(
                 made,

@@ -80,6 +80,10 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
             seconds=stages.seconds,
             exit_code=0 if report.passed else 1,
         )
+        if outputs.wants_page(request.reports):
+            from bnfold.report.details import Details, files_read
+
+            document = document.with_results(details=Details(seed=about.seed, files=files_read(read)))
         with stages("write"):
             outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
         stages.finish()

@@ -11,6 +11,7 @@ from typing import Any
 
 from bnfold._version import __version__
 from bnfold.fold.decision import Decision, MergeDecision
+from bnfold.report.details import Details
 
 __all__ = ["SCHEMA", "Document", "OutputFile", "versions"]
 
@@ -52,6 +53,7 @@ class Document:
         strict: whether everything had to fold.
         seconds: where the time went, by stage.
         exit_code: of the run.
+        details: what the HTML page shows beyond the other reports; None where no page was asked for.
     """
 
     command: str
@@ -69,6 +71,7 @@ class Document:
     strict: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     exit_code: int = 0
+    details: Details | None = None
 
     @property
     def summary(self) -> dict[str, int]:

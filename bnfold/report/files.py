@@ -20,7 +20,13 @@ def as_json(document: Document) -> str:
     return json.dumps(document.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
-_FORMATS: dict[str, Callable[[Document], str]] = {".json": as_json, ".md": markdown, ".xml": junit}
+def _page(document: Document) -> str:
+    from bnfold.report.html import html  # jinja2 only where it is needed
+
+    return html(document)
+
+
+_FORMATS: dict[str, Callable[[Document], str]] = {".html": _page, ".json": as_json, ".md": markdown, ".xml": junit}
 
 
 def check_report_path(path: Path) -> None:
@@ -29,12 +35,10 @@ def check_report_path(path: Path) -> None:
     Raises:
         UsageError: the suffix names no format.
     """
-    if path.suffix == ".html":
-        raise UsageError("There is no HTML report yet.", fix="Use .json, .md or .xml.")
     if path.suffix not in _FORMATS:
         raise UsageError(
             f"The suffix of the report {shown_path(path)} names no format.",
-            fix="Use .json, .md or .xml (JUnit), or - for JSON on standard output.",
+            fix="Use .html, .json, .md or .xml (JUnit), or - for JSON on standard output.",
         )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from bnfold.verify.outputs import flatten
 
-__all__ = ["Located", "locate", "locate_by_name", "site_errors"]
+__all__ = ["Located", "distance", "locate", "locate_by_name", "site_errors", "twins"]
 
 JUMP = 10.0  # how many times the largest error before it a site's error must be, where rounding blurs all of them
 
@@ -70,12 +70,12 @@ def site_errors(
     ours = {node.name: node for node in original.graph.nodes}
     order = {node: position for position, node in enumerate(original.graph.nodes)}
     theirs = {node.name: node for node in candidate.graph.nodes}
-    pairs = [(d, _twins(ours[d.site], d.direction, theirs)) for d in decisions if d.site in ours]
+    pairs = [(d, twins(ours[d.site], d.direction, theirs)) for d in decisions if d.site in ours]
     pairs.sort(key=lambda pair: max((order[one] for one, _ in pair[1]), default=0))
     left = _values(original, {one for _, twins in pairs for one, _ in twins}, inputs)
     right = _values(candidate, {other for _, twins in pairs for _, other in twins}, inputs)
     return [
-        (decision, max(_distance(left.get(one), right.get(other)) for one, other in twins))
+        (decision, max(distance(left.get(one), right.get(other)) for one, other in twins))
         for decision, twins in pairs
         if twins
     ]
@@ -100,7 +100,7 @@ def locate_by_name(
     left, right = _outputs_of(original, shared, inputs), _outputs_of(candidate, shared, inputs)
     before = 0.0
     for name, value in left.items():
-        error = _distance(value, right.get(name))
+        error = distance(value, right.get(name))
         if error > max(1e-6, JUMP * before):
             return Located(name, name, error)
         before = max(before, error)
@@ -127,7 +127,7 @@ def _outputs_of(module: nn.Module, names: Sequence[str], inputs: Sequence[Any]) 
     return found
 
 
-def _twins(site: fx.Node, direction: str | None, theirs: dict[str, fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
+def twins(site: fx.Node, direction: str | None, theirs: dict[str, fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
     """Return pairs of nodes, one of each graph, whose values are equal if the site's fold is right."""
     same = theirs.get(site.name)
     if same is not None and direction is None:
@@ -198,7 +198,7 @@ def _values(module: fx.GraphModule, wanted: set[fx.Node], inputs: Sequence[Any])
     return recorder.kept
 
 
-def _distance(left: list[Tensor] | None, right: list[Tensor] | None) -> float:
+def distance(left: list[Tensor] | None, right: list[Tensor] | None) -> float:
     """Return the largest difference relative to the largest value; infinity where the shapes differ, or NaN is new."""
     if left is None or right is None:
         return 0.0

@@ -144,7 +144,6 @@ def test_a_given_shape_is_used(run: Run, seed_file: Path) -> None:
         (["model.pt", *CODE, "-o", "x.txt"], 2, "names no kind of model"),
         (["model.pt", *CODE, "-o", "x.pt2", "-o", "x.pt2"], 2, "are one file"),
         (["model.pt", *CODE, "-o", "model.pt"], 2, "names no kind of model"),
-        (["model.pt", *CODE, "--report", "r.html"], 2, "no HTML report yet"),
         (["model.pt", *CODE, "--report", "r.txt"], 2, "names no format"),
         (["model.pt", *CODE, "--input-shape", "1,0,3"], 2, "is no shape"),
         (["model.pt", *CODE, "--input-shape", "1,3,28,28"], 2, "does not run on"),

@@ -12,6 +12,7 @@ from bnfold.errors import UsageError
 from bnfold.report.document import Document
 from bnfold.report.escape import visible
 from bnfold.report.files import as_json, check_report_path, content_for
+from bnfold.report.html import html
 from bnfold.report.junit import junit
 from bnfold.report.markdown import markdown
 from tests.report.samples import NASTY, decision, document, failing, nasty
@@ -123,15 +124,13 @@ def test_hostile_names_are_text_in_junit() -> None:
     assert {element.tag for element in root.iter()} <= {"testsuites", "testsuite", "testcase", "failure", "system-out"}
 
 
-@pytest.mark.parametrize("name", ["r.json", "r.md", "r.xml"])
+@pytest.mark.parametrize("name", ["r.html", "r.json", "r.md", "r.xml"])
 def test_the_suffix_chooses_the_format(name: str) -> None:
     check_report_path(Path(name))
-    expected = {".json": as_json, ".md": markdown, ".xml": junit}[Path(name).suffix]
+    expected = {".html": html, ".json": as_json, ".md": markdown, ".xml": junit}[Path(name).suffix]
     assert content_for(Path(name), document()) == expected(document()).encode()
 
 
-def test_html_is_said_to_come_later_and_other_suffixes_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"no HTML report yet. Use \.json"):
-        check_report_path(Path("r.html"))
-    with pytest.raises(UsageError, match="names no format"):
+def test_other_suffixes_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"names no format\. Use \.html"):
         check_report_path(Path("r.txt"))

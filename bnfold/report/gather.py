@@ -1,0 +1,292 @@
+"""Gather what the HTML page shows: the graph before and after, the ways of the affines, their numbers, site errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from bnfold.affine import affine_of_statistics
+from bnfold.fold.conditions import name_of
+from bnfold.fold.decision import Decision
+from bnfold.graph import calls
+from bnfold.graph.capture import Capture
+from bnfold.graph.facts import Facts
+from bnfold.report.details import Affine, Details, Picture, Role, Vertex, Way, files_read
+from bnfold.report.sites import site_errors_of
+
+if TYPE_CHECKING:
+    from bnfold.fold.api import Folding
+
+__all__ = ["details_of"]
+
+
+def details_of(
+    folding: Folding, inputs: Any, *, seed: int, files: Iterable[Path] = (), folded: bool = True, sites: bool = True
+) -> Details:
+    """Return what the page shows about a folding.
+
+    Args:
+        folding: what ``bnfold.fold`` returned.
+        inputs: positional inputs to measure errors on, or None.
+        seed: of those inputs, for the record.
+        files: that were read, for their hashes.
+        folded: whether to draw the folded graph too.
+        sites: whether to measure the error at each BatchNorm; takes three runs of the model.
+    """
+    pictures: list[Picture] = []
+    affines: list[Affine] = []
+    for path, captured, first, decisions in _parts(folding):
+        graph = _Drawn(captured)
+        after: tuple[Vertex, ...] = ()
+        if folded:
+            part = folding.module.get_submodule(path) if path else folding.module
+            if isinstance(part, GraphModule):
+                after = graph.twins_named(_Drawn(Capture(part.graph, part, {}, captured.way)).vertices, decisions)
+        pictures.append(Picture(path, graph.vertices, after, tuple(graph.ways(decisions, first))))
+        affines += graph.affines(decisions, first)
+    errors, remarks = site_errors_of(folding, inputs) if sites and inputs is not None else ((), ())
+    return Details(seed, files_read(files), tuple(pictures), tuple(affines), errors, remarks)
+
+
+def _parts(folding: Folding) -> Iterator[tuple[str, Capture, int, Sequence[Decision]]]:
+    """Yield each graph: the piece's name, its capture, the index of its first decision, its decisions as it named them.
+
+    The decisions of a whole are those of its pieces, in order, and then those outside of all pieces.
+    """
+    if folding.captured.way != "piecewise":
+        yield "", folding.captured, 0, folding.plan.decisions
+        return
+    first = 0
+    for path, piece in folding.captured.pieces.items():
+        decisions = folding.plan.pieces[path].decisions
+        yield path, piece, first, decisions
+        first += len(decisions)
+
+
+class _Drawn:
+    """One graph as vertices."""
+
+    def __init__(self, captured: Capture) -> None:
+        self.captured = captured
+        self.facts = Facts(captured)
+        self.reads = {node: self._read(node) for node in captured.graph.nodes}
+        wanted = self._wanted()
+        self.nodes = [node for node in self.reads if node in wanted]
+        self.index = {node: index for index, node in enumerate(self.nodes)}
+        self.vertices = tuple(self._vertex(node) for node in self.nodes)
+
+    def twins_named(self, after: tuple[Vertex, ...], decisions: Sequence[Decision]) -> tuple[Vertex, ...]:
+        """Return the folded graph with its explicit affines named after the BatchNorms that they were."""
+        known = {vertex.name for vertex in self.vertices}
+        made = [index for index, vertex in enumerate(after) if vertex.role == "affine" and vertex.name not in known]
+        sites = {decision.site for decision in decisions if decision.action == "affine"}
+        ours = [vertex.name for vertex in self.vertices if vertex.name in sites]
+        if len(made) != len(ours):  # some have kept their names, or the model had explicit affines before
+            return after
+        named = list(after)
+        for index, name in zip(made, ours, strict=True):
+            named[index] = replace(after[index], name=name)
+        return tuple(named)
+
+    def _read(self, node: Node) -> tuple[Node, ...]:
+        """The values whose numbers a call reads, without its parameters."""
+        call = self.facts.call(node)
+        found = node.all_input_nodes if call is None or not call.inputs else call.inputs
+        return tuple(dict.fromkeys(value for value in found if not self._is_aside(value)))
+
+    def _is_aside(self, value: Node) -> bool:
+        return value.op == "get_attr" or isinstance(self.facts.call(value), calls.MetadataRead)
+
+    def _wanted(self) -> set[Node]:
+        """What the outputs depend on, and all BatchNorms."""
+        waiting = [n for n in self.reads if n.op == "output" or isinstance(self.facts.call(n), calls.BatchNorm)]
+        wanted: set[Node] = set()
+        while waiting:
+            node = waiting.pop()
+            if node not in wanted:
+                wanted.add(node)
+                waiting += self.reads[node]
+        return wanted
+
+    def _vertex(self, node: Node) -> Vertex:
+        call = self.facts.call(node)
+        role: Role = "other"
+        if node.op in ("placeholder", "output"):
+            role = "end"
+        elif isinstance(call, calls.BatchNorm):
+            role = "batchnorm"
+        elif isinstance(call, calls.ExplicitAffine):
+            role = "affine"
+        elif isinstance(call, calls.Absorber):
+            role = "weights"
+        read = tuple(self.index[value] for value in self.reads[node])
+        return Vertex(node.name, self._label(node), self._kind(node), role, read)
+
+    def _label(self, node: Node) -> str:
+        call = self.facts.call(node)
+        if isinstance(call, calls.BatchNorm) and call.name:
+            return call.name
+        return str(node.target) if node.op in ("call_module", "placeholder") else node.name
+
+    def _kind(self, node: Node) -> str:
+        if node.op == "call_module":
+            return layer_in_words(self.captured.module(str(node.target)))
+        if node.op == "placeholder":
+            return "input"
+        if node.op in ("output", "call_method"):
+            return str(node.target)
+        return str(getattr(node.target, "__name__", node.target))
+
+    # --- what the decisions did -----------------------------------------------------------------------------------
+
+    def _sites(self, decisions: Sequence[Decision], first: int) -> Iterator[tuple[int, Decision, Node]]:
+        by_name = {node.name: node for node in self.nodes}
+        for number, decision in enumerate(decisions):
+            node = by_name.get(decision.site)
+            if node is not None and isinstance(self.facts.call(node), calls.BatchNorm):
+                yield first + number, decision, node
+
+    def ways(self, decisions: Sequence[Decision], first: int) -> Iterator[Way]:
+        """Yield the way of each affine."""
+        readers: dict[Node, list[Node]] = {node: [] for node in self.nodes}
+        for node in self.nodes:
+            for value in self.reads[node]:
+                readers[value].append(node)
+        for number, decision, site in self._sites(decisions, first):
+            edges, ends = self._way(site, decision, readers)
+            pairs = tuple((self.index[reader], self.index[read]) for reader, read in edges)
+            yield Way(number, self.index[site], tuple(self.index[end] for end in ends), pairs)
+
+    def _way(
+        self, site: Node, decision: Decision, readers: dict[Node, list[Node]]
+    ) -> tuple[list[tuple[Node, Node]], list[Node]]:
+        """Return the edges from a BatchNorm to what absorbed it, and these."""
+        into, through = set(decision.into), set(decision.through)
+        if not into or decision.direction is None:
+            return [], []
+        edges: dict[tuple[Node, Node], None] = {}
+        ends: dict[Node, None] = {}
+
+        def passes(node: Node) -> bool:
+            return name_of(node) in through or isinstance(self.facts.call(node), calls.BatchNorm)
+
+        def search(start: Node, step: dict[Node, list[Node]] | dict[Node, tuple[Node, ...]], *, forward: bool) -> bool:
+            """Walk depth first along ``step``; note the edges that end at an absorber."""
+            leads: dict[Node, bool] = {}
+            stack: list[tuple[Node, Iterator[Node]]] = [(start, iter(step[start]))]
+            leads[start] = False
+            while stack:
+                node, rest = stack[-1]
+                following = next(rest, None)
+                if following is None:
+                    stack.pop()
+                    continue
+                edge = (following, node) if forward else (node, following)
+                if self._names(following) & into and following is not site:
+                    ends[following] = None
+                    leads[following] = True
+                elif following not in leads and passes(following):
+                    leads[following] = False
+                    stack.append((following, iter(step[following])))
+                    tried.append(edge)
+                    continue
+                tried.append(edge)
+            # an edge belongs to the way if its far end leads to an absorber: settle from the far end back
+            changed = True
+            while changed:
+                changed = False
+                for reader, read in tried:
+                    near, far = (read, reader) if forward else (reader, read)
+                    if leads.get(far) and (reader, read) not in edges:
+                        edges[reader, read] = None
+                        leads[near] = changed = True
+            return bool(leads[start])
+
+        tried: list[tuple[Node, Node]] = []
+        if decision.direction == "backward":
+            search(site, self.reads, forward=False)
+        elif decision.direction == "forward":
+            search(site, readers, forward=True)
+        else:  # sideways: forward to the sum that the convolution's value goes into
+            for total in self._sums_after(site, readers, passes):
+                edges.update(dict.fromkeys(total[1]))
+                tried = []
+                if search(total[0], self.reads, forward=False):
+                    break
+                edges.clear()
+        return list(edges), list(ends)
+
+    def _sums_after(
+        self, site: Node, readers: dict[Node, list[Node]], passes: Any
+    ) -> Iterator[tuple[Node, list[tuple[Node, Node]]]]:
+        """Yield the sums that a BatchNorm's value runs into, and the edges to each."""
+        waiting: list[tuple[Node, list[tuple[Node, Node]]]] = [(site, [])]
+        while waiting:
+            node, path = waiting.pop(0)
+            for reader in readers[node]:
+                edges = [*path, (reader, node)]
+                if isinstance(self.facts.call(reader), calls.Add):
+                    yield reader, edges
+                elif passes(reader):
+                    waiting.append((reader, edges))
+
+    def _names(self, node: Node) -> set[str]:
+        return {self._label(node), str(node.target) if node.op == "call_module" else node.name, node.name}
+
+    def affines(self, decisions: Sequence[Decision], first: int) -> Iterator[Affine]:
+        """Yield the affine of each BatchNorm that has one."""
+        for number, _, site in self._sites(decisions, first):
+            call = self.facts.call(site)
+            assert isinstance(call, calls.BatchNorm)
+            sources = (call.running_mean, call.running_var, call.weight, call.bias)
+            if any(isinstance(source, Node) and not self.facts.is_constant(source) for source in sources):
+                continue
+            mean, variance, weight, bias = (self.facts.constant(source) for source in sources)
+            if mean is None or variance is None:
+                continue
+            affine = affine_of_statistics(mean.cpu(), variance.cpu(), _cpu(weight), _cpu(bias), call.eps)
+            yield Affine(number, tuple(affine.scale.tolist()), tuple(affine.shift.tolist()))
+
+
+def _cpu(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.cpu()
+
+
+def layer_in_words(layer: nn.Module) -> str:
+    """Return a layer's class and the sizes that tell it apart.
+
+    >>> layer_in_words(nn.Conv2d(1, 32, 3, stride=2))
+    'Conv2d 1→32, 3×3, stride 2'
+    >>> layer_in_words(nn.BatchNorm2d(32))
+    'BatchNorm2d 32'
+    """
+    parts = []
+    ends = [getattr(layer, name, None) for name in ("in_channels", "out_channels")]
+    if None in ends:
+        ends = [getattr(layer, name, None) for name in ("in_features", "out_features")]
+    if None not in ends:
+        parts.append(f"{ends[0]}→{ends[1]}")
+    elif isinstance(features := getattr(layer, "num_features", None), int):
+        parts.append(str(features))
+    kernel = getattr(layer, "kernel_size", None)
+    if kernel is not None:
+        parts.append(_times(kernel))
+    stride = getattr(layer, "stride", None)
+    if stride is not None and _times(stride) not in ("1", "1×1", "1×1×1") and stride != kernel:
+        parts.append(f"stride {_times(stride, short=True)}")
+    groups = getattr(layer, "groups", 1)
+    if isinstance(groups, int) and groups > 1:
+        parts.append(f"{groups} groups")
+    return " ".join(filter(None, (type(layer).__name__, ", ".join(parts))))
+
+
+def _times(size: Any, *, short: bool = False) -> str:
+    if not isinstance(size, tuple):
+        return str(size)
+    return str(size[0]) if short and len(set(size)) == 1 else "×".join(str(part) for part in size)
