@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import ExportError
 from bnfold.files.save import Output, Sidecar
@@ -76,31 +76,50 @@ def onnx_output(path: Path, model: onnx.ModelProto, *, limit: int = PROTOBUF_LIM
             f"The ONNX model for {shown_path(path)} keeps weights in another file.",
             fix="Load them into the model first.",
         )
-    large = [tensor for tensor in every if len(tensor.raw_data) >= _SMALL]
-    if sum(len(tensor.raw_data) for tensor in large) <= limit:
+    if sum(len(tensor.raw_data) for tensor in every) <= limit:
         content = _serialised(model, path)
         if len(content) <= limit:
             return Output(path, content, _check_onnx)
-    name = f"{path.name}.data"
-    data = bytearray()
-    moved: list[tuple[onnx.TensorProto, bytes]] = []
-    try:
-        for tensor in large:
-            raw = tensor.raw_data
-            data.extend(bytes(-len(data) % _ALIGNMENT))
-            moved.append((tensor, raw))
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", name), ("offset", str(len(data))), ("length", str(len(raw)))):
-                tensor.external_data.add(key=key, value=value)
-            data.extend(raw)
-        content = _serialised(model, path)
-    finally:
-        for tensor, raw in moved:
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            tensor.raw_data = raw
-    return Output(path, content, _check_onnx, (Sidecar(name, data),))
+    del every
+    beside = onnx.ModelProto()
+    sidecar = Sidecar(f"{path.name}.data", bytearray())
+    _copy_without_weights(model, beside, sidecar)
+    return Output(path, _serialised(beside, path), _check_onnx, (sidecar,))
+
+
+def _copy_without_weights(source: Any, copy: Any, sidecar: Sidecar) -> None:
+    """Copy a protobuf message field by field, its large tensors' bytes to the sidecar.
+
+    The model is not emptied and filled again: protobuf gives memory back only with the whole message, so that each
+    byte that is set anew is held once more.
+    """
+    from onnx import TensorProto
+
+    large = isinstance(source, TensorProto) and len(source.raw_data) >= _SMALL
+    for field, value in source.ListFields():
+        if large and field.name == "raw_data":
+            _move(value, copy, sidecar)
+        elif hasattr(value, "ListFields"):
+            getattr(copy, field.name).SetInParent()  # an empty message is not the same as none: a scalar's shape
+            _copy_without_weights(value, getattr(copy, field.name), sidecar)
+        elif isinstance(value, (str, bytes, int, float)):
+            setattr(copy, field.name, value)
+        elif hasattr(value[0], "ListFields"):
+            for part in value:
+                _copy_without_weights(part, getattr(copy, field.name).add(), sidecar)
+        else:
+            getattr(copy, field.name).extend(value)
+
+
+def _move(raw: bytes, tensor: onnx.TensorProto, sidecar: Sidecar) -> None:
+    """Put a tensor's bytes into the sidecar, and their place into the tensor."""
+    data = sidecar.content
+    assert isinstance(data, bytearray)
+    data.extend(bytes(-len(data) % _ALIGNMENT))
+    tensor.data_location = tensor.EXTERNAL
+    for key, value in (("location", sidecar.name), ("offset", str(len(data))), ("length", str(len(raw)))):
+        tensor.external_data.add(key=key, value=value)
+    data.extend(raw)
 
 
 def _serialised(model: onnx.ModelProto, path: Path) -> bytes:
@@ -142,7 +161,9 @@ def _check_onnx(path: Path) -> None:
     import onnx
 
     onnx.checker.check_model(str(path))
-    onnx.load(str(path))
+    for tensor in _tensors_of(onnx.load(str(path), load_external_data=False)):  # one at a time: they may be gigabytes
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            onnx.numpy_helper.to_array(tensor, str(path.parent))
 
 
 def _check_program(path: Path) -> None:

@@ -227,7 +227,11 @@ def test_memory_that_runs_out_anywhere_damages_nothing(seed_file: Path) -> None:
             seed_file.with_name(name).write_bytes(b"old")
         command = ("fold", "model.pt", *CODE, "--force", "-q", "-o", outputs[0], "-o", outputs[1])
         code, said = starved(seed_file.parent, megabytes, *command)
-        assert code in {0, 6}, (megabytes, code, said)
+        if code == -signal.SIGABRT:  # torch's libraries, while they are loaded: no Python can answer that
+            assert "bad_alloc" in said
+        else:
+            assert code in {0, 6}, (megabytes, code, said)
+            assert code == 0 or said.startswith("error: ")
         assert "Traceback" not in said, (megabytes, said)
         assert names(seed_file.parent) == {"model.pt", *outputs}
         old = [seed_file.with_name(name).read_bytes() == b"old" for name in outputs]
@@ -244,10 +248,22 @@ def test_two_runs_on_one_output_leave_that_of_one(seed_file: Path) -> None:
     assert main(["verify", str(seed_file), str(seed_file), *CODE, "-q"]) == 0
 
 
+TOLD = "import sys; from bnfold.cli import ending; print('ready', flush=True); sys.exit(ending.main())"
+
+
 def interrupted(seed_file: Path, delay: float) -> tuple[int, str]:
     """Fold, and press Ctrl-C after a while; return the exit code and the messages."""
-    command = [sys.executable, str(ROOT / "cli.py"), "fold", "model.pt", *CODE, "--force", "-q"]
-    process = subprocess.Popen(command, cwd=seed_file.parent, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", TOLD, "fold", "model.pt", *CODE, "--force", "-q"]
+    process = subprocess.Popen(
+        command,
+        cwd=seed_file.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
@@ -264,7 +280,7 @@ def test_an_interrupt_at_any_stage_leaves_no_trace(seed_file: Path) -> None:
     chance, codes = random.Random(3), []
     for _ in range(30):
         before = [path.read_bytes() for path in outputs]
-        code, said = interrupted(seed_file, chance.uniform(0.5, length))
+        code, said = interrupted(seed_file, chance.uniform(0.05, length))
         codes.append(code)
         if code:
             assert code == 130, said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from bnfold.errors import ExportError, FileAccessError
 from bnfold.files.outputs import onnx_output, program_output, text_output, weights_output
 from bnfold.files.programs import module_of_program
-from bnfold.files.save import Output, write_outputs
+from bnfold.files.save import Output, Sidecar, write_outputs
 
 
 def linear_model(size: int = 50, seed: int = 0) -> tuple[onnx.ModelProto, torch.Tensor]:
@@ -75,6 +76,34 @@ def test_weights_in_subgraphs_and_attributes_go_to_the_sidecar_too() -> None:
     output = onnx_output(Path("m.onnx"), model, limit=1000)
     assert len(output.content) < 2000
     assert len(output.sidecars[0].content) >= 4 * 50 * 50 * 4
+
+
+def test_a_model_with_a_sidecar_is_the_same_but_for_where_its_weights_are() -> None:
+    model, weight = linear_model()
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("scalar", onnx.TensorProto.FLOAT, []))
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("unknown", onnx.TensorProto.FLOAT, None))
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("numbers", [1, 2]))
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("words", ["a", "b"]))
+    model.metadata_props.add(key="k", value="v")
+    output = onnx_output(Path("m.onnx"), model, limit=1000)
+    copy = onnx.ModelProto.FromString(bytes(output.content))
+    tensor = copy.graph.initializer[0]
+    assert tensor.dims == [50, 50]
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+    tensor.raw_data = bytes(output.sidecars[0].content)
+    assert tensor.raw_data == weight.numpy().tobytes()
+    assert copy == model
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: b""])
+def test_a_sidecar_that_does_not_hold_the_weights_is_noticed(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    output = onnx_output(tmp_path / "m.onnx", linear_model()[0], limit=1000)
+    sidecar = output.sidecars[0]
+    broken = Output(output.path, output.content, output.check, (Sidecar(sidecar.name, change(bytes(sidecar.content))),))
+    with pytest.raises(FileAccessError, match=r"m\.onnx was not written, since it does not load again"):
+        write_outputs([broken], inputs=[], force=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_whose_weights_are_elsewhere_is_not_written() -> None:
