@@ -66,6 +66,7 @@ class Explanation:
         kind: the class of the layer.
         eps: added to the variance.
         channels: number of channels.
+        scales: of all channels.
         sample: some channels: the first ones, and those with the smallest scale in magnitude and the most negative one.
         negative: number of channels with a negative scale.
         zero: number of channels with scale 0.
@@ -78,6 +79,7 @@ class Explanation:
     kind: str
     eps: float
     channels: int
+    scales: tuple[float, ...]
     sample: tuple[Channel, ...]
     negative: int
     zero: int
@@ -135,6 +137,7 @@ def explain(layer: nn.Module, name: str, *, seed: int = 0, channels_shown: int =
         kind=type(layer).__name__,
         eps=eps,
         channels=len(scale),
+        scales=tuple(scale.tolist()),
         sample=sample,
         negative=int((scale < 0).sum()),
         zero=int((scale == 0).sum()),

@@ -64,7 +64,8 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
             document = document.with_results(details=_details(request, loaded.model, inputs, read, stages))
         with stages("write"):
             outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
-        told = None if request.name is None else _explained(request, loaded.model, document)
+        plain = terminal.out.options.ascii_only
+        told = None if request.name is None else _explained(request, loaded.model, document, inputs, plain=plain)
         stages.finish()
     for note in document.notes:
         terminal.note(note)
@@ -121,7 +122,7 @@ _OF_SHAPES = frozenset({"shapes-unknown", "channel-dimension", "channels-disagre
 """Reasons that may fall away once shapes are known."""
 
 
-def _explained(request: ExplainRequest, model: Any, document: Document) -> list[Any]:
+def _explained(request: ExplainRequest, model: Any, document: Document, inputs: Any, *, plain: bool) -> list[Any]:
     """Return the parts to print about the one layer that was named.
 
     Raises:
@@ -135,13 +136,24 @@ def _explained(request: ExplainRequest, model: Any, document: Document) -> list[
     layers = {path: part for path, part in model.named_modules() if _is_batchnorm(part)}
     layer = layers.get(decisions[0].batchnorm if decisions else name)
     if layer is not None:
-        return list(told_explanation(explain(layer, name, seed=request.about.seed), decisions))
+        found = explain(layer, name, seed=request.about.seed)
+        return list(told_explanation(found, decisions, _chains(request, model, inputs, decisions), plain=plain))
     if decisions:  # a call of a function: there is no layer whose numbers could be read
         return list(told_decisions(document.with_results(batchnorms=decisions), every=True))
     known = list(dict.fromkeys([*layers, *(decision.batchnorm for decision in document.batchnorms)]))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     fix = f"Did you mean {listed(close)}?" if close else f"There are {listed(known, 5)}." if known else "It has none."
     raise UnknownNameError(f"No BatchNorm of the model is called `{shown(name)}`.", fix=fix)
+
+
+def _chains(request: ExplainRequest, model: Any, inputs: Any, decisions: tuple[Any, ...]) -> list[Any]:
+    """Return for each decision the calls that its affine moves along."""
+    from bnfold.fold.api import fold
+    from bnfold.report.gather import chain_of
+
+    folding = fold(model, inputs, keep=request.keep)
+    numbers = {decision.site: number for number, decision in enumerate(folding.plan)}
+    return [chain_of(folding, numbers[d.site]) if d.site in numbers else () for d in decisions]
 
 
 def _is_batchnorm(part: Any) -> bool:

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from bnfold.explain import Explanation
 from bnfold.fold.decision import Decision
+from bnfold.report.bars import bar, spread
+from bnfold.report.chain import Link, told_chain
 from bnfold.report.escape import visible
 from bnfold.report.tables import plain_table
 
 __all__ = ["told_explanation"]
 
 
-def told_explanation(found: Explanation, decisions: tuple[Decision, ...]) -> Iterator[Table | Text]:
-    """Yield the equation, its numbers, the roundings, training mode, and the ways of writing it."""
+def told_explanation(
+    found: Explanation,
+    decisions: tuple[Decision, ...],
+    chains: Sequence[Sequence[Link]] = (),
+    *,
+    plain: bool = False,
+) -> Iterator[Table | Text]:
+    """Yield the way of the affine, the equation, its numbers, the roundings, training mode, and the ways of writing it.
+
+    Args:
+        found: about the layer.
+        decisions: one for each of its calls.
+        chains: for each decision, the calls that the affine moves along.
+        plain: draw in ASCII.
+    """
     name = visible(found.name)
     yield Text(f"{name}: {visible(found.kind)}, {found.channels} channels, eps {found.eps:g}", style="bold")
-    for decision in decisions:
+    for number, decision in enumerate(decisions):
         yield Text(visible(decision.detail))
+        if number < len(chains) and chains[number]:
+            yield Text()
+            yield from told_chain(chains[number], plain=plain)
     if not decisions:
         yield Text("The model never calls it.")
     yield Text()
@@ -29,11 +47,18 @@ def told_explanation(found: Explanation, decisions: tuple[Decision, ...]) -> Ite
         "  y = (x - running_mean[c]) / sqrt(running_var[c] + eps) * weight[c] + bias[c] = scale[c] * x + shift[c]"
     )
     yield Text()
-    yield _numbers(found)
+    yield _numbers(found, plain=plain)
     rest = found.channels - len(found.sample)
     negative = f"{found.negative} of {found.channels} scales are negative"
     zero = f", {found.zero} are 0" if found.zero else ""
     yield Text(f"{f'{rest} more channels; ' if rest else ''}{negative}{zero}.")
+    if found.channels > 1:
+        low, high = min(found.scales), max(found.scales)
+        heights, mark = spread(found.scales, plain=plain)
+        yield Text()
+        yield Text(f"The {found.channels} scales, from {low:.3g} to {high:.3g}:", style="bold")
+        yield Text(f"  {heights}")
+        yield Text(f"  {mark} 0", style="dim")
     yield Text()
     yield Text("In float32, bit for bit:", style="bold")
     yield Text("  alpha = rsqrt(running_var + eps) * weight      each of the three operations rounds")
@@ -56,14 +81,16 @@ def told_explanation(found: Explanation, decisions: tuple[Decision, ...]) -> Ite
     yield Text("tiny too counts many of them; 'differ' is the share of elements that are not the same number.")
 
 
-def _numbers(found: Explanation) -> Table:
+def _numbers(found: Explanation, *, plain: bool) -> Table:
     columns = ("channel", "running_mean", "running_var", "weight", "bias", "scale", "shift")
-    table = plain_table(*columns, numbers=columns)
+    table = plain_table(*columns, "scale, drawn", numbers=columns)
+    largest = max(abs(channel.scale) for channel in found.sample)
     for channel in found.sample:
         values = (channel.mean, channel.variance, channel.weight, channel.bias)
         cells = ["none" if value is None else f"{value:.7g}" for value in values]
+        drawn = Text(bar(channel.scale, largest, plain=plain), style="yellow" if channel.scale <= 0 else "cyan")
         scale = Text(f"{channel.scale:.9g}", style="yellow" if channel.scale <= 0 else "")
-        table.add_row(str(channel.index), *cells, scale, f"{channel.shift:.9g}")
+        table.add_row(str(channel.index), *cells, scale, f"{channel.shift:.9g}", drawn)
     return table
 
 

@@ -14,16 +14,18 @@ from torch.fx import GraphModule, Node
 from bnfold.affine import affine_of_statistics
 from bnfold.fold.conditions import name_of
 from bnfold.fold.decision import Decision
+from bnfold.fold.rules import pull_rule, push_rule
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
 from bnfold.graph.facts import Facts
+from bnfold.report.chain import Link
 from bnfold.report.details import Affine, Details, Picture, Role, Vertex, Way, files_read
 from bnfold.report.sites import site_errors_of
 
 if TYPE_CHECKING:
     from bnfold.fold.api import Folding
 
-__all__ = ["details_of"]
+__all__ = ["chain_of", "details_of"]
 
 
 def details_of(
@@ -52,6 +54,22 @@ def details_of(
         affines += graph.affines(decisions, first)
     errors, remarks = site_errors_of(folding, inputs) if sites and inputs is not None else ((), ())
     return Details(seed, files_read(files), tuple(pictures), tuple(affines), errors, remarks)
+
+
+def chain_of(folding: Folding, number: int) -> tuple[Link, ...]:
+    """Return the calls on the way of one BatchNorm's affine, in the order in which they run, and those beside its ends.
+
+    Args:
+        folding: what ``bnfold.fold`` returned.
+        number: of the decision in its plan.
+    """
+    for _, captured, first, decisions in _parts(folding):
+        if first <= number < first + len(decisions):
+            graph = _Drawn(captured)
+            for way in graph.ways(decisions, first):
+                if way.decision == number:
+                    return tuple(graph.chain(way, decisions[number - first]))
+    return ()
 
 
 def _parts(folding: Folding) -> Iterator[tuple[str, Capture, int, Sequence[Decision]]]:
@@ -235,6 +253,37 @@ class _Drawn:
                     yield reader, edges
                 elif passes(reader):
                     waiting.append((reader, edges))
+
+    def chain(self, way: Way, decision: Decision) -> Iterator[Link]:
+        """Yield the calls on a way, with the rule that lets each pass, and the calls beside its ends."""
+        on_way = {way.site, *(vertex for edge in way.edges for vertex in edge)}
+        readers = [number for number, vertex in enumerate(self.vertices) if on_way & set(vertex.inputs)]
+        near = {read for number in on_way for read in self.vertices[number].inputs} | set(readers)
+        if len(near - on_way) > 6:
+            near = set(self.vertices[way.site].inputs[:2])
+        for number in sorted(on_way | near):
+            vertex = self.vertices[number]
+            if number == way.site:
+                words = {"fold": "is gone", "affine": "becomes an explicit affine", "keep": "stays as it is"}
+                yield Link(vertex.label, vertex.kind, "site", words[decision.action])
+            elif number in way.into:
+                yield Link(vertex.label, vertex.kind, "takes", f"takes {decision.batchnorm} into its weights")
+            elif number in on_way:
+                yield Link(vertex.label, vertex.kind, "passes", self._rule(number, decision))
+            else:
+                yield Link(vertex.label, vertex.kind, "near")
+
+    def _rule(self, number: int, decision: Decision) -> str:
+        """Why an affine may pass a call: the line of mathematics of its rule."""
+        call = self.facts.call(self.nodes[number])
+        if call is None:
+            return ""
+        if isinstance(call, calls.BatchNorm):
+            return "folded before, now the identity"
+        if decision.direction == "sideways" and isinstance(call, calls.Add):
+            return "conv(x) + (a x + b) is one convolution of x"
+        rule = push_rule(call) if decision.direction == "forward" else pull_rule(call)
+        return rule.mathematics if rule is not None else ""
 
     def _names(self, node: Node) -> set[str]:
         return {self._label(node), str(node.target) if node.op == "call_module" else node.name, node.name}

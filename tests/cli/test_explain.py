@@ -37,6 +37,17 @@ def test_a_name_gets_its_equation_its_numbers_and_the_ways_of_writing_it(run: Ru
     assert "w * (x - m) / sqrt(v + eps) + b" in text
 
 
+def test_a_name_gets_its_chain_and_its_scales_drawn(run: Run, seed_file: Path) -> None:
+    lines = run("explain", seed_file, "bn1", *CODE).out.splitlines()
+    assert [line.split()[0] for line in lines if any(joint in line for joint in ("<┐", " │ ", "─┘"))][:3] == [
+        "conv1",
+        "pool",
+        "bn1",
+    ]
+    start = next(number for number, line in enumerate(lines) if line.startswith("The 32 scales, from "))
+    assert "█" in lines[start + 1]
+
+
 @pytest.mark.parametrize(("name", "said"), [("bn2", "Did you mean `bn1`?"), ("zzzzzz", "There are `bn1`.")])
 def test_a_wrong_name_exits_2_with_the_names_that_are(run: Run, seed_file: Path, name: str, said: str) -> None:
     result = run("explain", seed_file, name, *CODE)
