@@ -86,7 +86,7 @@ def _details(request: ExplainRequest, model: Any, inputs: Any, read: list[Path],
     from bnfold.report.gather import details_of
 
     with stages("report"):
-        folding = fold(model, inputs, keep=request.keep)
+        folding = fold(model, inputs, keep=request.keep, merge=request.merge)
         return details_of(folding, None, seed=request.about.seed, files=read)
 
 

@@ -19,14 +19,25 @@ import jinja2
 from markupsafe import Markup, escape
 
 from bnfold.files.words import bytes_in_words
-from bnfold.fold.decision import Decision
+from bnfold.fold.decision import Decision, MergeDecision
 from bnfold.report.benched import COLUMNS, bench_rows, machine_line, skipped_lines
 from bnfold.report.charts import error_bar, error_range, scale_bars, site_chart, squeezed
 from bnfold.report.details import Affine, Details, Picture, SiteError
 from bnfold.report.document import Document, versions
 from bnfold.report.escape import visible
 from bnfold.report.picture import drawn
-from bnfold.report.words import became, counted, counts_in_words, name_of, number, summary_line, why
+from bnfold.report.words import (
+    became,
+    counted,
+    counts_in_words,
+    merged_with,
+    merges_line,
+    name_of,
+    number,
+    summary_line,
+    why,
+    why_apart,
+)
 
 __all__ = ["html"]
 
@@ -39,7 +50,9 @@ def html(document: Document) -> str:
     details = document.details or Details()
     sites = {site.decision: site for site in details.sites}
     affines = {affine.decision: affine for affine in details.affines}
-    drawings = [drawn(picture, document.batchnorms, n) for n, picture in enumerate(details.pictures)]
+    drawings = [
+        drawn(picture, document.batchnorms, n, document.merges or ()) for n, picture in enumerate(details.pictures)
+    ]
     places = {index: place for drawing in drawings for index, place in drawing.sites.items()}
     low, high = error_range(document.comparisons)
     mood = _MOODS.get(document.outcome, "open" if document.command == "explain" else "bad")
@@ -66,6 +79,7 @@ def html(document: Document) -> str:
         drawings=drawings,
         kinds=_kinds(details.pictures),
         costs=None if document.counts is None else counts_in_words(document.counts),
+        merges=None if document.merges is None else _merges(document.merges),
         bench=None if document.bench is None else _bench(document.bench),
         comparisons=[(c, error_bar(c, low, high)) for c in document.comparisons],
         decades=(f"1e{low:g}", f"1e{high:g}"),
@@ -107,6 +121,20 @@ def _row(
         "floors": None if ratio is None else f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}",
         "far": ratio is not None and ratio > 10,
     }
+
+
+def _merges(merges: Sequence[MergeDecision]) -> dict[str, Any]:
+    """What the page shows of merges."""
+    rows = [
+        {
+            "into": _breakable(visible(merge.into)),
+            "done": merge.action == "merge",
+            "with": _breakable(visible(merged_with(merge))),
+            "why": visible(why_apart(merge)),
+        }
+        for merge in merges
+    ]
+    return {"line": merges_line(merges), "rows": rows}
 
 
 def _bench(bench: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from bnfold.files.words import shortened
-from bnfold.fold.decision import Decision
+from bnfold.fold.decision import Decision, MergeDecision
 from bnfold.report.details import Picture, Vertex
 from bnfold.report.escape import visible
 from bnfold.report.lanes import Side, place
-from bnfold.report.words import became
+from bnfold.report.words import became, merged_with
 
 __all__ = ["Drawing", "drawn"]
 
@@ -50,14 +50,18 @@ class Drawing:
     sites: Mapping[int, str]
 
 
-def drawn(picture: Picture, decisions: Sequence[Decision], number: int = 0) -> Drawing:
+def drawn(
+    picture: Picture, decisions: Sequence[Decision], number: int = 0, merges: Sequence[MergeDecision] = ()
+) -> Drawing:
     """Draw a picture.
 
     Args:
         picture: the graphs.
         decisions: of the whole document.
         number: of the picture in the document, for ids that are its own.
+        merges: convolutions that became one, marked after the fold.
     """
+    merged = {merge.into: merged_with(merge) for merge in merges if merge.action == "merge"}
     placed = place(picture.before, picture.after)
     way = {way.site: decisions[way.decision] for way in picture.ways}
     into: dict[str, list[int]] = defaultdict(list)
@@ -67,11 +71,11 @@ def drawn(picture: Picture, decisions: Sequence[Decision], number: int = 0) -> D
             into[picture.before[end].name].append(taken.decision)
         for edge in taken.edges:
             edges.setdefault(edge, decisions[taken.decision])
-    left = _Half(picture.before, placed.before, 12, edges, into, decisions)
+    left = _Half(picture.before, placed.before, 12, edges, into, decisions, merged)
     right = None
     width = left.lanes_width + 24 + _BEFORE
     if placed.after is not None:
-        right = _Half(picture.after, placed.after, width + 12, {}, into, decisions)
+        right = _Half(picture.after, placed.after, width + 12, {}, into, decisions, merged)
         width += right.lanes_width + 24 + _AFTER
     total = max(len(half.side.rows) for half in (left, right) if half is not None)
     numbers = {way.site: way.decision for way in picture.ways}
@@ -109,6 +113,7 @@ class _Half:
         edges: Mapping[tuple[int, int], Decision],
         into: Mapping[str, Sequence[int]],
         decisions: Sequence[Decision],
+        merged: Mapping[str, str],
     ) -> None:
         self.vertices = vertices
         self.side = side
@@ -119,6 +124,7 @@ class _Half:
         self.edges = edges
         self.into = into
         self.decisions = decisions
+        self.merged = merged
         self.readers: list[list[int]] = [[] for _ in vertices]
         for number, vertex in enumerate(vertices):
             for read in vertex.inputs:
@@ -209,7 +215,10 @@ class _Half:
         yield self._mark(index, y, took[0] if took else None)
         names = ", ".join(decision.batchnorm for decision in took[:3])
         more = f" and {len(took) - 3} more" if len(took) > 3 else ""
-        yield self._label(vertex, self.text[row], y, f"took {names}{more}" if took else "", _AFTER)
+        notes = [f"took {names}{more}"] if took else []
+        if vertex.label in self.merged:
+            notes.append(f"merged with {self.merged[vertex.label]}")
+        yield self._label(vertex, self.text[row], y, "; ".join(notes), _AFTER)
 
     def _mark(self, index: int, y: float, decision: Decision | None) -> Markup:
         vertex = self.vertices[index]

@@ -62,3 +62,14 @@ def test_bench_writes_a_page_with_its_times(run: Run) -> None:
     page = Path("r.html").read_text(encoding="utf-8")
     assert "<h2>Latency</h2>" in page
     assert "torch eager" in page
+
+
+def test_merges_are_told_and_marked_in_the_graph(run: Run) -> None:
+    Path("net.py").write_text(
+        "from tests.networks import NETWORKS\n\ndef make():\n    return NETWORKS['repvgg']()[0]\n", encoding="utf-8"
+    )
+    result = run("explain", "net.py:make", "--merge", "--input-shape", "2,8,9,9", "--report", "r.html")
+    assert result.code == 0, result.err
+    page = Path("r.html").read_text(encoding="utf-8")
+    assert "Merged convolutions" in page
+    assert "merged with conv1" in page
