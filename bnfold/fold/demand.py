@@ -58,6 +58,20 @@ class Demand:
         affine = ChannelAffine(self.affine.scale[index], self.affine.shift[index])
         return replace(self, affine=affine, cares=None if self.cares is None else self.cares[index])
 
+    def split(self, sizes: list[int]) -> tuple[Demand, ...]:
+        """Return the demands on values that hold this one's channels one after the other.
+
+        Args:
+            sizes: how many channels each holds; their sum is the number of channels.
+        """
+        count = len(sizes)
+        scales, shifts = self.affine.scale.split_with_sizes(sizes), self.affine.shift.split_with_sizes(sizes)
+        cares = (None,) * count if self.cares is None else self.cares.split_with_sizes(sizes)
+        return tuple(
+            Demand(ChannelAffine(scale, shift), self.dim, self.rank, care, self.unsure)
+            for scale, shift, care in zip(scales, shifts, cares, strict=True)
+        )
+
     def joined(self, other: Demand) -> Demand | None:
         """Return the one demand that meets both, or None where they contradict each other."""
         if self.dim != other.dim or self.affine.channels != other.affine.channels:

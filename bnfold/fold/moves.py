@@ -145,11 +145,7 @@ def split_over_parts(call: calls.Concatenate, demand: Demand, facts: Facts) -> M
     sizes = part_sizes(call, demand.dim, facts)
     if isinstance(sizes, Refusal):
         return sizes
-    moved, start = [], 0
-    for part, size in zip(call.parts, sizes, strict=True):
-        moved.append((part, demand.picked(torch.arange(start, start + size))))
-        start += size
-    return tuple(moved)
+    return tuple(zip(call.parts, demand.split(sizes), strict=True))
 
 
 def part_sizes(call: calls.Concatenate, dim: int, facts: Facts) -> list[int] | Refusal:

@@ -7,6 +7,7 @@ where it stands, and an explicit affine absorbs an affine that reaches it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -106,7 +107,7 @@ def make_plan(
             ``"clone"`` it for that site, or ``"keep"`` it and refuse.
         refused: folds that a rewrite found impossible, by the name of the BatchNorm call's node.
     """
-    return _Planner(Facts(capture), frozenset(keep), share, refused or {}).plan()
+    return _Planner(Facts.of(capture), frozenset(keep), share, refused or {}).plan()
 
 
 class _Planner:
@@ -269,6 +270,10 @@ class _Planner:
         assert mean is not None
         assert variance is not None
         affine = affine_of_statistics(mean, variance, weight, bias, call.eps)
+        # a finite sum has finite terms: in most cases two small reductions are all that is to be asked
+        total = affine.scale.sum() + affine.shift.sum() + variance.sum(dtype=torch.float64)
+        if math.isfinite(float(total)) and variance.numel() and float(variance.min()) >= 0:
+            return affine
         if bool((variance < 0).any()):
             count = int((variance < 0).sum())
             return Refusal("not-finite", f"its running_var is negative in {count} of {variance.numel()} channels")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from bnfold.affine import ChannelAffine, affine_of_statistics, exact_terms
 from bnfold.fold.conditions import name_of
@@ -57,7 +58,7 @@ class _Rewriter:
     def __init__(self, capture: Capture, plan: Plan) -> None:
         self.capture = capture
         self.plan = plan
-        self.facts = Facts(capture)
+        self.facts = Facts.of(capture)
         self.graph = Graph()
         self.by_name = {node.name: node for node in capture.graph.nodes}
         self.held: dict[str, Any] = {}  # what the new module holds, by name
@@ -65,11 +66,9 @@ class _Rewriter:
         self.clones: dict[str, list[tuple[list[Absorption], str]]] = {}
 
     def run(self) -> GraphModule:
-        copies: dict[Node, Node] = {}
-        self.graph.graph_copy(self.capture.graph, copies)
-        self._copy_output(copies)
         by_name = self.by_name
         steps = self.plan.steps
+        copies = self._copied()
         for name, rank in steps.guards.items():
             self._guard(copies[by_name[name]], rank)
         merged = {name for step in steps.merges for part in step.parts for name in part.branch.members}
@@ -84,21 +83,38 @@ class _Rewriter:
         for name, (term, total) in steps.dropped.items():
             self._drop_term(copies[by_name[name]], copies[by_name[term]], copies[by_name[total]])
         for name in steps.removed:
-            self._remove(by_name[name], copies[by_name[name]])
+            if copies[by_name[name]].name == name:
+                self._remove(by_name[name], copies[by_name[name]])
         self._remove_identities()
         Merging(self.graph, FoldedWeights(self.facts, steps.absorbed), self._hold_layer).run(steps.merges)
         self._sweep()
         self._hold_the_rest()
         module = GraphModule(self.held, self.graph, f"Folded{type(self.capture.root).__name__}")
-        module.eval()
+        for part in module.modules():
+            part.training = False
         return module
 
     # --- the graph ------------------------------------------------------------------------------------------------
 
-    def _copy_output(self, copies: dict[Node, Node]) -> None:
-        old = next(node for node in reversed(self.capture.graph.nodes) if node.op == "output")
+    def _copied(self) -> dict[Node, Node]:
+        """Copy the graph, and return each node's copy; that of a BatchNorm that is simply left out is its input's."""
+        copies: dict[Node, Node] = {}
+        removed = set(self.plan.steps.removed) - self.plan.steps.guards.keys()
+        for old in self.capture.graph.nodes:
+            if old.name in removed:
+                call = self.facts.call(old)
+                assert isinstance(call, calls.BatchNorm)
+                if not self._may_need_order(old, call.input):
+                    copies[old] = copies[call.input]
+                    continue
+            # arguments are given after the node is made: the way of `Graph.node_copy` looks through them twice
+            new = copies[old] = self.graph.create_node(old.op, old.target, (), {}, old.name, old.type)
+            new.args = map_arg(old.args, copies.__getitem__)
+            if old.kwargs:
+                new.kwargs = map_arg(old.kwargs, copies.__getitem__)
+            new.meta.update(old.meta)
         self.graph.set_codegen(copy.copy(self.capture.graph._codegen))
-        copies[old] = self.graph.node_copy(old, copies.__getitem__)
+        return copies
 
     def _remove(self, old: Node, new: Node) -> None:
         call = self.facts.call(old)
@@ -184,7 +200,7 @@ class _Rewriter:
                 new.target = name
                 return
         weight, bias = self._absorbed(call, absorptions)
-        layer = fresh_shell(self.capture.module(target), self.shells)
+        layer = fresh_shell(self.capture.module(target), self.shells, without=("weight", "bias"))
         layer._parameters["weight"] = weight
         if bias is not None:
             layer._parameters["bias"] = bias

@@ -19,9 +19,9 @@ from bnfold.graph.facts import Facts
 
 __all__ = ["FoldedWeights", "absorbed_weights"]
 
-# Rows are scaled in pieces of this many elements: as float64 they stay in the cache, and in memory that the process
-# already has, where a whole layer in float64 would be fresh memory each time.
-_PIECE = 32768
+# Rows are scaled in pieces: as float64 they stay in the cache, and in memory that the process has already, where a
+# whole layer in float64 would be fresh memory. torch shares out over its threads what has more than _GRAIN elements.
+_PIECE, _GRAIN = 65536, 32768
 
 
 def absorbed_weights(
@@ -53,17 +53,19 @@ def absorbed_weights(
         whole = affines[0]
         for affine in affines[1:]:
             whole = affine.after(whole)
-        new_weight = _scaled_rows(weight.detach(), whole.scale)
+        new_weight, finite = _scaled_rows(weight.detach(), whole.scale)
         new_bias: Tensor | None = whole.shift if bias is None else whole.scale * bias.detach().double() + whole.shift
     else:
         if weight is None:
             weight = like.new_ones((output_channels(call, weight),))
         exact, new_bias = _exact_weights(call, weight, bias, absorptions)
         new_weight = _laid_out_like(exact.to(like.dtype), like)
+        finite = _all_finite(new_weight)
     rounded_bias = None if new_bias is None else new_bias.to(like.dtype if bias is None else bias.dtype)
-    for tensor in (new_weight, rounded_bias):
-        if tensor is not None and not _all_finite(tensor):
-            raise _not_finite(call, tensor)
+    if not finite:
+        raise _not_finite(call, new_weight)
+    if rounded_bias is not None and not _all_finite(rounded_bias):
+        raise _not_finite(call, rounded_bias)
     parameter = nn.Parameter(new_weight, requires_grad=like.requires_grad)
     if rounded_bias is None:
         return parameter, None
@@ -123,16 +125,47 @@ def _absorb(call: calls.Absorber, weights: Weights, affine: ChannelAffine, side:
     return (absorb_after if side == "after" else absorb_before)(call, weights, affine)
 
 
-def _scaled_rows(weight: Tensor, scale: Tensor) -> Tensor:
-    """Return ``weight[c] * scale[c]``, each product formed in float64 and rounded once to weight's dtype."""
+def _scaled_rows(weight: Tensor, scale: Tensor) -> tuple[Tensor, bool]:
+    """Return ``weight[c] * scale[c]``, each product formed in float64 and rounded once to weight's dtype.
+
+    Also returns whether all of them are finite, which is cheapest to see while they are in the cache.
+    """
     new = torch.empty_like(weight)  # keeps the memory format
     count = weight.shape[0]
-    rows = max(1, _PIECE // max(1, weight.numel() // max(1, count)))
-    column = scale.reshape(-1, *[1] * (weight.ndim - 1))
+    size = weight.numel() // max(1, count)  # of a row
+    source, target = _as_rows(weight, size), _as_rows(new, size)
+    if source is None or target is None:
+        new.copy_(weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1)))
+        return new, _all_finite(new)
+    rows = max(1, max(_PIECE, _GRAIN * torch.get_num_threads()) // max(1, size))
+    column = scale.reshape(-1, 1)
+    product = torch.empty((min(rows, count), size), dtype=torch.float64, device=weight.device)
+    finite = True
     for start in range(0, count, rows):
-        piece = slice(start, start + rows)
-        new[piece] = weight[piece].double() * column[piece]
-    return new
+        if rows < count:
+            end = min(start + rows, count)
+            piece, factor, rounded = source[start:end], column[start:end], target[start:end]
+            wide = product if end - start == rows else product[: end - start]
+        else:
+            piece, factor, rounded, wide = source, column, target, product
+        wide.copy_(piece)
+        wide.mul_(factor)
+        rounded.copy_(wide)
+        finite = _all_finite(rounded) and finite
+    return new, finite
+
+
+def _as_rows(weight: Tensor, size: int) -> Tensor | None:
+    """Return the memory of a weight as a matrix with one row for each output channel, if its rows lie one by one."""
+    if weight.is_contiguous():
+        return weight.view(-1, size) if size else None
+    if weight.stride(0) != size or not weight.is_contiguous(memory_format=_CHANNELS_LAST.get(weight.ndim, _DENSE)):
+        return None
+    return weight.as_strided((weight.shape[0], size), (size, 1))
+
+
+_DENSE = torch.contiguous_format
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def _all_finite(tensor: Tensor) -> bool:

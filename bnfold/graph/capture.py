@@ -7,7 +7,6 @@ model is not changed by the capture, whatever its ``forward`` writes while it ru
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import traceback
 import warnings
@@ -51,7 +50,7 @@ class Capture:
     notes: tuple[str, ...] = ()
     shapes: tuple[dict[Node, tuple[int, ...]], ...] = ()
     pieces: dict[str, Capture] = field(default_factory=dict)
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def module(self, name: str) -> nn.Module:
         """Return the submodule called ``name``."""
@@ -87,9 +86,9 @@ def require_eval(model: nn.Module) -> None:
     Raises:
         TrainingModeError: naming up to five of the modules that are not.
     """
-    training = [(name or "the model itself") for name, module in model.named_modules() if module.training]
-    if not training:
+    if not any(module.training for module in model.modules()):
         return
+    training = [(name or "the model itself") for name, module in model.named_modules() if module.training]
     shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
     raise TrainingModeError(
         f"The model is in training mode, where a BatchNorm uses its batch's statistics: {shown}.",
@@ -155,7 +154,8 @@ def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
 def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset[str] = frozenset()) -> Capture:
     tracer = ModelTracer(inputs or (), named)
     before = _random_state()
-    state = [(name, buffer, buffer._version, buffer.clone()) for name, buffer in model.named_buffers()]
+    held = dict.fromkeys(buffer for part in model.modules() for buffer in part._buffers.values() if buffer is not None)
+    state = [(buffer, buffer._version, buffer.clone()) for buffer in held]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -168,8 +168,9 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
     finally:
         written = _put_back(state)
     if written:
+        name = next((name for name, buffer in model.named_buffers() if buffer is written[0]), "that it replaces")
         raise _ImpureError(
-            f"{type(model).__name__}.forward writes into the buffer `{written[0]}`, which a traced graph would freeze.",
+            f"{type(model).__name__}.forward writes into the buffer `{name}`, which a traced graph would freeze.",
             fix="Let it leave its buffers alone in eval mode.",
         )
     if _random_state() != before:
@@ -183,13 +184,13 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
     return captured
 
 
-def _put_back(state: list[tuple[str, Tensor, int, Tensor]]) -> list[str]:
-    """Restore the buffers that were written to, and return their names."""
+def _put_back(state: list[tuple[Tensor, int, Tensor]]) -> list[Tensor]:
+    """Restore the buffers that were written to, and return them."""
     written = []
-    for name, buffer, version, content in state:
+    for buffer, version, content in state:
         if buffer._version != version:
             buffer.data.copy_(content)
-            written.append(name)
+            written.append(buffer)
     return written
 
 
@@ -199,7 +200,7 @@ def _refuse_written_constants(captured: Capture) -> None:
 
     if not captured.constants:
         return
-    facts = Facts(captured)
+    facts = Facts.of(captured)
     for node in captured.graph.nodes:
         if node.op == "get_attr" and node.target in captured.constants and facts.written_in_place(node):
             raise _ImpureError(
@@ -313,29 +314,31 @@ def _left_as_found(model: nn.Module) -> Iterator[None]:
     found = []
     for module in model.modules():
         state = module.__dict__
-        contents = [(value, _content(value)) for value in state.values() if type(value) in _CONTAINERS and value]
-        empty = [value for value in state.values() if type(value) in _CONTAINERS and not value]
+        containers = [value for value in state.values() if type(value) in _CONTAINERS]
+        contents = [(value, _content(value)) for value in containers if value]
+        empty = [value for value in containers if not value]
         found.append((state, dict(state), contents, empty))
     try:
         yield
     finally:
         for state, before, contents, empty in found:
-            if state.keys() != before.keys() or any(state[key] is not value for key, value in before.items()):
+            if [*state] != [*before] or [*map(id, state.values())] != [*map(id, before.values())]:
                 state.clear()
                 state.update(before)
             for value, content in contents:
                 _restore(value, content)
             for value in empty:
-                value.clear()
+                if value:
+                    value.clear()
 
 
-_CONTAINERS: tuple[type, ...] = (dict, list, set, OrderedDict, defaultdict)
+_CONTAINERS: frozenset[type] = frozenset((dict, list, set, OrderedDict, defaultdict))
 
 
 def _content(value: Any) -> Any:
     """What a container holds now, and what the containers in it hold."""
     inner = [(part, _content(part)) for part in _parts(value) if type(part) in _CONTAINERS]
-    return copy.copy(value), inner
+    return value.copy(), inner
 
 
 def _parts(value: Any) -> Any:
@@ -368,7 +371,7 @@ def _remove_dead(graph: Graph, model: nn.Module) -> None:
     from bnfold.graph.effects import has_effect
 
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and not has_effect(node, model):
+        if not node.users and node.op not in ("placeholder", "output") and not has_effect(node, model.get_submodule):
             graph.erase_node(node)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -15,17 +16,23 @@ from bnfold.graph.tracer import carries_hooks
 
 __all__ = ["has_effect", "is_pure", "mutated_inputs"]
 
+Modules: TypeAlias = Callable[[str], nn.Module]
+
 _IN_PLACE_FUNCTIONS = frozenset(IN_PLACE.values())
 
 
-def mutated_inputs(node: Node, root: nn.Module) -> tuple[Node, ...]:
+def mutated_inputs(node: Node, module_of: Modules) -> tuple[Node, ...]:
     """Return the values that this node writes to.
 
     Layers and functions with ``inplace=True``, functions and methods whose name ends in one underscore, in-place
     operators and ``setitem``. For a module of unknown code, all inputs: it may write to any.
+
+    Args:
+        node: of any kind.
+        module_of: gives the model's submodule of a name.
     """
     if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
+        module = module_of(str(node.target))
         known = type(module).__module__.startswith(("torch.nn.", "bnfold."))
         if getattr(module, "inplace", False) or not known or carries_hooks(module):
             return tuple(node.all_input_nodes)
@@ -51,17 +58,17 @@ def mutated_inputs(node: Node, root: nn.Module) -> tuple[Node, ...]:
     return (out,) if isinstance(out, Node) else ()
 
 
-def has_effect(node: Node, root: nn.Module) -> bool:
+def has_effect(node: Node, module_of: Modules) -> bool:
     """Whether removing the node could change anything besides its own value."""
     if node.op == "call_function" and (node.target in _side_effectful_functions or node.target is torch._assert):
         return True
     if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
+        module = module_of(str(node.target))
         if not type(module).__module__.startswith(("torch.nn.", "bnfold.")) or carries_hooks(module):
             return True
     elif node.op in ("call_function", "call_method") and _unknown(node):
         return True
-    return bool(mutated_inputs(node, root))
+    return bool(mutated_inputs(node, module_of))
 
 
 _RANDOM = frozenset(
@@ -71,10 +78,10 @@ _RANDOM = frozenset(
 )
 
 
-def is_pure(node: Node, root: nn.Module) -> bool:
+def is_pure(node: Node, module_of: Modules) -> bool:
     """Whether the node computes the same value from the same inputs each time, and does nothing else."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name.partition(".")[0] not in _RANDOM and not has_effect(node, root)
+    return name.partition(".")[0] not in _RANDOM and not has_effect(node, module_of)
 
 
 def _unknown(node: Node) -> bool:

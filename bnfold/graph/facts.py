@@ -89,6 +89,14 @@ class Facts:
         self._channels: dict[Node, int] = {}
         self._constants: dict[Node, bool] = {}
 
+    @staticmethod
+    def of(capture: Capture) -> Facts:
+        """Return the facts about a capture; the same each time, since nobody changes it."""
+        known: Facts | None = capture._cache.get(Facts)
+        if known is None:
+            known = capture._cache[Facts] = Facts(capture)
+        return known
+
     def call(self, node: Node) -> calls.Call | None:
         """Return what the node computes; None where the vocabulary has no word for it, or hooks may change it."""
         try:
@@ -143,7 +151,9 @@ class Facts:
         for node in self.index:
             if node.op == "call_module":
                 module = self.capture.module(str(node.target))
-                for tensor in (*module.parameters(), *module.buffers()):
+                held = module.modules() if module._modules else (module,)
+                tensors = {tensor for part in held for tensor in (*part._parameters.values(), *part._buffers.values())}
+                for tensor in tensors - {None}:
                     readers[id(tensor)].append(node)
             elif node.op == "get_attr" and isinstance(value := self._attribute(node), object):
                 readers[id(value)].extend(node.users)
@@ -155,17 +165,26 @@ class Facts:
 
     def is_constant(self, value: Node) -> bool:
         """Whether a value depends on parameters and constants only, by pure operations."""
-        known = self._constants.get(value)
-        if known is not None:
-            return known
-        answer = value.op == "get_attr" or (
-            value.op in ("call_function", "call_method", "call_module")
-            and bool(value.all_input_nodes)
-            and is_pure(value, self.capture.root)
-            and all(self.is_constant(read) for read in value.all_input_nodes)
-        )
-        self._constants[value] = answer
-        return answer
+        known = self._constants
+        stack = [value]  # no recursion: a chain of layers may be thousands long
+        while stack:
+            node = stack[-1]
+            inputs = node.all_input_nodes
+            if node.op == "get_attr":
+                known[node] = True
+            elif node.op not in ("call_function", "call_method", "call_module") or not inputs:
+                known[node] = False
+            elif node not in known:
+                answers = [known.get(read) for read in inputs]
+                if False in answers:
+                    known[node] = False
+                elif None in answers:
+                    stack.append(inputs[answers.index(None)])
+                    continue
+                else:
+                    known[node] = is_pure(node, self.capture.module)
+            stack.pop()
+        return known[value]
 
     def constant(self, source: calls.Source) -> Tensor | None:
         """Return the tensor that a source names, or computes from parameters only; None for None."""
@@ -291,7 +310,7 @@ class Facts:
         """For each representative of :attr:`_memory`, the indices of the nodes that write into it."""
         writes: dict[Node, list[int]] = defaultdict(list)
         for node, index in self.index.items():
-            for value in mutated_inputs(node, self.capture.root):
+            for value in mutated_inputs(node, self.capture.module):
                 writes[self._memory[value]].append(index)
         return writes
 
@@ -312,13 +331,13 @@ class Facts:
 
     @cached_property
     def _written_values(self) -> list[Node]:
-        return [value for node in self.index for value in mutated_inputs(node, self.capture.root)]
+        return [value for node in self.index for value in mutated_inputs(node, self.capture.module)]
 
     def _origin(self, value: Node) -> Node:
         """Follow views and in-place operations back to the value whose memory they share."""
         views = (calls.Passing, calls.Reshape, calls.Permute, calls.Slice, calls.Item, calls.Split)
         while True:
-            written = mutated_inputs(value, self.capture.root)
+            written = mutated_inputs(value, self.capture.module)
             if written and value.op != "call_module":
                 value = written[0]
             elif isinstance(call := self.call(value), views):
@@ -358,7 +377,7 @@ _LIKE = frozenset(("reshape_as", "view_as", "expand_as", "type_as"))
 
 
 def _writes(node: Node) -> bool:
-    return bool(mutated_inputs(node, nn.Module())) if node.op != "call_module" else False
+    return bool(mutated_inputs(node, nn.Module().get_submodule)) if node.op != "call_module" else False
 
 
 def _asserted_rank(user: Node) -> int | None:

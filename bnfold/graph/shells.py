@@ -7,6 +7,7 @@ written into its memory does not, which is the price of copying nothing.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from types import MethodType
 from typing import Any
 
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ["double_shell", "fresh_shell", "shell", "wrapped"]
+
+
+# Every module's registers of hooks, by the names that this version of torch has for them.
+_HOOKS = tuple(name for name, value in nn.Module().__dict__.items() if "_hooks" in name and isinstance(value, dict))
 
 
 def shell(module: nn.Module, shells: dict[int, Any]) -> Any:
@@ -30,17 +35,26 @@ def shell(module: nn.Module, shells: dict[int, Any]) -> Any:
     return shells[id(module)]
 
 
-def fresh_shell(module: nn.Module, shells: dict[int, Any]) -> Any:
-    """Return a new shell, also where one of this module was made before; its tensors are still the shared ones."""
+def fresh_shell(module: nn.Module, shells: dict[int, Any], *, without: Collection[str] = ()) -> Any:
+    """Return a new shell, also where one of this module was made before; its tensors are still the shared ones.
+
+    Args:
+        module: not changed.
+        shells: as for :func:`shell`.
+        without: names of parameters of the module itself that stay as they are, since they will be replaced.
+    """
     new = module.__class__.__new__(module.__class__)
     new.__dict__.update(module.__dict__)
-    for name, value in module.__dict__.items():
-        if name.startswith("_") and name.endswith("_hooks"):
+    for name in _HOOKS:
+        value = module.__dict__.get(name)
+        if value is not None:
             new.__dict__[name] = copy.copy(value) if value else type(value)()
     for name, value in module.__dict__.items():  # self.forward = self.forward_fast, say
         if isinstance(value, MethodType) and value.__self__ is module:
             new.__dict__[name] = MethodType(value.__func__, new)
-    new.__dict__["_parameters"] = {name: wrapped(value, shells) for name, value in module._parameters.items()}
+    new.__dict__["_parameters"] = {
+        name: value if name in without else wrapped(value, shells) for name, value in module._parameters.items()
+    }
     new.__dict__["_buffers"] = {name: wrapped(value, shells) for name, value in module._buffers.items()}
     new.__dict__["_modules"] = {
         name: None if part is None else shell(part, shells) for name, part in module._modules.items()

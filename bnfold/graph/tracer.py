@@ -57,18 +57,18 @@ def require_rank(value: Any, rank: int, name: str) -> None:
         raise ValueError(f"expected {rank}D input to {name} (got {value.ndim}D input)")
 
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+_LITERALS = frozenset((int, float, bool, str, type(None)))
 
 
 def carries_hooks(module: nn.Module) -> bool:
     """Whether calling the module runs more than its own ``forward``."""
     state = module.__dict__
-    return any(state.get(name) for name in _HOOKS)
+    return bool(
+        state.get("_forward_hooks")
+        or state.get("_forward_pre_hooks")
+        or state.get("_backward_hooks")
+        or state.get("_backward_pre_hooks")
+    )
 
 
 def replaces_forward(module: nn.Module) -> bool:
@@ -102,8 +102,10 @@ class ModelTracer(Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """Trace ``root``, an ``nn.Module``."""
-        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
-            self._tensor_names[id(tensor)] = name
+        for path, part in root.named_modules():
+            for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+                self._tensor_names.setdefault(id(tensor), f"{path}.{name}" if path else name)
+        self._tensor_names.pop(id(None), None)
         if "forward" in root.__dict__:  # one of its methods: self.forward = self.forward_fast
             self.traced_func_name = root.forward.__name__
         with _dimension_checks_recorded(), _autocast_refused():
@@ -127,7 +129,7 @@ class ModelTracer(Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:  # noqa: ARG002
         """Return a traced value for a parameter, anything else as it is."""
-        if isinstance(attr_val, nn.Parameter):
+        if isinstance(attr_val, torch.Tensor) and isinstance(attr_val, nn.Parameter):
             name = self._tensor_names.get(id(attr_val))
             if name is not None:
                 proxy = parameter_proxy_cache.get(name)
@@ -138,6 +140,13 @@ class ModelTracer(Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Turn a literal argument into what a node may hold; tensors become ``get_attr`` nodes."""
+        kind = type(a)  # the most frequent first: the base class asks a dozen questions about each
+        if kind is InPlaceProxy:
+            return a.node
+        if kind in _LITERALS:
+            return a
+        if kind is tuple:
+            return tuple([self.create_arg(part) for part in a])
         if isinstance(a, torch.Tensor) and not issubclass(type(a), Proxy):
             name = self._tensor_names.get(id(a)) or self._constant_names.get(id(a))
             if name is None:
@@ -159,7 +168,10 @@ class ModelTracer(Tracer):
         type_expr: Any | None = None,
     ) -> Node:
         """Add a node, with where it came from."""
-        node = self.graph.create_node(kind, target, args, kwargs, name, type_expr)
+        node = self.graph.create_node(kind, target, (), {}, name, type_expr)
+        node.args = args  # given to `create_node`, the arguments would be searched for symbolic sizes
+        if kwargs:
+            node.kwargs = kwargs
         node.meta["source"] = self._user_line()
         node.meta["module"] = self.scope.module_path
         return node
