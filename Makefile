@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint test-long torture bench clean
+.PHONY: help demo test lint test-long torture bench docs clean
 
 help:
 	@echo "make demo       train the seed network for some seconds, fold it, prove it (needs no data, no GPU)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-long  the same with the long profiles (minutes)"
 	@echo "make torture    hostile and broken input files; prints the table of outcomes"
 	@echo "make bench      the measurements"
+	@echo "make docs       the documentation, in build/docs; a warning is an error"
 	@echo "make clean      remove everything that the above made, the virtual environment too"
 
 # The stamps are newer than what they were installed from, or pip runs again.
@@ -53,6 +54,14 @@ torture: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+$(VENV)/.installed-docs: $(NEEDS) | $(BIN)/python
+	$(INSTALL) --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
