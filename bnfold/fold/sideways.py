@@ -49,14 +49,14 @@ def sideways(state: State, start: Node, affine: ChannelAffine) -> Sideways | Ref
     facts = state.facts
     call = facts.call(start)
     assert isinstance(call, calls.BatchNorm)
-    term = passed_on(facts, start)
-    readers = facts.readers(term)
+    term, seen = _term(state, start)
+    readers = facts.readers(seen)
     total = facts.call(readers[0]) if len(readers) == 1 else None
-    if not isinstance(total, calls.Add) or (total.left is term) == (total.right is term):
+    if not isinstance(total, calls.Add) or (total.left is seen) == (total.right is seen):
         return Refusal("not-a-term", "its output is not a term of a sum")
-    rest = total.right if total.left is term else total.left
-    mine = total.sign if total.right is term else 1
-    if total.left is term and total.sign < 0:
+    rest = total.right if total.left is seen else total.left
+    mine = total.sign if total.right is seen else 1
+    if total.left is seen and total.sign < 0:
         return Refusal("not-a-term", f"{described(total)} subtracts something from it")
     if facts.mutated(total.node) and facts.readers(rest) != (total.node,):
         return Refusal("mutated", f"{described(total)} is written to in place")
@@ -73,6 +73,21 @@ def sideways(state: State, start: Node, affine: ChannelAffine) -> Sideways | Ref
             return Sideways(convolution.node, signed, term, total.node, rest, (total.node, *other.through))
         refusal = refusal or why
     return refusal or Refusal("no-convolution-beside", "no convolution of the same input is added to it")
+
+
+def _term(state: State, start: Node) -> tuple[Node, Node]:
+    """Return the value that is a term of a sum: as it will be, and as the graph still has it.
+
+    They differ where a sum of two lost its other term: the one that is left then stands for it.
+    """
+    term = seen = start
+    while True:
+        after = passed_on(state.facts, seen)
+        term, seen = (after if after is not seen else term), after
+        readers = state.facts.readers(seen)
+        if len(readers) != 1 or readers[0] not in state.dropped:
+            return term, seen
+        seen = readers[0]
 
 
 def _refusal(

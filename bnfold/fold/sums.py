@@ -57,12 +57,12 @@ def terms(state: State, total: calls.Add, rest: Node) -> Iterator[Term]:
     stack = [Term(rest, 1 if total.left is rest else total.sign, ())]
     inner, sign = total, 1
     through: tuple[Node, ...] = ()
-    while len(readers := facts.readers(inner.node)) == 1:  # outwards: sums of this sum
+    while len(readers := facts.readers(seen := passed_on(facts, inner.node))) == 1:  # outwards: sums of this sum
         outer = facts.call(readers[0])
         if not isinstance(outer, calls.Add) or outer.left is outer.right or outer.node in state.dropped:
             break
         through = (*through, outer.node)
-        is_left = outer.left is inner.node
+        is_left = outer.left is seen
         sign *= 1 if is_left else outer.sign
         # relative to `total`: the outer sum counts it `sign` times, and this term once or `outer.sign` times
         stack.append(Term(outer.right if is_left else outer.left, sign * (outer.sign if is_left else 1), through))

@@ -60,6 +60,9 @@ SUMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "with another term outside": lambda s, y: (y * 3 + s.conv(y)) + (s.bn(y) + torch.tanh(y)),
     "through identities": lambda s, y: nn.functional.dropout(s.bn(y), training=False) + s.conv(y) * 1,
     "by sum()": lambda s, y: sum([s.bn(y), s.conv(y)]),
+    "beside another identity branch": lambda s, y: s.conv(y) + (s.bn(y) + s.bn3(y)),
+    "beside another, subtracted": lambda s, y: s.conv(y) - (s.bn3(y) + nn.functional.dropout(s.bn(y), 0.5, False)),
+    "beside another, passed on": lambda s, y: nn.functional.dropout(s.bn3(y) + s.bn(y), 0.5, False) + s.conv(y),
     "in place": lambda s, y: s.conv(y).add_(s.bn(y)),
 }
 
