@@ -8,6 +8,7 @@ memory of all others with the model. Layers and parameters are wrapped anew, so 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -47,11 +48,18 @@ def rewrite(capture: Capture, plan: Plan) -> GraphModule:
     return _Rewriter(capture, plan).run()
 
 
-def folded_capture(capture: Capture, plan: Plan) -> Capture:
-    """Return the graph as the folds leave it, with the layers' weights still those of the model: to look at."""
+def folded_capture(capture: Capture, plan: Plan, shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> Capture:
+    """Return the graph as the folds leave it, with the layers' weights still those of the model: to look at.
+
+    Args:
+        capture: the graph and the model; neither is changed.
+        plan: made from this capture.
+        shapes: of the values of the capture, by name, for each of two batch sizes: a fold changes none.
+    """
     steps = replace(plan.steps, absorbed={}, merges=())
     module = _Rewriter(capture, replace(plan, steps=steps)).run()
-    return replace(capture, graph=module.graph, root=module, shapes=(), constants={}, _cache={})
+    found = tuple({node: known[node.name] for node in module.graph.nodes if node.name in known} for known in shapes)
+    return replace(capture, graph=module.graph, root=module, shapes=found, constants={}, _cache={})
 
 
 class _Rewriter:

@@ -198,6 +198,10 @@ class Facts:
     def _shapes(self) -> tuple[dict[Node, tuple[int, ...]], ...]:
         return self.capture.shapes or shapes_of(self.capture)
 
+    def shapes_by_name(self) -> tuple[dict[str, tuple[int, ...]], ...]:
+        """Return all shapes by name of the node, for each batch size tried; empty without example inputs."""
+        return tuple({node.name: shape for node, shape in shapes.items()} for shapes in self._shapes)
+
     def shapes(self, value: Node) -> tuple[tuple[int, ...], ...]:
         """Return the value's shape for each batch size tried; empty without example inputs."""
         found = [shapes.get(value) for shapes in self._shapes]
