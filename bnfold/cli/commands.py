@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 from bnfold._version import __version__
 from bnfold.cli.request import ModelRequest, parse_shape
@@ -28,12 +29,21 @@ def _options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
+def _files(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete the names of files."""
+    return [CompletionItem(incomplete, type="file")]
+
+
 _about_the_model = _options(
     click.option(
         "--code", type=_FILE, multiple=True, metavar="FILE.py", help="Definitions of the classes in a pickled MODEL."
     ),
     click.option(
-        "--model", "spec", metavar="SPEC", help="package.module:factory or file.py:factory, for a file of weights."
+        "--model",
+        "spec",
+        metavar="SPEC",
+        shell_complete=_files,
+        help="package.module:factory or file.py:factory, for a file of weights.",
     ),
     click.option("--key", metavar="KEY", help="Which entry of a checkpoint holds the weights."),
     click.option("--trust", is_flag=True, help="Unpickle anything: runs code from the file."),
@@ -59,6 +69,7 @@ _reports = click.option(
     "--report",
     "reports",
     multiple=True,
+    shell_complete=_files,
     metavar="FILE",
     help="Write a report: .html, .json, .md or .xml (JUnit); - for JSON on stdout.",
 )
@@ -69,7 +80,7 @@ _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_defau
 @click.group(context_settings=_CONTEXT)
 @click.version_option(__version__, "-V", "--version", prog_name="bnfold", message="%(prog)s %(version)s")
 def bnfold() -> None:
-    r"""Fold BatchNorm into the layers before it, exactly, and prove it.
+    """Fold BatchNorm into the layers before it, exactly, and prove it.
 
     \b
     bnfold fold model.pt --code net.py         fold, verify, write ONNX and .pt2
@@ -77,11 +88,12 @@ def bnfold() -> None:
     bnfold explain model.pt bn1                what a BatchNorm computes, bit for bit
     bnfold verify model.pt model.folded.onnx   compare any two
     bnfold bench model.pt                      latency before and after
+    bnfold doctor                              what works here, and what is missing
     """
 
 
 @bnfold.command(context_settings=_CONTEXT)
-@click.argument("model")
+@click.argument("model", shell_complete=_files)
 @click.option(
     "-o",
     "--output",
@@ -103,13 +115,21 @@ def bnfold() -> None:
 @_force
 @_about_the_words
 def fold(**options: Any) -> int:
-    r"""Fold MODEL, verify the result, write it.
+    """Fold MODEL, verify the result, write it.
 
     MODEL is a file (a pickled module, or weights with --model), or a SPEC such as torchvision.models:resnet50.
 
     \b
-    Exit codes: 0 done and equivalent; 1 not equivalent, nothing written; 2 usage; 3 the file is refused;
-    4 --strict and something did not fold; 5 reading or writing failed; 6 capture or export failed; 70 a bug.
+    Examples:
+      bnfold fold model.pt --code net.py
+      bnfold fold weights.pth --model net.py:make -o model.onnx --report report.html
+      bnfold fold torchvision.models:resnet50 --input-shape 1,3,224,224 --strict
+
+    \b
+    Exit codes: 0 done and equivalent; 1 not equivalent, no model written;
+    2 usage; 3 the file is refused; 4 --strict and something did not fold;
+    5 reading or writing failed; 6 capture or export failed; 70 a bug;
+    130 interrupted.
     """
     from bnfold.cli.fold import FoldRequest, run
 
@@ -118,7 +138,7 @@ def fold(**options: Any) -> int:
 
 
 @bnfold.command(context_settings=_CONTEXT)
-@click.argument("model")
+@click.argument("model", shell_complete=_files)
 @click.argument("name", required=False)
 @_about_the_model
 @click.option(
@@ -130,9 +150,15 @@ def fold(**options: Any) -> int:
 @_force
 @_about_the_words
 def explain(**options: Any) -> int:
-    """Say what would become of each BatchNorm of MODEL, and why; nothing is folded.
+    """Say what would become of each BatchNorm, and why.
 
-    For one NAME: its exact equation with its numbers, and how far other ways of writing it are off.
+    Nothing is folded. For one NAME: its exact equation with its numbers, and how far other ways of writing it are off.
+
+    \b
+    Examples:
+      bnfold explain model.pt --code net.py
+      bnfold explain model.pt bn1 --code net.py
+      bnfold explain torchvision.models:densenet121 -v
     """
     from bnfold.cli.explain import ExplainRequest, run
 
@@ -141,17 +167,27 @@ def explain(**options: Any) -> int:
 
 
 @bnfold.command(context_settings=_CONTEXT)
-@click.argument("model", metavar="ORIGINAL")
-@click.argument("candidate")
+@click.argument("model", metavar="ORIGINAL", shell_complete=_files)
+@click.argument("candidate", shell_complete=_files)
 @_about_the_model
 @_reports
 @_seed
 @_force
 @_about_the_words
 def verify(**options: Any) -> int:
-    """Compare two models: does CANDIDATE compute what ORIGINAL computes?
+    """Compare two models: are they the same function?
 
+    Does CANDIDATE compute what ORIGINAL computes?
     Each is a file (.pt, .safetensors, .pt2, .onnx) or a SPEC. The options about models hold for both.
+
+    \b
+    Examples:
+      bnfold verify model.pt model.folded.onnx --code net.py
+      bnfold verify model.pt model.folded.pt2 --code net.py --trust
+      bnfold verify old.safetensors new.safetensors --model net.py:make --inputs real.npz
+
+    \b
+    Exit codes: 0 equivalent; 1 not equivalent; the others as of `bnfold fold`.
     """
     from bnfold.cli.verify import VerifyRequest, run
 
@@ -160,7 +196,7 @@ def verify(**options: Any) -> int:
 
 
 @bnfold.command(context_settings=_CONTEXT)
-@click.argument("model")
+@click.argument("model", shell_complete=_files)
 @_about_the_model
 @click.option(
     "--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is; with --merge, or this convolution."
@@ -200,6 +236,11 @@ def bench(**options: Any) -> int:
 
     Both run in turn, in torch eager, under torch.compile where it works, and under ONNX Runtime. Nothing is proved
     here, and nothing written but reports: see `bnfold fold`.
+
+    \b
+    Examples:
+      bnfold bench model.pt --code net.py
+      bnfold bench torchvision.models:resnet50 --target onnxruntime --batch 1 --batch 16 --threads 1
     """
     from bnfold.cli.bench import BenchRequest, run
 
@@ -207,6 +248,47 @@ def bench(**options: Any) -> int:
         options["reports"] = (*options["reports"], "-")
     terminal = _terminal(options, to_stderr="-" in options["reports"])
     return run(BenchRequest(about=_model_request(options), **options), terminal)
+
+
+@bnfold.command(context_settings=_CONTEXT)
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@_about_the_words
+def doctor(as_json: bool, **options: Any) -> int:
+    """Say what works on this machine, and what is missing.
+
+    And how to get it. Each thing that bnfold does is tried on a tiny network; nothing is written.
+
+    \b
+    Examples:
+      bnfold doctor
+      bnfold doctor --json > machine.json
+
+    \b
+    Exit codes: 0 all that is needed works; 6 something does not.
+    """
+    from bnfold.cli.doctor import run
+
+    return run(_terminal(options, to_stderr=as_json), as_json=as_json)
+
+
+@bnfold.command(context_settings=_CONTEXT)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """Print what makes a shell complete bnfold's words.
+
+    Commands, options and files are completed. Run the line once, and open a new shell.
+
+    \b
+    Examples:
+      bnfold completion bash >> ~/.bashrc
+      bnfold completion zsh >> ~/.zshrc
+      bnfold completion fish > ~/.config/fish/completions/bnfold.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    # The class's own source() would start bash to ask for its version, and print if it is another than it likes.
+    Terminal().write_raw(ShellComplete.source(kind(bnfold, {}, "bnfold", "_BNFOLD_COMPLETE")) + "\n")
+    return 0
 
 
 def _terminal(options: dict[str, Any], *, to_stderr: bool) -> Terminal:
