@@ -16,7 +16,15 @@ from torch.fx import Node
 from bnfold.affine import ChannelAffine
 from bnfold.fold.conditions import described, needs_shapes
 from bnfold.fold.demand import Demand, Refusal
-from bnfold.fold.moves import item_window, pads_channels, part_sizes, reshape_answer, slice_window
+from bnfold.fold.moves import (
+    cuts_channels,
+    item_window,
+    moves_channels,
+    pads_channels,
+    part_sizes,
+    reshape_answer,
+    slice_window,
+)
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 
@@ -163,7 +171,23 @@ def past_sum(call: calls.Add, held: Held, facts: Facts) -> Carried:
 
 def past_slice(call: calls.Slice, held: Held, facts: Facts) -> Carried:
     """The channels taken bring their affine along."""
-    return _windowed(call.input, slice_window(call, facts), held, call.dim, facts)
+    demand = held[call.input]
+    cuts = cuts_channels(call, demand, facts)
+    if isinstance(cuts, Refusal):
+        return cuts
+    return _windowed(call.input, slice_window(call, facts), held, demand.dim, facts) if cuts else demand
+
+
+def past_rearrange(call: calls.Rearrange, held: Held, facts: Facts) -> Carried:
+    """The output holds what the input held, where the channels stay in their places."""
+    return moves_channels(call, held[call.input], facts) or held[call.input]
+
+
+def past_number(call: calls.ByNumber, held: Held, facts: Facts) -> Carried:  # noqa: ARG001
+    """``f (a x + b) + o = a (f x + o) + (f b + o - a o)``."""
+    demand = held[call.input]
+    scale, shift = demand.affine.scale, demand.affine.shift
+    return demand.with_affine(demand.affine.with_shift(call.factor * shift + call.offset - scale * call.offset))
 
 
 def past_item(call: calls.Item, held: Held, facts: Facts) -> Carried:

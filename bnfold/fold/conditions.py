@@ -43,6 +43,8 @@ _WORDS: dict[type[calls.Call], str] = {
     calls.Interpolate: "interpolation",
     calls.Reshape: "reshape",
     calls.Permute: "permutation",
+    calls.ByNumber: "arithmetic",
+    calls.Rearrange: "rearrangement",
 }
 
 
@@ -125,7 +127,7 @@ def channels_not_resized(call: Any, demand: Demand, facts: Facts) -> Refusal | N
 
 def pads_with_a_fixed_point(call: calls.Pad, demand: Demand, facts: Facts) -> Refusal | None:  # noqa: ARG001
     """Reflected, replicated and circular padding repeat real values; a constant must be mapped to itself."""
-    if call.mode != "constant":
+    if call.mode != "constant" or (call.widths is not None and all(width <= 0 for width in call.widths)):
         return None
     mapped = demand.affine.scale * call.value + demand.affine.shift
     moved = int((mapped != call.value).sum())

@@ -83,7 +83,53 @@ def item_of_pool(call: calls.Item, demand: Demand, facts: Facts) -> Moved:
 
 def slice_of(call: calls.Slice, demand: Demand, facts: Facts) -> Moved:
     """A slice along the channels asks for the affine there, and does not care about the other channels."""
-    return _within(call.input, call.dim, slice_window(call, facts), demand, facts)
+    cuts = cuts_channels(call, demand, facts)
+    if isinstance(cuts, Refusal):
+        return cuts
+    if not cuts:
+        return ((call.input, demand),)
+    return _within(call.input, demand.dim, slice_window(call, facts), demand, facts)
+
+
+def cuts_channels(call: calls.Slice, demand: Demand, facts: Facts) -> bool | Refusal:
+    """Whether a slice takes a window of the channels; a refusal where it takes of them in another way."""
+    for dim in call.others:
+        along = is_channel(dim, call, demand, facts)
+        if along is not False:
+            text = f"{described(call)} takes of the channels with a step, or where is only known when it runs"
+            return along if isinstance(along, Refusal) else Refusal("channel-dimension", text)
+    return False if call.dim is None else is_channel(call.dim, call, demand, facts)
+
+
+def is_channel(dim: int, call: Any, demand: Demand, facts: Facts) -> bool | Refusal:
+    """Whether a dimension, counted from the end if negative, is that of the demand's channels."""
+    if dim >= 0:
+        return dim == demand.dim
+    rank = demand.rank or facts.rank(call.node)
+    return needs_shapes(call) if rank is None else dim + rank == demand.dim
+
+
+def rearranged(call: calls.Rearrange, demand: Demand, facts: Facts) -> Moved:
+    """The same affine, where the channels stay in their places."""
+    refusal = moves_channels(call, demand, facts)
+    return ((call.input, demand),) if refusal is None else refusal
+
+
+def moves_channels(call: calls.Rearrange, demand: Demand, facts: Facts) -> Refusal | None:
+    """A flip or a roll along the channels gives them other numbers."""
+    for dim in call.dims:
+        along = is_channel(dim, call, demand, facts)
+        if along is not False:
+            text = f"{described(call)} moves the channels"
+            return along if isinstance(along, Refusal) else Refusal("channel-dimension", text)
+    return None
+
+
+def before_number(call: calls.ByNumber, demand: Demand, facts: Facts) -> Moved:  # noqa: ARG001
+    """``a (f x + o) + b = f (a x + (a o + b - o) / f) + o``."""
+    scale, shift = demand.affine.scale, demand.affine.shift
+    before = (scale * call.offset + shift - call.offset) / call.factor
+    return ((call.input, demand.with_affine(demand.affine.with_shift(before))),)
 
 
 def slice_window(call: calls.Slice, facts: Facts) -> tuple[int, int] | Refusal:
@@ -91,6 +137,7 @@ def slice_window(call: calls.Slice, facts: Facts) -> tuple[int, int] | Refusal:
     shapes = facts.shapes(call.input)
     if not shapes:
         return needs_shapes(call)
+    assert call.dim is not None
     windows = {slice(call.start, call.stop).indices(shape[call.dim % len(shape)])[:2] for shape in shapes}
     start, stop = min(windows)
     return start, max(stop, start)

@@ -152,8 +152,11 @@ def _agreed(facts: Facts, value: Node, asked: Mapping[Node, Demand]) -> Demand |
 
 def _reads_other_channels(facts: Facts, reader: Node, demand: Demand) -> bool:
     """Whether a reader that asks for nothing takes only channels that the demand leaves as they are."""
-    if demand.cares is None:
+    if demand.cares is None or facts.hooked(reader):
         return False
+    if isinstance(facts.call(reader), calls.Passing):
+        behind = facts.readers(reader)
+        return bool(behind) and all(_reads_other_channels(facts, further, demand) for further in behind)
     from bnfold.fold.moves import item_of_pool, slice_of
 
     call = facts.call(reader)
@@ -242,7 +245,7 @@ def _channels_agree(
     if demand.dim != 1 or (needed is not None and rank is not None and rank != needed):
         return other
     if needed is not None and (rank is None or unsure):
-        way.guards.append((call.node, needed))
+        way.guards.append((call.node, needed - 1 if isinstance(call, calls.Embedding) else needed))
     if weight is not None and not weight.is_floating_point():
         return Refusal("weight-type", f"the weight of {described(call)} is {weight.dtype}")
     if output_channels(call, weight) != demand.affine.channels:

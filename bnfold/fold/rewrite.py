@@ -78,7 +78,7 @@ class _Rewriter:
         steps = self.plan.steps
         copies = self._copied()
         for name, rank in steps.guards.items():
-            self._guard(copies[by_name[name]], rank)
+            self._guard(by_name[name], copies, rank)
         merged = {name for step in steps.merges for part in step.parts for name in part.branch.members}
         for name, absorptions in steps.absorbed.items():
             if name in merged:
@@ -171,10 +171,11 @@ class _Rewriter:
                 node.replace_all_uses_with(node.args[0])
                 self.graph.erase_node(node)
 
-    def _guard(self, new: Node, rank: int) -> None:
-        value = new.all_input_nodes[0]
-        with self.graph.inserting_before(new):
-            self.graph.call_function(require_rank, (value, rank, name_of(new)))
+    def _guard(self, old: Node, copies: dict[Node, Node], rank: int) -> None:
+        call = self.facts.call(old)
+        value = old.all_input_nodes[0] if call is None else call.inputs[0]
+        with self.graph.inserting_before(copies[old]):
+            self.graph.call_function(require_rank, (copies[value], rank, name_of(old)))
 
     def _sweep(self) -> None:
         """Remove what nobody needs any more: reads of parameters, and what was computed from them alone."""

@@ -85,6 +85,8 @@ PULL_RULES = (
     PullRule(calls.Concatenate, moves.split_over_parts, (), "each part takes the affine of its channels"),
     PullRule(calls.Add, moves.scale_to_both, (), "a (x ± y) + b = (a x + b) ± a y"),
     PullRule(calls.Slice, moves.slice_of, (), "only the channels read take the affine"),
+    PullRule(calls.Rearrange, moves.rearranged, (), "the same numbers in other places of the same channel"),
+    PullRule(calls.ByNumber, moves.before_number, (), "a (f x + o) + b = f (a x + (a o + b - o) / f) + o"),
     PullRule(calls.Item, moves.item_of_pool, (), "only the channels read take the affine"),
 )
 
@@ -140,6 +142,8 @@ PUSH_RULES = (
     PushRule(calls.Concatenate, carries.past_concatenate, (), "each part brings the affine of its channels"),
     PushRule(calls.Add, carries.past_sum, (), "(a x + b) ± (a y + c) = a (x ± y) + (b ± c)"),
     PushRule(calls.Slice, carries.past_slice, (), "the channels taken bring their affine"),
+    PushRule(calls.Rearrange, carries.past_rearrange, (), "the same numbers in other places of the same channel"),
+    PushRule(calls.ByNumber, carries.past_number, (), "f (a x + b) + o = a (f x + o) + (f b + o - a o)"),
     PushRule(calls.Item, carries.past_item, (), "the channels taken bring their affine"),
 )
 

@@ -298,12 +298,35 @@ class Add(Call):
 
 @dataclass(frozen=True, eq=False)
 class Slice(Call):
-    """``[start, stop)`` of dimension ``dim``, step 1; ``stop`` None for the end, both possibly negative."""
+    """``[start, stop)`` of dimension ``dim``, step 1; ``stop`` None for the end, both possibly negative.
+
+    Attributes:
+        dim: as written, possibly negative; None where no dimension is cut like that.
+        others: dimensions cut in other ways: with a step, from or to where is only known when it runs, or too.
+    """
 
     input: Node
-    dim: int
+    dim: int | None
     start: int
     stop: int | None
+    others: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Rearrange(Call):
+    """Values take other places along ``dims`` (as written, possibly negative): flip, roll."""
+
+    input: Node
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ByNumber(Call):
+    """``factor * x + offset`` with two numbers, ``factor`` not 0."""
+
+    input: Node
+    factor: float
+    offset: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node, Proxy
 from torch.fx.node import has_side_effect
 
+from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
+from bnfold.graph.shells import shell
+
 __all__ = ["export_graph", "require_shape"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -50,6 +53,7 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
     Raises:
         Exception: whatever ``torch.export`` raises, with the batch dynamic and without.
     """
+    model = _with_plain_batch_norms(model)
     grown = tuple(_two_or_more(value) for value in inputs)
     batch = next((value.shape[0] for value in grown if isinstance(value, Tensor) and value.ndim), None)
     dynamic = tuple(
@@ -76,6 +80,38 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
     shapes = tuple({node: _sizes(node.meta["val"], batch) for node in _tensors(graph)} for batch in (5, 7))
     _tidy(graph)
     return graph, module, notes, shapes
+
+
+class _PlainBatchNorm(nn.Module):
+    """An eval-mode BatchNorm over the tensors of a layer that was measured to be one."""
+
+    def __init__(self, layer: nn.Module, eps: float) -> None:
+        super().__init__()
+        self._parameters, self._buffers, self.eps = layer._parameters, layer._buffers, eps
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors: Any = {"weight": None, "bias": None, **self._parameters, **self._buffers}
+        mean, variance = tensors["running_mean"], tensors["running_var"]
+        return torch.batch_norm(x, tensors["weight"], tensors["bias"], mean, variance, False, 0.0, self.eps, False)
+
+
+def _with_plain_batch_norms(model: nn.Module) -> nn.Module:
+    """Return a shell of the model whose frozen BatchNorms are recorded as such, not as the arithmetic they do."""
+    frozen = {name: part for name, part in model.named_modules() if name and _is_frozen(part)}
+    if not frozen:
+        return model
+    whole: nn.Module = shell(model, {})
+    for name, layer in frozen.items():
+        owner, _, attribute = name.rpartition(".")
+        part, measured = whole.get_submodule(name), measured_batch_norm(layer)
+        assert measured is not None
+        whole.get_submodule(owner)._modules[attribute] = _PlainBatchNorm(part, measured.eps)
+    return whole
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return not isinstance(module, nn.modules.batchnorm._NormBase) and behaves_like_batch_norm(module)
 
 
 def _inline_regions(graph: Graph, module: nn.Module) -> None:

@@ -65,6 +65,9 @@ _SAME_RANK = (
     calls.PixelShuffle,
     calls.PixelUnshuffle,
     calls.ChannelShuffle,
+    calls.Slice,
+    calls.Rearrange,
+    calls.ByNumber,
 )  # operations whose output has as many dimensions as their input
 _SAME_CHANNELS = (
     calls.Passing,
@@ -75,6 +78,7 @@ _SAME_CHANNELS = (
     calls.BatchNorm,
     calls.AffineNormalization,
     calls.Interpolate,
+    calls.ByNumber,
 )  # operations whose output has as many channels as their input
 
 
@@ -332,6 +336,12 @@ class Facts:
             if isinstance(call, calls.BatchNorm) and call.uses_batch_statistics:
                 return attribute.target in (call.running_mean, call.running_var)
         return False
+
+    @cached_property
+    def written_names(self) -> frozenset[str]:
+        """Names of parameters and buffers that the graph writes into when it runs."""
+        origins = (self._origin(value) for value in self._written_values)
+        return frozenset(str(origin.target) for origin in origins if origin.op == "get_attr")
 
     @cached_property
     def _written_values(self) -> list[Node]:

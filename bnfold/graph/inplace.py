@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["IN_PLACE", "IN_PLACE_ADD", "IN_PLACE_SUBTRACT"]
+__all__ = ["IN_PLACE", "IN_PLACE_ADD", "IN_PLACE_DIVIDE", "IN_PLACE_MULTIPLY", "IN_PLACE_SUBTRACT"]
 
 
 def in_place_add(left: Any, right: Any) -> Any:
@@ -75,6 +75,8 @@ def in_place_xor(left: Any, right: Any) -> Any:
 
 IN_PLACE_ADD = in_place_add
 IN_PLACE_SUBTRACT = in_place_subtract
+IN_PLACE_MULTIPLY = in_place_multiply
+IN_PLACE_DIVIDE = in_place_divide
 
 # The method that Python looks for on the left operand, and what the capture records for it.
 IN_PLACE: dict[str, Callable[[Any, Any], Any]] = {

@@ -15,6 +15,7 @@ What it does differently from :class:`torch.fx.Tracer`:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType, MethodType
@@ -156,7 +157,19 @@ class ModelTracer(Tracer):
                 self.constants[name] = a
                 self._constant_names[id(a)] = name
             return self.create_node("get_attr", name, (), {})
+        if issubclass(type(a), dict) and type(a) is not dict:
+            return self._create_kind_of_dict(a)
         return super().create_arg(a)
+
+    def _create_kind_of_dict(self, a: Any) -> Node:
+        """An ``OrderedDict``, or an output class that is a dict, is made anew when the graph runs, of the same kind."""
+        if dataclasses.is_dataclass(a):
+            given = {field.name: self.create_arg(getattr(a, field.name)) for field in dataclasses.fields(a)}
+            return self.create_node("call_function", type(a), (), given)
+        again = type(a)(dict(a))
+        if list(again) != list(a) or any(again[key] is not value for key, value in a.items()):
+            raise NotImplementedError(f"a {type(a).__name__} that is not made of a dict alone")
+        return self.create_node("call_function", type(a), (self.create_arg(dict(a)),), {})
 
     def create_node(
         self,

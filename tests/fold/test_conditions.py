@@ -80,6 +80,36 @@ def first_negative(net: Any) -> None:
     set_affine(net.bn, scale=torch.tensor([-1.0, 1.0, 0.5, 2.0], dtype=torch.float64))
 
 
+# --- slices and places of channels -------------------------------------------------------------------------------
+
+
+def _affine_on_the_last_two(bn: Any, y: Tensor) -> Tensor:
+    return torch.cat([y[:, :2], affine_of(bn)(y[:, 2:])], 1)
+
+
+for _name, _op in {
+    "a step": lambda y: y[:, ::2],
+    "a step backward from the end": lambda y: y[..., ::2, :, :],
+    "a start that is only known when it runs": lambda y: y[:, : y.shape[1] // 2],
+}.items():
+    refused(
+        f"{_name} in a slice of the channels",
+        "channel-dimension",
+        lambda s, x, op=_op: s.bn(op(s.conv(x))),
+        lambda s, x, op=_op: op(_affine_on_the_last_two(s.bn, s.conv(x))),
+        "takes of the channels with a step, or where is only known when it runs",
+        channels=2,
+    )
+for _name, _op in {"flip": lambda y: y.flip(1), "roll": lambda y: torch.roll(y, 1, dims=-3)}.items():
+    refused(
+        f"{_name} along the channels",
+        "channel-dimension",
+        lambda s, x, op=_op: s.bn(op(s.conv(x))),
+        lambda s, x, op=_op: op(conv_with_bn(s)(x)),
+        "moves the channels",
+    )
+
+
 # --- signs, shifts, windows --------------------------------------------------------------------------------------
 
 for _name, _layer in {

@@ -184,17 +184,55 @@ def _values(d: int) -> None:
     row(calls.Slice, "torch-narrow", d, lambda s, y: torch.narrow(y, 1, 1, 2), **half)
     row(calls.Slice, "method-narrow", d, lambda s, y: y.narrow(1, 2, 2), **half)
     row(calls.Slice, "over-space", d, lambda s, y: y[:, :, 1:])
+    row(calls.Slice, "over-space-step", d, lambda s, y: y[:, :, ::2])
+    row(calls.Slice, "over-space-computed", d, lambda s, y: y[:, :, : y.shape[2] // 2])
+    row(calls.Slice, "ellipsis", d, lambda s, y: y[..., 1:-1])
+    row(calls.Slice, "ellipsis-channels", d, lambda s, y: y[(..., slice(1, 3), *[slice(None)] * d)], **half)
+    row(calls.Slice, "several", d, lambda s, y: y[(slice(None), slice(1, 3), *[slice(1, -1, 2)] * d)], **half)
+    row(calls.Slice, "aten-step", d, lambda s, y: aten.slice.Tensor(y, 2, 1, 9, 3))
+    row(calls.Slice, "aten-narrow", d, lambda s, y: aten.narrow.default(y, 1, 1, 2), **half)
+    row(calls.Rearrange, "flip", d, lambda s, y: y.flip(2))
+    row(calls.Rearrange, "flip-tuple", d, lambda s, y: y.flip((0, -1)))
+    row(calls.Rearrange, "flip-keyword", d, lambda s, y: torch.flip(y, dims=[2]))
+    row(calls.Rearrange, "roll", d, lambda s, y: torch.roll(y, 2, dims=2))
+    row(calls.Rearrange, "roll-method", d, lambda s, y: y.roll((1, 2), (0, -1)))
     row(calls.Slice, "aten", d, lambda s, y: aten.slice.Tensor(y, 1, 0, 2), **half)
     row(calls.Item, "split", d, lambda s, y: torch.split(y, 2, 1)[1], **half)
     row(calls.Item, "split-sizes", d, lambda s, y: y.split([1, 2, 1], dim=1)[1], **half)
     row(calls.Item, "chunk", d, lambda s, y: y.chunk(2, dim=1)[0], **half)
     row(calls.Item, "chunk-last", d, lambda s, y: torch.chunk(y, 2, 1)[-1], **half)
+    for spelling, apply in _BY_NUMBER.items():
+        row(calls.ByNumber, spelling, d, apply)
     pool = getattr(F, f"max_pool{d}d")
     row(calls.Item, "pool", d, lambda s, y: pool(y, 2, return_indices=True)[0], positive=True)
     layer_of = getattr(nn, f"MaxPool{d}d")
     parts: Any = {"parts": lambda: {"op": layer_of(2, return_indices=True)}, "positive": True}
     row(calls.Item, "pool-layer", d, lambda s, y: s.op(y)[0], **parts)
 
+
+def _in_place_numbers(s: Any, y: Tensor) -> Tensor:
+    y *= 3
+    y /= -0.7
+    y += 2
+    y -= 0.3
+    return y
+
+
+_BY_NUMBER: dict[str, Callable[[Any, Any], Any]] = {
+    "mul": lambda s, y: y * -0.3,
+    "rmul": lambda s, y: 3 * y,
+    "div": lambda s, y: y / 7,
+    "neg": lambda s, y: -y,
+    "add": lambda s, y: y + 1.5,
+    "radd": lambda s, y: 2 + y,
+    "sub": lambda s, y: y - 2.5,
+    "rsub": lambda s, y: 1 - y,
+    "in-place": _in_place_numbers,
+    "torch": lambda s, y: torch.neg(torch.div(torch.mul(torch.add(y, 2, alpha=3), 0.5), 3)),
+    "torch-sub": lambda s, y: torch.sub(y, 2, alpha=3),
+    "methods": lambda s, y: y.mul(2).add(3, alpha=2).div(5).sub(1).neg(),
+    "methods-in-place": lambda s, y: y.mul_(2).add_(3).div_(5).sub_(1),
+}
 
 for _d in (1, 2, 3):
     _pools(_d)
@@ -245,6 +283,7 @@ row(calls.Permute, "swapaxes", 0, lambda s, y: y.swapaxes(1, 2), **_fc)
 row(calls.Permute, "permute", 0, lambda s, y: y.permute(0, 2, 1), **_fc)
 row(calls.Permute, "permute-tuple", 0, lambda s, y: y.permute((0, -1, 1)), **_fc)
 row(calls.Permute, "torch-permute", 0, lambda s, y: torch.permute(y, (0, 2, 1)), **_fc)
+row(calls.Permute, "mT", 0, lambda s, y: y.mT, **_fc)
 row(calls.Permute, "aten", 0, lambda s, y: aten.permute.default(y, [0, 2, 1]), **_fc)
 row(calls.Reshape, "flatten-batch", 0, lambda s, y: y.flatten(0, 1), **_fc)
 
@@ -274,6 +313,15 @@ def built(case: Row, seed: int) -> tuple[nn.Module, Tensor]:
 @pytest.mark.parametrize("case", ROWS, ids=lambda case: case.name)
 def test_a_batchnorm_crosses_the_op_and_nothing_changes(case: Row) -> None:
     assert_crossed(case, zlib.crc32(case.name.encode()))
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in ROWS if c.dims in (0, 2) and c.op is not calls.Passing], ids=lambda case: case.name
+)
+def test_a_batchnorm_crosses_the_op_as_torch_export_spells_it(case: Row) -> None:
+    net, x = built(case, zlib.crc32(case.name.encode()))
+    folding = folds(net, x, capture="export")
+    assert [decision.action for decision in folding.plan] == ["fold"], folding.plan[0].detail
 
 
 @pytest.mark.long

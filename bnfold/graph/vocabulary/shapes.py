@@ -61,21 +61,36 @@ def _getitem(node: Node, a: Arguments) -> calls.Call | None:
     if isinstance(index, int):
         return calls.Item(node, source, index)
     parts = index if isinstance(index, tuple) else (index,)
-    picked: tuple[int, int, int | None] | None = None
-    for dim, part in enumerate(parts):
-        if part is Ellipsis and dim == len(parts) - 1:
+    cuts: list[tuple[int, slice]] = []
+    dim = 0
+    for position, part in enumerate(parts):
+        if part is Ellipsis:
+            dim = position + 1 - len(parts)  # from here on, counted from the end
             continue
         if not isinstance(part, slice):
             return None
-        start, stop, step = static(part.start), static(part.stop), static(part.step)
-        if step not in (None, 1):
-            return None
-        if start in (None, 0) and stop is None:
-            continue
-        if picked is not None:
-            return None
-        picked = (dim, start or 0, stop)
-    return calls.Passing(node, source) if picked is None else calls.Slice(node, source, *picked)
+        if (part.start, part.stop, part.step) not in _WHOLE:
+            cuts.append((dim, part))
+        dim += 1
+    return _cut(node, source, cuts)
+
+
+_WHOLE = {(start, None, step) for start in (None, 0) for step in (None, 1)}
+
+
+def _cut(node: Node, source: Node, cuts: list[tuple[int, slice]]) -> calls.Call:
+    """A slice along some dimensions: one of them, dimension 1 if it can be, as numbers; of the others, the names."""
+    if not cuts:
+        return calls.Passing(node, source)
+    plain = [(dim != 1, dim, cut) for dim, cut in cuts if cut.step in (None, 1) and not _computed(cut)]
+    if not plain:
+        return calls.Slice(node, source, None, 0, None, tuple(dim for dim, _ in cuts))
+    _, dim, cut = min(plain, key=lambda entry: entry[:2])
+    return calls.Slice(node, source, dim, cut.start or 0, cut.stop, tuple(other for other, _ in cuts if other != dim))
+
+
+def _computed(cut: slice) -> bool:
+    return isinstance(cut.start, Node) or isinstance(cut.stop, Node)
 
 
 def _narrow(node: Node, a: Arguments) -> calls.Call | None:
@@ -86,13 +101,10 @@ def _narrow(node: Node, a: Arguments) -> calls.Call | None:
 
 
 def _aten_slice(node: Node, a: Arguments) -> calls.Call | None:
-    start, stop = static(a["start"]) or 0, static(a["end"])
-    if static(a["step"]) != 1:
-        return None
-    whole = stop is None or stop >= 2**31
-    if start == 0 and whole:
-        return calls.Passing(node, value_of(a["input"]))
-    return calls.Slice(node, value_of(a["input"]), static(a["dim"]), start, None if whole else stop)
+    stop = None if isinstance(a["end"], int) and a["end"] >= 2**31 else a["end"]
+    cut = slice(a["start"], stop, a["step"])
+    whole = (cut.start, cut.stop, cut.step) in _WHOLE
+    return _cut(node, value_of(a["input"]), [] if whole else [(static(a["dim"]), cut)])
 
 
 def _split(node: Node, a: Arguments) -> calls.Call:
@@ -120,7 +132,19 @@ def _attribute(node: Node, a: Arguments) -> calls.Call | None:
     source, name = value_of(a["input"]), a["name"]
     if name in METADATA_ATTRIBUTES:
         return calls.MetadataRead(node, source)
+    if name == "mT":
+        return calls.Permute(node, source, (-2, -1), swap=True)
     return calls.Passing(node, source) if name == "data" else None
+
+
+def _rearrange(node: Node, a: Arguments) -> calls.Call:
+    dims = static(a["dims"])
+    return calls.Rearrange(node, value_of(a["input"]), (dims,) if isinstance(dims, int) else dims)
+
+
+def _method_flip(node: Node, _a: Arguments) -> calls.Call:
+    dims = node.args[1:] if len(node.args) != 2 or isinstance(node.args[1], int) else node.args[1]
+    return calls.Rearrange(node, value_of(node.args[0]), static(node.kwargs.get("dims", dims)))
 
 
 def _permute(node: Node, a: Arguments) -> calls.Call:
@@ -132,11 +156,13 @@ _PERMUTE = Signature("input, dims")
 _SWAP = Signature("input, dim0, dim1")
 _SPLIT, _CHUNK = Signature("input, size, dim=0"), Signature("input, chunks, dim=0")
 _NARROW = Signature("input, dim, start, length")
+_ROLL = Signature("input, shifts, dims")  # without dims it runs over all of them
 
 FUNCTIONS: dict[Any, Row] = {
     operator.getitem: (Signature("input, index"), _getitem),
     getattr: (Signature("input, name"), _attribute),
     torch.narrow: (_NARROW, _narrow),
+    aten.narrow.default: (_NARROW, _narrow),
     aten.slice.Tensor: (Signature("input, dim=0, start=None, end=None, step=1"), _aten_slice),
 }
 METHODS: dict[str, Row] = {
@@ -144,6 +170,8 @@ METHODS: dict[str, Row] = {
     "permute": (ANYTHING, _method_permute),
     "t": (UNARY, lambda n, a: calls.Permute(n, value_of(a["input"]), (0, 1), swap=True)),
     "narrow": (_NARROW, _narrow),
+    "flip": (ANYTHING, _method_flip),
+    "roll": (_ROLL, _rearrange),
     "split": (_SPLIT, _split),
     "chunk": (_CHUNK, _chunk),
 }
@@ -162,11 +190,19 @@ spelled(
     aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default,
 )  # fmt: skip
 spelled(FUNCTIONS, (_PERMUTE, _permute), torch.permute, aten.permute.default)
-spelled(FUNCTIONS, (_SWAP, _transpose), torch.transpose, torch.swapaxes, torch.swapdims, aten.transpose.int)
+spelled(FUNCTIONS, (_PERMUTE, _rearrange), torch.flip, aten.flip.default)
+spelled(FUNCTIONS, (_ROLL, _rearrange), torch.roll, aten.roll.default)
+spelled(
+    FUNCTIONS,
+    (_SWAP, _transpose),
+    torch.transpose, torch.swapaxes, torch.swapdims,
+    aten.transpose.int, aten.swapaxes.default, aten.swapdims.default,
+)  # fmt: skip
+FUNCTIONS[aten.mT.default] = (UNARY, lambda n, a: calls.Permute(n, value_of(a["input"]), (-2, -1), swap=True))
 spelled(
     FUNCTIONS,
     (Signature("tensors, dim=0"), _concatenate),
-    torch.cat, torch.concat, torch.concatenate, aten.cat.default,
+    torch.cat, torch.concat, torch.concatenate, aten.cat.default, aten.concat.default, aten.concatenate.default,
 )  # fmt: skip
 spelled(FUNCTIONS, (Signature("input, factor"), _pixel_shuffle), F.pixel_shuffle, aten.pixel_shuffle.default)
 spelled(FUNCTIONS, (Signature("input, factor"), _pixel_unshuffle), F.pixel_unshuffle, aten.pixel_unshuffle.default)

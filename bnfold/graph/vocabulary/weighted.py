@@ -64,15 +64,17 @@ def _batch_norm(node: Node, a: Arguments) -> calls.Call:
     return calls.BatchNorm(node, value_of(a["input"]), *statistics, weight, bias, static(a["eps"]), uses_batch, name)
 
 
-def _instance_norm(node: Node, a: Arguments) -> calls.Call | None:
-    if static(a["use_input_stats"]) or a["running_mean"] is None:
-        return None
-    return _batch_norm(node, {**a, "training": False})
-
-
 def _group_norm(node: Node, a: Arguments) -> calls.Call | None:
     weight, bias = source_of(a["weight"]), source_of(a["bias"])
     return None if weight is None else calls.AffineNormalization(node, value_of(a["input"]), weight, bias, 1, 0)
+
+
+def _instance_norm(node: Node, a: Arguments) -> calls.Call | None:
+    if static(a["use_input_stats"]):
+        return _group_norm(node, a)
+    if a["running_mean"] is None:
+        return None
+    return _batch_norm(node, {**a, "training": False})
 
 
 def _layer_norm(node: Node, a: Arguments) -> calls.Call | None:
@@ -96,19 +98,28 @@ _LINEAR = Signature("input, weight, bias=None")
 _EMBEDDING = Signature(
     "input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False"
 )
-_GROUP_NORM = Signature("input, num_groups, weight=None, bias=None, eps=1e-05")
-_LAYER_NORM = Signature("input, normalized_shape, weight=None, bias=None, eps=1e-05")
+_TORCH_IN = Signature("input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled=1")
+_GROUP_NORM = Signature("input, num_groups, weight=None, bias=None, eps=1e-05, cudnn_enabled=True")
+_LAYER_NORM = Signature("input, normalized_shape, weight=None, bias=None, eps=1e-05, cudnn_enabled=True")
+_TORCH_EMBEDDING = Signature("weight, input, padding_idx=-1, scale_grad_by_freq=False, sparse=False")
 
 FUNCTIONS: dict[Any, Row] = {
     torch.batch_norm: (_TORCH_BN, _batch_norm),
     F.batch_norm: (_BN, _batch_norm),
     aten.batch_norm.default: (_TORCH_BN, _batch_norm),
     F.instance_norm: (_IN, _instance_norm),
+    torch.instance_norm: (_TORCH_IN, _instance_norm),
+    aten.instance_norm.default: (_TORCH_IN, _instance_norm),
     F.group_norm: (_GROUP_NORM, _group_norm),
+    torch.group_norm: (_GROUP_NORM, _group_norm),
+    aten.group_norm.default: (_GROUP_NORM, _group_norm),
     F.layer_norm: (_LAYER_NORM, _layer_norm),
+    torch.layer_norm: (_LAYER_NORM, _layer_norm),
+    aten.layer_norm.default: (_LAYER_NORM, _layer_norm),
     F.linear: (_LINEAR, _linear),
     aten.linear.default: (_LINEAR, _linear),
     F.embedding: (_EMBEDDING, _embedding),
+    aten.embedding.default: (_TORCH_EMBEDDING, _embedding),
 }
 _ANY_CONV = "input, weight, bias, stride, padding, dilation, transposed, output_padding, groups"
 FUNCTIONS[aten.convolution.default] = (Signature(_ANY_CONV), _convolution_of_any_kind)

@@ -108,7 +108,8 @@ def _pools(size: int) -> None:
         getattr(aten, f"max_pool{size}d").default,
     )
     spelled(FUNCTIONS, (_MAX, plain), *maxima)
-    FUNCTIONS[getattr(F, f"max_pool{size}d_with_indices")] = (_MAX, with_indices)
+    both = (getattr(F, f"max_pool{size}d_with_indices"), getattr(aten, f"max_pool{size}d_with_indices").default)
+    spelled(FUNCTIONS, (_MAX, with_indices), *both)
     FUNCTIONS[getattr(F, f"adaptive_max_pool{size}d")] = (_ADAPTIVE, plain)
     adaptive = (
         getattr(F, f"adaptive_max_pool{size}d_with_indices"),
@@ -123,6 +124,10 @@ def _pools(size: int) -> None:
 
 for _size in (1, 2, 3):
     _pools(_size)
-for _name in ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d"):
+for _name in (
+    "nearest1d nearest2d nearest3d _nearest_exact1d _nearest_exact2d _nearest_exact3d linear1d bilinear2d bicubic2d "
+    "trilinear3d _bilinear2d_aa _bicubic2d_aa".split()
+):
+    _prefix = "_upsample" if _name.startswith("_") else "upsample_"
     for _overload in ("default", "vec"):
-        FUNCTIONS[getattr(getattr(aten, _name), _overload)] = (ANYTHING, _upsample)
+        FUNCTIONS[getattr(getattr(aten, _prefix + _name), _overload)] = (ANYTHING, _upsample)
