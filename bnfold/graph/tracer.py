@@ -166,8 +166,12 @@ class ModelTracer(Tracer):
         if dataclasses.is_dataclass(a):
             given = {field.name: self.create_arg(getattr(a, field.name)) for field in dataclasses.fields(a)}
             return self.create_node("call_function", type(a), (), given)
-        again = type(a)(dict(a))
-        if list(again) != list(a) or any(again[key] is not value for key, value in a.items()):
+        try:
+            again = type(a)(dict(a))
+            same = list(again) == list(a) and all(again[key] is value for key, value in a.items())
+        except Exception:  # whatever its constructor raises
+            same = False
+        if not same:
             raise NotImplementedError(f"a {type(a).__name__} that is not made of a dict alone")
         return self.create_node("call_function", type(a), (self.create_arg(dict(a)),), {})
 
