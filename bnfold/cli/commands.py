@@ -108,6 +108,7 @@ def bnfold() -> None:
     "--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is; with --merge, or this convolution."
 )
 @_merge
+@click.option("--flush-denormals", is_flag=True, help="Set weights to zero that the fold made denormal.")
 @click.option("--strict", is_flag=True, help="Exit 4, and write no model, unless every BatchNorm folded.")
 @_reports
 @click.option("--no-verify", is_flag=True, help="Write without proof.")

@@ -56,6 +56,7 @@ class FoldRequest:
     outputs: tuple[Path, ...] = ()
     keep: tuple[str, ...] = ()
     merge: bool = False
+    flush_denormals: bool = False
     strict: bool = False
     reports: tuple[str, ...] = ()
     no_verify: bool = False
@@ -95,11 +96,18 @@ class _Run:
         found = find_inputs(about, loaded, self.terminal, self.stages)
         with self.stages("fold"), self.terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
             from bnfold.fold.api import fold
+            from bnfold.fold.denormals import told
             from bnfold.inputs import shapes_in_words
 
-            folding = fold(loaded.model, found.inputs, keep=request.keep, merge=request.merge)
+            folding = fold(
+                loaded.model,
+                found.inputs,
+                keep=request.keep,
+                merge=request.merge,
+                flush_denormals=request.flush_denormals,
+            )
             before, after = folding.counts()
-        notes += folding.plan.notes
+        notes += [*folding.plan.notes, *told(folding.denormals(), flushed=False)]
         document = Document(
             command="fold",
             model=about.model,

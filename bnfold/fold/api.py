@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 from bnfold.errors import NotFiniteError
 from bnfold.fold.counts import Counts, counts
 from bnfold.fold.demand import Refusal
+from bnfold.fold.denormals import denormals_made, flush, told
 from bnfold.fold.pieces import plan_model, rewrite_model
 from bnfold.fold.plan import Plan
 from bnfold.graph.capture import Capture, capture
@@ -49,6 +50,10 @@ class Folding:
         nothing = Plan((), self.captured.way)
         return rewrite_model(double, nothing), rewrite_model(double, self.plan)
 
+    def denormals(self) -> dict[str, int]:
+        """Return how many denormal weights the fold made, by the name of the parameter; see :mod:`.denormals`."""
+        return denormals_made(self.module, self.captured)
+
     def counts(self) -> tuple[Counts, Counts]:
         """Return what the original's graph costs to run on the example inputs, and what the folded one costs."""
         nothing = rewrite_model(self.captured, Plan((), self.captured.way))
@@ -80,6 +85,7 @@ def fold(
     capture: str = "auto",
     merge: bool = False,
     share: Literal["clone", "keep"] = "clone",
+    flush_denormals: bool = False,
 ) -> Folding:
     """Fold the BatchNorms of a model into the layers before them.
 
@@ -91,6 +97,8 @@ def fold(
         merge: also merge convolutions of one input whose outputs are only added, and a convolution with a 1x1 one right
             before or after it, where that saves multiplications.
         share: whether a layer called at several sites is cloned where one of them folds, or kept.
+        flush_denormals: set the weights to zero that the fold made denormal, and say in the plan's notes which. They
+            slow some processors down. See :meth:`Folding.denormals` for their number.
 
     Raises:
         TrainingModeError: part of the model is in training mode.
@@ -102,7 +110,7 @@ def fold(
     while True:
         decided = plan_model(captured, names, share, refused, merge=merge)
         try:
-            return Folding(rewrite_model(captured, decided), decided, captured)
+            module = rewrite_model(captured, decided)
         except NotFiniteError as error:
             # The plan bounds this cheaply; the rare case that its bound missed is planned again, without that fold.
             node = error.node  # type: ignore[attr-defined]
@@ -111,6 +119,11 @@ def fold(
             if not new:
                 raise
             refused.update({site: Refusal("weight-not-finite", detail[0].lower() + detail[1:]) for site in new})
+        else:
+            if flush_denormals:
+                flushed = told(flush(module, captured), flushed=True)
+                decided = replace(decided, notes=(*decided.notes, *flushed))
+            return Folding(module, decided, captured)
 
 
 def _sites_at(decided: Plan, node: str) -> set[str]:

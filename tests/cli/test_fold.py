@@ -316,3 +316,21 @@ def test_a_refusal_of_a_hostile_name_reaches_the_terminal_as_text(run: Run, tmp_
         assert "\x1b" not in text
         assert not any(line.lstrip().startswith("::") for line in text.splitlines())
     assert "<b>" not in Path("r.md").read_text(encoding="utf-8")
+
+
+def test_denormal_weights_are_told_and_flushed_on_demand(run: Run, seed_file: Path) -> None:
+    weights = seed_network().state_dict()
+    weights["conv1.weight"][3] = 1e-30
+    weights["bn1.weight"][3] = 1e-10
+    torch.save(weights, "dying.pth")
+    of_it = ("dying.pth", "--model", f"{CODE[1]}:Net", "-o", "x.safetensors", "--force")
+
+    result = run("fold", *of_it)
+    assert result.code == 0, result.err
+    assert "9 weights became denormal" in " ".join(result.err.split())
+    assert (safetensors.torch.load_file("x.safetensors")["conv1.weight"][3] != 0).all()
+
+    result = run("fold", *of_it, "--flush-denormals")
+    assert result.code == 0, result.err
+    assert "9 weights that the fold made denormal were set to zero: conv1.weight (9)" in " ".join(result.err.split())
+    assert not safetensors.torch.load_file("x.safetensors")["conv1.weight"][3].any()
