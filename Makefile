@@ -9,13 +9,14 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint test-long torture bench docs clean
+.PHONY: help demo test lint test-long torture package bench docs clean
 
 help:
 	@echo "make demo       train the seed network for some seconds, fold it, prove it (needs no data, no GPU)"
 	@echo "make test       everything that must pass: ruff, mypy, pytest"
 	@echo "make test-long  the same with the long profiles (minutes)"
 	@echo "make torture    hostile and broken input files; prints the table of outcomes"
+	@echo "make package    sdist and wheel in dist/, installed in an environment of their own and tried"
 	@echo "make bench      the measurements"
 	@echo "make docs       the documentation, in build/docs; a warning is an error"
 	@echo "make clean      remove everything that the above made, the virtual environment too"
@@ -51,6 +52,13 @@ test-long: lint
 
 torture: $(VENV)/.installed-test
 	$(BIN)/python -m tests.files.torture
+
+package: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/test_package.py
+	rm -rf dist build/lib
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" > /dev/null
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	@ls dist
 
 bench: $(VENV)/.installed-test
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

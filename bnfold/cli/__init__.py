@@ -6,6 +6,7 @@ stands in a module of its own; :mod:`bnfold.cli.ending` alone knows how an error
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,10 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         from bnfold.cli.ending import main as run
+
+        return run(arguments)
     except ModuleNotFoundError as error:  # click and rich, without which there is no command line
         print(f"error: bnfold needs the package {error.name}, which is not installed.", file=sys.stderr)
         print(f"  fix: Run `pip install {error.name}`.", file=sys.stderr)
         return 6
+    except MemoryError:
+        os.write(2, b"error: Memory ran out.\n  fix: Run on a machine with more.\n")
+        return 6
     except KeyboardInterrupt:
         return 130
-    return run(arguments)
