@@ -19,7 +19,7 @@ from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 from bnfold.graph.inplace import IN_PLACE
 
-__all__ = ["Factor", "factor_of", "leaf_of", "pool_of", "positions"]
+__all__ = ["Factor", "adds_zero", "factor_of", "leaf_of", "pool_of", "positions"]
 
 _PRODUCTS: frozenset[Any] = frozenset(
     (
@@ -96,6 +96,11 @@ def pool_of(facts: Facts, call: calls.AveragePool, name: str, keep: frozenset[st
         return Refusal(geometry.reason, f"{described(call)} {geometry.detail}")
     divisor = divisor_of(geometry, call.divisor_override)
     return Pool(call.input.name, geometry, (call.node.name,), None, 0, (name,), divisor)
+
+
+def adds_zero(node: Node) -> bool:
+    """Whether a node is ``x + 0``, as ``sum([...])`` and some training forms write it."""
+    return len(node.args) == 2 and any(type(value) is int and value == 0 for value in node.args)
 
 
 class Factor:

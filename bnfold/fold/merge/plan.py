@@ -18,7 +18,7 @@ from bnfold.fold.conditions import described, name_of
 from bnfold.fold.decision import MergeDecision, listed
 from bnfold.fold.demand import Refusal
 from bnfold.fold.merge.branches import Branch, Chain, Identity, Reader, Scaled
-from bnfold.fold.merge.found import factor_of, leaf_of, pool_of, positions
+from bnfold.fold.merge.found import adds_zero, factor_of, leaf_of, pool_of, positions
 from bnfold.fold.merge.geometry import composed
 from bnfold.fold.merge.steps import Knot, MergeStep, Part
 from bnfold.fold.merge.sums import SumOfBranches, only_metadata_of_rank
@@ -98,7 +98,7 @@ class Merger:
             elif isinstance(call, calls.Passing):
                 before = self.read_once_by(call.input, node)
                 if before is not None and not self.facts.hooked(node):
-                    self.branches[node] = replace(before, members=(*before.members, node.name))
+                    self._passing(node, call, before)
             elif isinstance(call, calls.Add):
                 SumOfBranches(self, node).decide()
             elif call is None:
@@ -107,6 +107,13 @@ class Merger:
         order = {node.name: index for node, index in self.facts.index.items()}
         decisions.sort(key=lambda decision: order[decision.site])
         return Merges(tuple(decisions), tuple(self.steps.values()))
+
+    def _passing(self, node: Node, call: calls.Passing, before: Branch) -> None:
+        branch = self.branches[node] = replace(before, members=(*before.members, node.name))
+        step = self.steps.get(call.input.name)
+        if step is not None and len(step.parts) == 1 and adds_zero(node):  # computed for nothing
+            (decision,) = self.merged[call.input.name]
+            self.commit(node, [Part(branch, (node.name,))], decision.kind)
 
     # --- sequences ------------------------------------------------------------------------------------------------
 
@@ -277,9 +284,7 @@ class Merger:
 
     # --- outcomes -------------------------------------------------------------------------------------------------
 
-    def commit(
-        self, root: Node, parts: list[Part], kind: Literal["sum", "sequence", "factor"], tree: tuple[Knot, ...] = ()
-    ) -> None:
+    def commit(self, root: Node, parts: list[Part], kind: str, tree: tuple[Knot, ...] = ()) -> None:
         """Note a merge; what it is made of is no merge of its own any more."""
         members = {name for part in parts for name in part.branch.members} | {root.name}
         for name in members & self.steps.keys():

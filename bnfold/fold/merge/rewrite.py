@@ -74,11 +74,28 @@ class Merging:
     def _remove(self, names: tuple[str, ...], instead: Node) -> None:
         """Remove nodes that nobody needs now; who reads a shape reads that of the new value."""
         gone = {self.nodes[name] for name in names} - {instead}
-        for node in sorted(gone & self.order.keys(), key=self.order.__getitem__, reverse=True):
+        order = sorted(gone & self.order.keys(), key=self.order.__getitem__)
+        for node in order:
             for user in list(node.users):
                 if user not in gone:
-                    user.replace_input_with(node, instead)
+                    self._redirect(user, node, instead)
+        for node in reversed(order):
             self._erase(node)
+
+    def _redirect(self, user: Node, old: Node, new: Node) -> None:
+        """Let a reader of a shape read that of another value; what it then computes a second time is removed."""
+        user.replace_input_with(old, new)
+        for other in list(new.users):
+            if other.target != user.target or self.order.get(other, 0) >= self.order.get(user, 0):
+                continue
+            if user.target is torch._assert and user.args[0] is other.args[0]:
+                self._erase(user)
+                return
+            if user.target in (getattr, operator.eq) and user.args == other.args:
+                for reader in list(user.users):
+                    self._redirect(reader, user, other)
+                self._erase(user)
+                return
 
     def _erase(self, node: Node) -> None:
         self.graph.erase_node(node)
