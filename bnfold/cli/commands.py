@@ -77,9 +77,10 @@ _force = click.option("--force", is_flag=True, help="Replace files that exist.")
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the inputs.")
 
 
-@click.group(context_settings=_CONTEXT)
+@click.group(context_settings=_CONTEXT, invoke_without_command=True)
 @click.version_option(__version__, "-V", "--version", prog_name="bnfold", message="%(prog)s %(version)s")
-def bnfold() -> None:
+@click.pass_context
+def bnfold(context: click.Context) -> None:
     """Fold BatchNorm into the layers before it, exactly, and prove it.
 
     \b
@@ -90,6 +91,9 @@ def bnfold() -> None:
     bnfold bench model.pt                      latency before and after
     bnfold doctor                              what works here, and what is missing
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
 
 
 @bnfold.command(context_settings=_CONTEXT)

@@ -39,6 +39,12 @@ def test_help_fits_a_terminal_and_keeps_its_lines(run: Run, command: str) -> Non
     assert "..." not in out.partition("Commands:")[2], "each command is told whole"
 
 
+def test_no_command_gets_the_help_and_exits_2(run: Run) -> None:
+    result = run()
+    assert (result.code, result.out) == (2, "")
+    assert result.err == run("--help").out
+
+
 def test_an_example_that_does_not_parse_would_be_noticed() -> None:
     with pytest.raises(click.UsageError):
         bnfold.commands["fold"].make_context("fold", ["model.pt", "--no-such-option"])
