@@ -248,10 +248,13 @@ class _Rewriter:
         else:
             alpha, beta = exact_terms(mean, variance, weight, bias, call.eps)
         layer = ExplicitAffine(alpha, beta, requires_grad=weight is not None and weight.requires_grad)
-        index = call.node.all_input_nodes.index(call.input)
-        source = new.all_input_nodes[index]
         name = self._free_name(call.name or old.name, old)
         self.held[name] = layer
+        if new.op == "call_module":
+            new.target = name
+            return
+        index = call.node.all_input_nodes.index(call.input)
+        source = new.all_input_nodes[index]
         with self.graph.inserting_before(new):
             affine_node = self.graph.call_module(name, (source,))
         affine_node.meta.update(old.meta)

@@ -20,8 +20,8 @@ from bnfold.graph.facts import Facts
 __all__ = ["FoldedWeights", "absorbed_weights"]
 
 # Rows are scaled in pieces: as float64 they stay in the cache, and in memory that the process has already, where a
-# whole layer in float64 would be fresh memory. torch shares out over its threads what has more than _GRAIN elements.
-_PIECE, _GRAIN = 65536, 32768
+# whole layer in float64 would be fresh memory. This many elements for each thread.
+_PIECE = 65536
 
 
 def absorbed_weights(
@@ -137,7 +137,7 @@ def _scaled_rows(weight: Tensor, scale: Tensor) -> tuple[Tensor, bool]:
     if source is None or target is None:
         new.copy_(weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1)))
         return new, _all_finite(new)
-    rows = max(1, max(_PIECE, _GRAIN * torch.get_num_threads()) // max(1, size))
+    rows = max(1, _PIECE * torch.get_num_threads() // max(1, size))
     column = scale.reshape(-1, 1)
     product = torch.empty((min(rows, count), size), dtype=torch.float64, device=weight.device)
     finite = True
@@ -184,6 +184,8 @@ def _not_finite(call: calls.Absorber, tensor: Tensor) -> NotFiniteError:
 
 
 def _on(affine: ChannelAffine, device: torch.device) -> ChannelAffine:
+    if affine.scale.device == device:
+        return affine
     return ChannelAffine(affine.scale.to(device), affine.shift.to(device))
 
 

@@ -152,9 +152,10 @@ def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
 
 
 def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset[str] = frozenset()) -> Capture:
+    parts = dict(model.named_modules())
     tracer = ModelTracer(inputs or (), named)
     before = _random_state()
-    held = dict.fromkeys(buffer for part in model.modules() for buffer in part._buffers.values() if buffer is not None)
+    held = dict.fromkeys(buffer for part in parts.values() for buffer in part._buffers.values() if buffer is not None)
     state = [(buffer, buffer._version, buffer.clone()) for buffer in held]
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -179,7 +180,7 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
             fix="Make it deterministic in eval mode.",
         )
     _remove_dead(graph, model)
-    captured = Capture(graph, model, tracer.constants, "symbolic", inputs)
+    captured = Capture(graph, model, tracer.constants, "symbolic", inputs, _cache=dict(parts))
     _refuse_written_constants(captured)
     return captured
 
@@ -349,7 +350,7 @@ def _restore(value: Any, content: Any) -> None:
     """Put back what a container held; it is touched only where something changed."""
     before, inner = content
     same = len(before) == len(value) and (
-        all(key in value and value[key] is part for key, part in before.items())
+        [*map(id, value)] == [*map(id, before)] and [*map(id, value.values())] == [*map(id, before.values())]
         if isinstance(value, dict)
         else isinstance(value, set) or all(a is b for a, b in zip(before, value, strict=True))
     )
