@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from bnfold.errors import NotFiniteError
 from bnfold.fold.counts import Counts, counts
 from bnfold.fold.demand import Refusal
 from bnfold.fold.denormals import denormals_made, flush, told
+from bnfold.fold.overflow import require_finite
 from bnfold.fold.pieces import plan_model, rewrite_model
 from bnfold.fold.plan import Plan
 from bnfold.graph.capture import Capture, capture
@@ -24,6 +25,7 @@ __all__ = ["Folding", "fold", "plan"]
 
 # The public functions take a parameter called `capture`; the function is needed under another name.
 _capture = capture
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,9 @@ def plan(
 
     Args, Raises: as for :func:`fold`.
     """
-    return plan_model(_capture(model, example_inputs, capture), _names(keep), share, {}, merge=merge)
+    captured = _capture(model, example_inputs, capture)
+    decided, _ = _decided(captured, _names(keep), share, merge, require_finite)
+    return decided
 
 
 def fold(
@@ -106,24 +110,33 @@ def fold(
         UnknownNameError: ``keep`` names no BatchNorm that the model calls.
     """
     captured = _capture(model, example_inputs, capture)
-    names, refused = _names(keep), dict[str, Refusal]()
+    decided, module = _decided(captured, _names(keep), share, merge, rewrite_model)
+    if flush_denormals:
+        flushed = told(flush(module, captured), flushed=True)
+        decided = replace(decided, notes=(*decided.notes, *flushed))
+    return Folding(module, decided, captured)
+
+
+def _decided(
+    captured: Capture,
+    keep: frozenset[str],
+    share: Literal["clone", "keep"],
+    merge: bool,
+    attempt: Callable[[Capture, Plan], _Result],
+) -> tuple[Plan, _Result]:
+    """Plan; where an attempt to carry it out finds a weight that overflows, plan again without that fold."""
+    refused = dict[str, Refusal]()
     while True:
-        decided = plan_model(captured, names, share, refused, merge=merge)
+        decided = plan_model(captured, keep, share, refused, merge=merge)
         try:
-            module = rewrite_model(captured, decided)
+            return decided, attempt(captured, decided)
         except NotFiniteError as error:
-            # The plan bounds this cheaply; the rare case that its bound missed is planned again, without that fold.
             node = error.node  # type: ignore[attr-defined]
             detail = error.what.rstrip(".")
             new = _sites_at(decided, node) - refused.keys()
             if not new:
                 raise
             refused.update({site: Refusal("weight-not-finite", detail[0].lower() + detail[1:]) for site in new})
-        else:
-            if flush_denormals:
-                flushed = told(flush(module, captured), flushed=True)
-                decided = replace(decided, notes=(*decided.notes, *flushed))
-            return Folding(module, decided, captured)
 
 
 def _sites_at(decided: Plan, node: str) -> set[str]:

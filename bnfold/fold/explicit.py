@@ -44,6 +44,7 @@ class ExplicitAffine(nn.Module):
 
     zero: Tensor
     one: Tensor
+    finite = True
 
     def __init__(self, weight: Tensor, bias: Tensor, *, requires_grad: bool = False) -> None:
         super().__init__()
@@ -51,13 +52,22 @@ class ExplicitAffine(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=requires_grad)
         self.register_buffer("zero", torch.zeros_like(weight), persistent=False)
         self.register_buffer("one", torch.ones_like(weight), persistent=False)
+        if not weight.is_meta and not bool(torch.isfinite(weight).all() & torch.isfinite(bias).all()):
+            self.finite = False
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the affine, in the form that suits the target."""
         if torch.onnx.is_in_onnx_export():
             return self._for_onnx(x)
+        if not self.finite:
+            return self._with_infinities(x)
         return torch.batch_norm(x, self.weight, self.bias, self.zero, self.one, False, 0.0, 0.0, False)
+
+    def _with_infinities(self, x: Tensor) -> Tensor:
+        """The form above would multiply infinity by its mean of 0; this one multiplies it by x alone."""
+        shape = (-1, *[1] * (x.ndim - 2))
+        return torch.addcmul(self.bias.view(shape), x.to(self.weight.dtype), self.weight.view(shape)).to(x.dtype)
 
     def _for_onnx(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)

@@ -185,6 +185,8 @@ class ModelTracer(Tracer):
         type_expr: Any | None = None,
     ) -> Node:
         """Add a node, with where it came from."""
+        if isinstance(type_expr, str):  # an annotation as text, which a pickled graph could not import
+            type_expr = None
         node = self.graph.create_node(kind, target, (), {}, name, type_expr)
         node.args = args  # given to `create_node`, the arguments would be searched for symbolic sizes
         if kwargs:

@@ -607,9 +607,6 @@ def test_statistics_that_are_not_finite_do_not_fold(
     assert error_of_peak(run(net, x), run(folding.module, x)) <= 1e-12
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an explicit affine with an infinite scale gives NaN where the BatchNorm gives inf"
-)
 @pytest.mark.parametrize("behind", [False, True])
 def test_variance_zero_without_eps_keeps_its_infinities(behind: bool) -> None:
     net = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh() if behind else nn.Identity(), nn.BatchNorm2d(4, eps=0.0)))
@@ -646,7 +643,6 @@ def test_a_weight_that_would_overflow_float32_does_not_fold() -> None:
     assert [(d.action, d.reason) for d in folding.plan] == [("affine", "weight-not-finite")]
 
 
-@pytest.mark.xfail(strict=True, reason="the plan bounds weights cheaply, and fold finds an overflow that plan did not")
 @pytest.mark.parametrize("model", ["one overflow in float32", "two BatchNorms that overflow float16 together"])
 def test_plan_decides_what_fold_does(model: str) -> None:
     net = overflowing_float32()

@@ -183,19 +183,14 @@ def guarded() -> nn.Module:
 
 
 COPIED = {
-    "plain": (mixed, IMAGES, ""),
-    "guarded rank": (guarded, (2, 3, 9), ""),
-    "guarded default": (WithDefaults, IMAGES, "the guard of a default cannot be traced again"),
+    "plain": (mixed, IMAGES),
+    "guarded rank": (guarded, (2, 3, 9)),
+    "guarded default": (WithDefaults, IMAGES),
 }
 
 
-def copied_cases(*, wrong: bool) -> list[Any]:
-    marks = {name: pytest.mark.xfail(strict=True, reason=why) for name, (_, _, why) in COPIED.items() if why and wrong}
-    return [pytest.param(name, marks=marks.get(name, ())) for name in COPIED]
-
-
 def folded_copy(name: str) -> tuple[nn.Module, Tensor]:
-    build, shape, _ = COPIED[name]
+    build, shape = COPIED[name]
     return bnfold.fold(double(build())).module, values(*shape)
 
 
@@ -210,7 +205,7 @@ def test_a_deepcopy_computes_the_same_on_its_own_memory(name: str) -> None:
     assert torch.equal(run(module, x), expected)
 
 
-@pytest.mark.parametrize("name", copied_cases(wrong=True))
+@pytest.mark.parametrize("name", COPIED)
 def test_a_pickled_fold_computes_the_same(name: str) -> None:
     module, x = folded_copy(name)
     assert torch.equal(run(module, x), run(pickle.loads(pickle.dumps(module)), x))
@@ -220,7 +215,7 @@ def test_a_pickled_fold_computes_the_same(name: str) -> None:
     assert torch.equal(run(module, x), run(torch.load(buffer, weights_only=False), x))
 
 
-@pytest.mark.parametrize("name", [*copied_cases(wrong=True)[:2], "guarded default"])
+@pytest.mark.parametrize("name", COPIED)
 def test_a_fold_without_example_inputs_folds_again(name: str) -> None:
     module, x = folded_copy(name)
     again = bnfold.fold(module)
