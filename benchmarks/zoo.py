@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory", type=float, default=12, metavar="GIB", help="for one process; default: 12")
     add("--seed", type=int, default=0)
     add("--export", action="store_true", help="export to ONNX too, and count its BatchNormalization nodes")
+    add("--merge", action="store_true", help="merge branches too")
     add("--list", action="store_true", help="print what is selected, and run nothing")
     add("--summary", type=Path, metavar="FILE", help="print the tables for a file of records, and run nothing")
     return parser
@@ -117,7 +118,7 @@ def _run(chosen: Sequence[Entry], options: argparse.Namespace) -> int:
     commit, start, bad = _commit(), time.perf_counter(), 0
     for number, finished in enumerate(
         run_all(
-            functools.partial(check, seed=options.seed, export=options.export),
+            functools.partial(check, seed=options.seed, export=options.export, merge=options.merge),
             todo,
             processes=options.processes,
             timeout=options.timeout,

@@ -48,24 +48,24 @@ LARGER = (128, 224)  # input sizes to try next where some BatchNorms are not see
 Record = dict[str, Any]
 
 
-def check(entry: Entry, *, seed: int = 0, export: bool = False) -> Record:
+def check(entry: Entry, *, seed: int = 0, export: bool = False, merge: bool = False) -> Record:
     """Build a model, fold it and compare; whatever happens ends in the record, never in an exception.
 
     Where the comparison cannot see some of the BatchNorms (an attention over a single position does not care what is
     attended to), a larger input is tried.
     """
-    record = _check(entry, seed, export, at_least=0)
+    record = _check(entry, seed, export, merge, at_least=0)
     for size in LARGER:
         if record["outcome"] != "equivalent" or not record["unseen"] or record["shape"][-1] >= size:
             continue
-        larger = _check(entry, seed, export, at_least=size)
+        larger = _check(entry, seed, export, merge, at_least=size)
         if larger["outcome"] == "equivalent" and len(larger["unseen"] or ()) >= len(record["unseen"]):
             break
         record = larger
     return record
 
 
-def _check(entry: Entry, seed: int, export: bool, *, at_least: int) -> Record:
+def _check(entry: Entry, seed: int, export: bool, merge: bool, *, at_least: int) -> Record:
     start = time.perf_counter()
     record: Record = {
         "model": entry.model,
@@ -86,23 +86,23 @@ def _check(entry: Entry, seed: int, export: bool, *, at_least: int) -> Record:
     else:
         record["shape"], record["damping"] = list(subject.shape), subject.damping
         record["seconds"]["build"] = since(start)
-        examine(subject, record, export=export)
+        examine(subject, record, export=export, merge=merge)
     record["seconds"]["total"] = since(start)
     return record
 
 
-def examine(subject: Subject, record: Record, *, export: bool = False) -> None:
+def examine(subject: Subject, record: Record, *, export: bool = False, merge: bool = False) -> None:
     """Fold a model and compare; fill in the record."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # models, exporters and fx.fuse's module warn of much that is no concern here
-        _stages(subject, record, export)
+        _stages(subject, record, export, merge)
 
 
-def _stages(subject: Subject, record: Record, export: bool) -> None:
+def _stages(subject: Subject, record: Record, export: bool, merge: bool) -> None:
     stage = Stage(record.setdefault("stages", {}))
     stage.enter("run")
     try:
-        _examine(subject, record, stage, export)
+        _examine(subject, record, stage, export, merge)
     except CaptureError as error:
         _failed(record, "capture-failed", stage.name, error)
     except BnfoldError as error:
@@ -117,13 +117,13 @@ def _stages(subject: Subject, record: Record, export: bool) -> None:
     stage.enter("")
 
 
-def _examine(subject: Subject, record: Record, stage: Stage, export: bool) -> None:
+def _examine(subject: Subject, record: Record, stage: Stage, export: bool, merge: bool) -> None:
     model = subject.model
     inputs = fresh_inputs(subject.entry, subject.shape, batch=3, seed=subject.seed + 11)
     before = call(model, inputs)
 
     stage.enter("fold")
-    folding = _fold(subject, record)
+    folding = _fold(subject, record, merge)
     plan, folded = folding.plan, folding.module
     record["capture"] = plan.capture
     record["calls"] = len(plan)
@@ -133,6 +133,8 @@ def _examine(subject: Subject, record: Record, stage: Stage, export: bool) -> No
     record["kept"] = dict(Counter(d.reason for d in plan if d.action == "keep"))
     record["unfolded"] = [[d.batchnorm, d.action, d.reason, d.detail] for d in plan if d.reason][:NAMES_KEPT]
     record["added_bytes"] = sum(d.added_bytes for d in plan)
+    if merge:
+        record["merges"] = dict(Counter(m.reason or m.kind for m in plan.merges))
     record["left"] = count_batch_norm_calls(folded)
 
     stage.enter("run folded")
@@ -184,13 +186,13 @@ def _judge(record: Record) -> None:
         record["outcome"] = "equivalent"
 
 
-def _fold(subject: Subject, record: Record) -> api.Folding:
+def _fold(subject: Subject, record: Record, merge: bool) -> api.Folding:
     """Fold without example inputs; where that fails or leaves something, with them, and keep the better."""
     example = fresh_inputs(subject.entry, subject.shape, batch=2, seed=subject.seed + 10)
     without: api.Folding | None = None
     with timed(record["seconds"]):
         try:
-            without = api.fold(subject.model)
+            without = api.fold(subject.model, merge=merge)
         except BnfoldError as error:
             record["without_inputs"] = message(error)
     if without is not None and without.plan.summary["fold"] == len(without.plan):
@@ -198,7 +200,7 @@ def _fold(subject: Subject, record: Record) -> api.Folding:
         return without
     seconds: dict[str, float] = {}
     with timed(seconds):
-        informed = api.fold(subject.model, example)
+        informed = api.fold(subject.model, example, merge=merge)
     if without is not None and without.plan.summary["fold"] > informed.plan.summary["fold"]:
         record["with_inputs"], record["note"] = False, "with example inputs, fewer fold"
         return without
