@@ -36,6 +36,7 @@ PUBLIC = [
     "affine_of",
     "assert_equivalent",
     "export_onnx",
+    "extend",
     "fold",
     "plan",
     "verify",

@@ -19,10 +19,12 @@ ARGUMENTS = {  # what each script is given; {out} is an empty folder
     "seed_network.py": ["{out}/model.pt", "--epochs", "1"],
     "resnet.py": ["{out}/resnet18.onnx"],
     "negative_gammas.py": [],
+    "teach_a_module.py": [],
 }
 SAYS = {
     "seed_network.py": "unseen digits right",
     "resnet.py": "20 of 20 BatchNorms folded",
+    "teach_a_module.py": "2 folded into 0 through 1.\n6 folded into 4 through 5.\nequivalent",
     "negative_gammas.py": "bn1: fold. bn1 folded into conv1 through pool.\nbn1: affine. ",
 }
 

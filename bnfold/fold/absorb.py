@@ -34,6 +34,8 @@ def output_channels(call: calls.Absorber, weight: Tensor | None) -> int:
     assert weight is not None
     if isinstance(call, calls.TransposedConvolution):
         return int(weight.shape[1] * call.groups)
+    if isinstance(call, calls.TaughtAbsorber):
+        return int(weight.shape[call.weight_dim])
     return int(weight.shape[1] if isinstance(call, calls.Embedding) else weight.shape[0])
 
 
@@ -57,6 +59,8 @@ def absorb_after(call: calls.Absorber, weights: Weights, affine: ChannelAffine) 
         rows, per_group = weight.shape[0] // call.groups, weight.shape[1]
         by_group = scale.reshape(call.groups, 1, per_group).expand(-1, rows, -1).reshape(weight.shape[0], per_group)
         scaled = weight * by_group.reshape(*by_group.shape, *[1] * call.spatial_dims)
+    elif isinstance(call, calls.TaughtAbsorber):
+        scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1 - call.weight_dim))
     else:
         scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
     return scaled, shift.clone() if bias is None else scale * bias + shift

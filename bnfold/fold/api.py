@@ -20,6 +20,7 @@ from bnfold.fold.pieces import plan_model, rewrite_model
 from bnfold.fold.plan import Plan
 from bnfold.graph.capture import Capture, capture
 from bnfold.graph.shells import double_shell
+from bnfold.graph.tracer import NARROW
 
 __all__ = ["Folding", "fold", "plan"]
 
@@ -184,6 +185,7 @@ def _graph_in_double(graph: Graph) -> Graph:
             new.node_copy(node, copies.__getitem__)
     for node in new.nodes:
         node.args, node.kwargs = _wide(node.args), _wide(node.kwargs)
+        node.meta.pop(NARROW, None)
         if node.op == "call_method" and node.target in _CASTS:
             node.target = "double"
     return new

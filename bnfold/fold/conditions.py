@@ -45,6 +45,8 @@ _WORDS: dict[type[calls.Call], str] = {
     calls.Permute: "permutation",
     calls.ByNumber: "arithmetic",
     calls.Rearrange: "rearrangement",
+    calls.TaughtPassing: "layer",
+    calls.TaughtAbsorber: "layer",
 }
 
 

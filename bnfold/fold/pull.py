@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from bnfold.affine import ChannelAffine
 from bnfold.fold.absorb import absorb_after, output_channels
+from bnfold.fold.claims import absorbs_as_taught
 from bnfold.fold.conditions import counted, described, name_of
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.rules import pull_rule
@@ -212,6 +213,8 @@ def _absorb(state: State, call: calls.Absorber, demand: Demand, way: Way) -> Ref
     if isinstance(tensor, Refusal):
         return tensor
     refusal = _channels_agree(facts, call, demand, tensor, way)
+    if refusal is None and isinstance(call, calls.TaughtAbsorber):
+        refusal = absorbs_as_taught(call, demand, facts)
     if refusal is None:
         refusal = _stays_finite(facts, call, demand, tensor)
     if refusal is None and state.share == "keep" and shares_weights(facts, call):
@@ -232,7 +235,7 @@ def _channels_agree(
         needed: int | None = call.spatial_dims + 2
     elif isinstance(call, calls.AffineNormalization) and call.channel_dim == 1:
         needed = call.rank
-    elif isinstance(call, calls.ExplicitAffine):
+    elif isinstance(call, (calls.ExplicitAffine, calls.TaughtAbsorber)):
         needed = None
     else:  # channels in the last dimension
         if rank is None:

@@ -29,7 +29,7 @@ from bnfold.graph.capture import Capture
 from bnfold.graph.constants import evaluate
 from bnfold.graph.facts import Facts
 from bnfold.graph.shells import fresh_shell, shell, wrapped
-from bnfold.graph.tracer import carries_hooks, require_rank
+from bnfold.graph.tracer import NARROW, carries_hooks, require_rank
 from bnfold.graph.vocabulary import arguments_of
 
 __all__ = ["folded_capture", "rewrite"]
@@ -209,10 +209,12 @@ class _Rewriter:
                 new.target = name
                 return
         weight, bias = self._absorbed(call, absorptions)
-        layer = fresh_shell(self.capture.module(target), self.shells, without=("weight", "bias"))
-        layer._parameters["weight"] = weight
-        if bias is not None:
-            layer._parameters["bias"] = bias
+        names = (call.weight_name, call.bias_name) if isinstance(call, calls.TaughtAbsorber) else ("weight", "bias")
+        layer = fresh_shell(self.capture.module(target), self.shells, without=names)
+        for name, value in zip(names, (weight, bias), strict=True):
+            if value is not None:
+                layer.__dict__.pop(name, None)  # a bias that was plainly None
+                layer._parameters[name] = value
         if isinstance(layer, (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
             layer.affine = True
         elif isinstance(layer, nn.LayerNorm):
@@ -247,6 +249,9 @@ class _Rewriter:
             alpha, beta = affine.scale.to(dtype), affine.shift.to(dtype)
         else:
             alpha, beta = exact_terms(mean, variance, weight, bias, call.eps)
+        narrow = old.meta.get(NARROW)
+        if narrow is not None:
+            alpha, beta = alpha.to(narrow), beta.to(narrow)
         layer = ExplicitAffine(alpha, beta, requires_grad=weight is not None and weight.requires_grad)
         name = self._free_name(call.name or old.name, old)
         self.held[name] = layer
@@ -337,6 +342,7 @@ class _Rewriter:
                     held = shell(self.capture.module(target), self.shells)
                 else:
                     held = _shell_of_attribute(self.capture, target, self.shells)
+                    held = held.to(node.meta[NARROW]) if NARROW in node.meta else held
                     if isinstance(held, Tensor) and not isinstance(held, nn.Parameter) and self._is_written(node.name):
                         held = held.clone()  # the folded model keeps a state of its own
             if target.partition(".")[0] in _RESERVED:

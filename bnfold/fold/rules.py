@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from bnfold.fold import carries, moves
+from bnfold.fold.claims import passes_as_taught
 from bnfold.fold.conditions import (
     channels_not_pooled,
     channels_not_resized,
@@ -76,6 +77,7 @@ PULL_RULES = (
         (scale_nonnegative, shift_zero),
         "f(a x) = a f(x) for a >= 0",
     ),
+    PullRule(calls.TaughtPassing, moves.unchanged, (passes_as_taught,), "as the user said, checked in float64"),
     PullRule(calls.Pad, moves.through_pad, (pads_with_a_fixed_point,), "padding copies values, or adds c = a c + b"),
     PullRule(calls.PixelShuffle, moves.before_pixel_shuffle, (), "output channel c reads r*r adjacent inputs"),
     PullRule(calls.PixelUnshuffle, moves.before_pixel_unshuffle, (), "r*r adjacent outputs read input channel c"),
@@ -133,6 +135,7 @@ PUSH_RULES = (
     PushRule(
         calls.PositivelyHomogeneous, carries.unchanged, (scale_nonnegative, shift_zero), "f(a x) = a f(x), a >= 0"
     ),
+    PushRule(calls.TaughtPassing, carries.unchanged, (passes_as_taught,), "as the user said, checked in float64"),
     PushRule(calls.Pad, carries.past_pad, (pads_with_a_fixed_point,), "padding copies values, or adds c = a c + b"),
     PushRule(calls.PixelShuffle, carries.past_pixel_shuffle, (), "r*r adjacent inputs become output channel c"),
     PushRule(calls.PixelUnshuffle, carries.past_pixel_unshuffle, (), "input channel c becomes r*r adjacent outputs"),

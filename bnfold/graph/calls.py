@@ -93,6 +93,21 @@ class AffineNormalization(Absorber):
     rank: int | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class TaughtAbsorber(Absorber):
+    """A module of the user's (:mod:`bnfold.extend`) whose output is linear in its weight, channels in dimension 1.
+
+    Attributes:
+        weight_dim: the dimension of the weight that the output's channels run along.
+        weight_name: the weight's attribute in the module.
+        bias_name: the bias's.
+    """
+
+    weight_dim: int
+    weight_name: str
+    bias_name: str
+
+
 # --- the affines themselves --------------------------------------------------------------------------------------
 
 
@@ -217,6 +232,20 @@ class PositivelyHomogeneous(Call):
     """relu, leaky relu, PReLU: ``f(a x) = a f(x)`` for ``a >= 0``."""
 
     input: Node
+
+
+@dataclass(frozen=True, eq=False)
+class TaughtPassing(Call):
+    """A module of the user's (:mod:`bnfold.extend`) that affines along dimension 1 may pass, unchanged.
+
+    Attributes:
+        nonnegative: whether every scale must be >= 0.
+        unshifted: whether every shift must be 0.
+    """
+
+    input: Node
+    nonnegative: bool
+    unshifted: bool
 
 
 @dataclass(frozen=True, eq=False)

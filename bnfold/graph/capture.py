@@ -161,6 +161,8 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             graph = tracer.trace(model)
+    except UsageError:  # what was said of a module of the user's is wrong
+        raise
     except Exception as error:
         raise CaptureError(
             f"torch.fx cannot trace {type(model).__name__}: {_one_line(error)}{_where(error)}.",

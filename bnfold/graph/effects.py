@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.fx.node import _side_effectful_functions
 
 from bnfold.graph.inplace import IN_PLACE
+from bnfold.graph.taught import claim_of
 from bnfold.graph.tracer import carries_hooks
 
 __all__ = ["has_effect", "is_pure", "mutated_inputs"]
@@ -33,7 +34,7 @@ def mutated_inputs(node: Node, module_of: Modules) -> tuple[Node, ...]:
     """
     if node.op == "call_module":
         module = module_of(str(node.target))
-        known = type(module).__module__.startswith(("torch.nn.", "bnfold."))
+        known = _known(module)
         if getattr(module, "inplace", False) or not known or carries_hooks(module):
             return tuple(node.all_input_nodes)
         return ()
@@ -58,13 +59,18 @@ def mutated_inputs(node: Node, module_of: Modules) -> tuple[Node, ...]:
     return (out,) if isinstance(out, Node) else ()
 
 
+def _known(module: nn.Module) -> bool:
+    """Whether a layer does nothing but compute its value: torch's, bnfold's, and those that the user vouched for."""
+    return type(module).__module__.startswith(("torch.nn.", "bnfold.")) or claim_of(module) is not None
+
+
 def has_effect(node: Node, module_of: Modules) -> bool:
     """Whether removing the node could change anything besides its own value."""
     if node.op == "call_function" and (node.target in _side_effectful_functions or node.target is torch._assert):
         return True
     if node.op == "call_module":
         module = module_of(str(node.target))
-        if not type(module).__module__.startswith(("torch.nn.", "bnfold.")) or carries_hooks(module):
+        if not _known(module) or carries_hooks(module):
             return True
     elif node.op in ("call_function", "call_method") and _unknown(node):
         return True

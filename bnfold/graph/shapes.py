@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Interpreter, Node
 
 from bnfold.graph.capture import Capture
+from bnfold.graph.tracer import NARROW
 
 __all__ = ["shapes_of"]
 
@@ -34,6 +35,8 @@ class _Shapes(Interpreter):
     def run_node(self, n: Node) -> Any:
         """Run one node and note its shape."""
         value = super().run_node(n)
+        if NARROW in n.meta and n.op == "get_attr":
+            value = value.to(n.meta[NARROW])
         if isinstance(value, Tensor):
             self.found[n] = tuple(value.shape)
         return value

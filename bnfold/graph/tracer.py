@@ -29,8 +29,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from bnfold.graph.proof import behaves_like_batch_norm
 from bnfold.graph.proxies import InPlaceProxy, is_foreign
+from bnfold.graph.taught import Normalizes, Statistics, claim_of, statistics_of
 
-__all__ = ["ModelTracer", "carries_hooks", "replaces_forward", "require_default", "require_rank"]
+__all__ = ["NARROW", "ModelTracer", "carries_hooks", "replaces_forward", "require_default", "require_rank"]
 
 _SIMPLE = (bool, int, float, str, type(None))
 
@@ -82,6 +83,22 @@ def replaces_forward(module: nn.Module) -> bool:
     return getattr(type(module), forward.__name__, None) is not forward.__func__
 
 
+NARROW = "narrow"
+"""In a node's ``meta``: the type in which float64 numbers computed from a layer of the user's are used."""
+
+
+def _type_beside(layer: nn.Module) -> torch.dtype:
+    """Return the type in which a BatchNorm's numbers stand beside the tensors of a layer."""
+    tensors = (tensor for tensor in (*layer.parameters(), *layer.buffers()) if tensor.is_floating_point())
+    like = next(tensors, torch.empty(0))
+    return torch.float32 if like.itemsize < 4 else like.dtype
+
+
+def _has(root: nn.Module, name: str) -> bool:
+    owner, _, attribute = name.rpartition(".")
+    return hasattr(root.get_submodule(owner), attribute)
+
+
 class ModelTracer(Tracer):
     """See the module's docstring.
 
@@ -100,6 +117,8 @@ class ModelTracer(Tracer):
         self._constant_names: dict[int, str] = {}
         self._tensor_names: dict[int, str] = {}
         self._files: dict[CodeType, bool] = {}
+        self._taught: dict[nn.Module, Statistics] = {}
+        self._narrow: dict[str, torch.dtype] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """Trace ``root``, an ``nn.Module``."""
@@ -107,16 +126,50 @@ class ModelTracer(Tracer):
             for name, tensor in (*part._parameters.items(), *part._buffers.items()):
                 self._tensor_names.setdefault(id(tensor), f"{path}.{name}" if path else name)
         self._tensor_names.pop(id(None), None)
+        self._read_taught(root)
         if "forward" in root.__dict__:  # one of its methods: self.forward = self.forward_fast
             self.traced_func_name = root.forward.__name__
         with _dimension_checks_recorded(), _autocast_refused():
             return super().trace(root, concrete_args)
+
+    def _read_taught(self, root: nn.Module) -> None:
+        """Read the layers that the user said are BatchNorms in eval mode, and name what they compute with."""
+        for path, part in root.named_modules():
+            claim = claim_of(part)
+            if not isinstance(claim, Normalizes) or carries_hooks(part) or replaces_forward(part):
+                continue
+            told = self._taught[part] = statistics_of(part, claim, path)
+            for kind, tensor in zip(("running_mean", "running_var", "weight", "bias"), told.tensors, strict=True):
+                if tensor is not None and id(tensor) not in self._tensor_names:
+                    name = f"{path}.{kind}" if path else kind
+                    while name in self.constants or _has(root, name):
+                        name += "_"
+                    self.constants[name] = tensor
+                    self._constant_names[id(tensor)] = name
+                    self._narrow[name] = _type_beside(part)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call a layer; one that the user said is a BatchNorm in eval mode is written as the function."""
+        told = self._taught.get(m)
+        if told is None or len(args) != 1 or kwargs:
+            return super().call_module(m, forward, args, kwargs)
+        if told.rank is not None:
+            self.create_proxy("call_function", require_rank, (args[0], told.rank, type(m).__name__), {})
+        settings = {"training": False, "eps": told.eps}
+        value = self.create_proxy("call_function", nn.functional.batch_norm, (*args, *told.tensors), settings)
+        if any(tensor is not None and id(tensor) in self._constant_names for tensor in told.tensors):
+            value.node.meta[NARROW] = _type_beside(m)
+        return value
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Leaves: torch's own layers, and whatever must be called as it is."""
         if isinstance(m, torch.jit.ScriptModule):
             raise TypeError(f"`{module_qualified_name}` is a TorchScript module, which has no Python source")
         if carries_hooks(m) or replaces_forward(m):
+            return True
+        if claim_of(m) is not None:
             return True
         if "parametrizations" in m._modules or isinstance(m, ParametrizationList):
             return False  # traced through, so that the weight is seen as computed from parameters
@@ -193,6 +246,8 @@ class ModelTracer(Tracer):
             node.kwargs = kwargs
         node.meta["source"] = self._user_line()
         node.meta["module"] = self.scope.module_path
+        if kind == "get_attr" and target in self._narrow:
+            node.meta[NARROW] = self._narrow[target]
         return node
 
     def create_args_for_root(

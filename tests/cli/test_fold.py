@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from hashlib import sha256
 from importlib import import_module
@@ -334,3 +337,26 @@ def test_denormal_weights_are_told_and_flushed_on_demand(run: Run, seed_file: Pa
     assert result.code == 0, result.err
     assert "9 weights that the fold made denormal were set to zero: conv1.weight (9)" in " ".join(result.err.split())
     assert not safetensors.torch.load_file("x.safetensors")["conv1.weight"][3].any()
+
+
+def test_a_file_of_code_may_teach_a_module(run: Run, tmp_path: Path) -> None:
+    code = """
+import torch
+from torch import nn
+from bnfold import extend
+
+class Leaky(nn.Module):
+    def forward(self, x):
+        return torch.where(x > 0, x, 0.1 * x)
+
+def make():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), Leaky(), nn.BatchNorm2d(2, affine=False)).eval()
+
+extend.passes(Leaky, scale="nonnegative", shift="zero")
+"""
+    (tmp_path / "taught.py").write_text(code)
+    (tmp_path / "main.py").write_text("import torch, taught\ntorch.save(taught.make(), 'taught.pt')\n")
+    subprocess.run([sys.executable, "main.py"], cwd=tmp_path, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    result = run("fold", "taught.pt", "--code", "taught.py", "--strict", "-o", "t.safetensors")
+    assert result.code == 0, result.err
+    assert "folded backward" in result.out

@@ -350,7 +350,8 @@ def assert_crossed(case: Row, seed: int) -> None:
 
 
 def test_every_rule_has_a_row_here() -> None:
-    assert {rule.op for rule in PULL_RULES} - {case.op for case in ROWS} == set()
+    elsewhere = {calls.TaughtPassing}  # a module of the user's: tests/test_extend.py
+    assert {rule.op for rule in PULL_RULES} - {case.op for case in ROWS} == elsewhere
 
 
 @pytest.mark.parametrize("rule", PULL_RULES, ids=lambda rule: rule.op.__name__)

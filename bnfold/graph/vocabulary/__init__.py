@@ -24,8 +24,9 @@ from torch.fx import Node
 from bnfold.graph import calls
 from bnfold.graph.proof import behaves_like_batch_norm
 from bnfold.graph.signature import NotStaticError, Signature
+from bnfold.graph.taught import Normalizes, claim_of
 from bnfold.graph.vocabulary import elementwise, shapes, weighted, windows
-from bnfold.graph.vocabulary.modules import MODULES, explicit_affine, frozen_batch_norm
+from bnfold.graph.vocabulary.modules import MODULES, explicit_affine, frozen_batch_norm, taught
 from bnfold.graph.vocabulary.reading import Row
 
 __all__ = ["arguments_of", "read_function", "read_module", "register_explicit_affine"]
@@ -41,6 +42,9 @@ METHODS: dict[str, Row] = {**windows.METHODS, **elementwise.METHODS, **shapes.ME
 
 def read_module(node: Node, module: nn.Module) -> calls.Call | None:
     """Read a ``call_module`` node; None for a module of a type that is not in the table."""
+    claim = claim_of(module)
+    if claim is not None and not isinstance(claim, Normalizes):
+        return taught(node, module, claim) if len(node.args) == 1 and not node.kwargs else None
     reader = MODULES.get(type(module))
     if reader is None and behaves_like_batch_norm(module):
         reader = frozen_batch_norm

@@ -15,6 +15,7 @@ from torch.fx import Node
 from bnfold.graph import calls
 from bnfold.graph.proof import measured_batch_norm
 from bnfold.graph.signature import NotStaticError, static
+from bnfold.graph.taught import Absorbs, Passes
 from bnfold.graph.vocabulary.reading import ModuleReader, input_of, parameter_of
 
 __all__ = ["MODULES", "explicit_affine", "frozen_batch_norm"]
@@ -161,6 +162,18 @@ def _instance_norm_module(node: Node, module: Any, target: str) -> calls.Call:
 def explicit_affine(node: Node, _module: Any, target: str) -> calls.Call:
     """Read bnfold's own layer."""
     return calls.ExplicitAffine(node, input_of(node), f"{target}.weight", f"{target}.bias")
+
+
+def taught(node: Node, module: nn.Module, claim: Passes | Absorbs) -> calls.Call | None:
+    """Read a module that the user has told of; None where it does not hold what it was said to hold."""
+    if isinstance(claim, Passes):
+        return calls.TaughtPassing(node, input_of(node), claim.scale == "nonnegative", claim.shift == "zero")
+    weight, bias = (module._parameters.get(name) for name in (claim.weight, claim.bias))
+    if weight is None or not -weight.ndim <= claim.dim < weight.ndim:
+        return None
+    target = str(node.target)
+    names = f"{target}.{claim.weight}", (f"{target}.{claim.bias}" if bias is not None else None)
+    return calls.TaughtAbsorber(node, input_of(node), *names, claim.dim % weight.ndim, claim.weight, claim.bias)
 
 
 def _simple(make: Callable[[Node, Node], calls.Call]) -> ModuleReader:

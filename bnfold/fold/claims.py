@@ -1,0 +1,157 @@
+"""Check what a user has said about a module of theirs, on the very layer, in float64, before the planner believes it.
+
+A check on random numbers is no proof; it catches what people get wrong: a condition forgotten, channels mixed, a weight
+laid out otherwise, an input written into.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from bnfold.affine import ChannelAffine
+from bnfold.fold.absorb import absorb_after
+from bnfold.fold.conditions import described, scale_nonnegative, shift_zero
+from bnfold.fold.demand import Demand, Refusal
+from bnfold.graph import calls
+from bnfold.graph.facts import Facts
+from bnfold.graph.shells import double_shell, fresh_shell
+
+__all__ = ["absorbs_as_taught", "passes_as_taught"]
+
+LIMIT = 1e-9  # of the largest output: float64 rounding stays far below, a wrong claim far above
+_SPACES = ((12, 11), (23,), (6, 7, 5), ())
+_ANSWERS: WeakKeyDictionary[nn.Module, dict[Any, Refusal | None]] = WeakKeyDictionary()
+
+
+def passes_as_taught(call: Any, demand: Demand, facts: Facts) -> Refusal | None:
+    """``f(a x + b) = a f(x) + b`` along dimension 1, for the scales and shifts that the user said."""
+    if demand.dim != 1:
+        return Refusal("channel-dimension", f"{described(call)} was taught for channels in dimension 1")
+    refusal = scale_nonnegative(call, demand, facts) if call.nonnegative else None
+    if refusal is None and call.unshifted:
+        refusal = shift_zero(call, demand, facts)
+    if refusal is not None:
+        return refusal
+    channels = demand.affine.channels
+    return _answer(call, facts, channels, lambda layer, x: _passing_error(layer, x, call, channels))
+
+
+def absorbs_as_taught(call: calls.TaughtAbsorber, demand: Demand, facts: Facts) -> Refusal | None:
+    """``a f(x) + b`` is ``f`` with ``a`` times the weight and ``a`` times the bias plus ``b``."""
+    channels = demand.affine.channels
+    return _answer(call, facts, None, lambda layer, x: _absorbing_error(layer, x, call, channels))
+
+
+def _answer(call: Any, facts: Facts, channels: int | None, error_of: Any) -> Refusal | None:
+    """Return why a claim is not believed; each layer is asked once for each number of channels."""
+    module = facts.capture.module(str(call.node.target))
+    shapes = facts.shapes(call.input)
+    known = _ANSWERS.setdefault(module, {})
+    tensors = tuple((id(t), t._version) for t in (*module.parameters(), *module.buffers()))
+    conditions = (getattr(call, "nonnegative", None), getattr(call, "unshifted", None))
+    key = (type(call), conditions, channels, shapes[:1], tensors)
+    if key not in known:
+        known[key] = _checked(call, module, shapes[0] if shapes else None, channels, error_of)
+    return known[key]
+
+
+def _checked(
+    call: Any, module: nn.Module, shape: tuple[int, ...] | None, channels: int | None, error_of: Any
+) -> Refusal | None:
+    kind = type(module).__name__
+    layer = double_shell(module, {})
+    ran = False
+    for x in _inputs(module, shape, channels):
+        with torch.no_grad():
+            try:
+                layer(x.clone())
+            except Exception:  # does not take inputs of this shape
+                continue
+            ran = True
+            try:
+                error = error_of(layer, x)
+            except Exception:  # runs on x, and not on an affine of it
+                error = float("inf")
+        if not error <= LIMIT:
+            much = "its output has other channels" if error == float("inf") else f"it is off by {error:.1e} of the peak"
+            return Refusal("claim-is-false", f"what was taught about {kind} does not hold at {described(call)}: {much}")
+    if not ran:
+        text = f"what was taught about {kind} could not be checked at {described(call)} without example inputs"
+        return Refusal("shapes-unknown", text)
+    return None
+
+
+def _inputs(module: nn.Module, shape: tuple[int, ...] | None, channels: int | None) -> Iterator[Tensor]:
+    """Yield inputs of the shape that the layer is called with, or of likely ones: of both signs, and large ones."""
+    generator = torch.Generator().manual_seed(0)
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    if shape is not None:
+        shapes = [(max(2, shape[0]), *shape[1:])] if shape else []
+    else:
+        count = channels or next(
+            (n for name in ("in_channels", "in_features") if isinstance(n := getattr(module, name, None), int)), 0
+        )
+        counts = [count] if count else sorted({size for p in module.parameters() for size in p.shape})
+        shapes = [(2, number, *space) for space in _SPACES for number in counts]
+    for each in shapes:
+        for factor in (1.0, 30.0):
+            yield factor * torch.randn(each, generator=generator, dtype=torch.float64).to(device)
+
+
+def _affines(channels: int, *, nonnegative: bool, unshifted: bool) -> Iterator[ChannelAffine]:
+    generator = torch.Generator().manual_seed(1)
+    for number in range(3):
+        scale = torch.randn(channels, generator=generator, dtype=torch.float64)
+        if nonnegative:
+            scale = scale.abs()
+        if number == 2:
+            scale[: max(1, channels // 3)] = 0.0
+        shift = torch.randn(channels, generator=generator, dtype=torch.float64)
+        yield ChannelAffine(scale, torch.zeros_like(shift) if unshifted else shift)
+
+
+def _passing_error(layer: Any, x: Tensor, call: calls.TaughtPassing, channels: int) -> float:
+    worst = 0.0
+    plain = layer(x.clone())
+    for affine in _affines(channels, nonnegative=call.nonnegative, unshifted=call.unshifted):
+        given = affine(x)
+        kept = given.clone()
+        found = layer(given)
+        if not isinstance(found, Tensor) or found.ndim != x.ndim or found.shape[1] != channels:
+            return float("inf")
+        if not torch.equal(given, kept):  # it writes into its input
+            return float("inf")
+        worst = max(worst, _error(found, affine(plain)))
+    return worst
+
+
+def _absorbing_error(layer: Any, x: Tensor, call: calls.TaughtAbsorber, channels: int) -> float:
+    worst = 0.0
+    plain = layer(x.clone())
+    if not isinstance(plain, Tensor) or plain.ndim < 2 or plain.shape[1] != channels:
+        return float("inf")
+    weight, bias = layer._parameters[call.weight_name], layer._parameters.get(call.bias_name)
+    for affine in _affines(channels, nonnegative=False, unshifted=False):
+        there = ChannelAffine(affine.scale.to(x.device), affine.shift.to(x.device))
+        other = fresh_shell(layer, {})
+        new = absorb_after(call, (weight, bias), there)
+        for name, value in zip((call.weight_name, call.bias_name), new, strict=True):
+            if value is not None:
+                other.__dict__.pop(name, None)
+                other._parameters[name] = nn.Parameter(value, requires_grad=False)
+        worst = max(worst, _error(other(x.clone()), affine(plain)))
+    return worst
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """The largest difference relative to the largest value; NaN is as wrong as can be."""
+    if found.shape != expected.shape:
+        return float("inf")
+    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
+    return float("inf") if math.isnan(error) else error
