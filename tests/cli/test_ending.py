@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -100,6 +101,60 @@ def test_what_cannot_be_parsed_exits_2_and_points_to_help(run: Run, arguments: l
     result = run(*arguments)
     assert result.code == 2
     assert "--help" in result.err
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1"), ("0", "0")])
+def test_onnx_runtime_is_told_to_report_to_nobody_unless_the_user_said_otherwise(
+    run: Run, monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", before)
+    run("--version")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == after
+
+
+def test_an_interrupt_that_others_made_an_error_of_is_still_an_interrupt(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("the exporter failed") from None
+        return 0
+
+    monkeypatch.setattr("bnfold.cli.explain.run", work)
+    result = run("explain", "model.pt")
+    assert result.code == 130
+    assert "Interrupted" in result.err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "code"),
+    [
+        (errors.ExportError("The exporter failed.", fix="b"), MemoryError(), 6),
+        (errors.UsageError("The factory failed.", fix="b"), RuntimeError("std::bad_alloc"), 6),
+        (errors.RefusedFileError("a claims more memory than there is.", fix="b"), MemoryError(), 3),
+        (errors.UsageError("The factory failed.", fix="b"), RuntimeError("other"), 2),
+        (ModuleNotFoundError("No module named 'bnfold.nothing'", name="bnfold.nothing"), None, 70),
+    ],
+)
+def test_memory_that_ran_out_at_the_bottom_of_an_error_is_what_is_said(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    cause: BaseException | None,
+    code: int,
+) -> None:
+    def work(*_: object) -> int:
+        raise error from cause
+
+    monkeypatch.setattr("bnfold.cli.explain.run", work)
+    result = run("explain", "model.pt")
+    assert result.code == code
+    assert ("Memory ran out." in result.err) == (code == 6)
 
 
 def test_sigterm_is_handled_as_before_after_a_run(run: Run) -> None:
