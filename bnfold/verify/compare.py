@@ -104,16 +104,21 @@ def measure(oracle: Tensor, tensor: Tensor) -> Error:
         return Error(float(differs.sum()), 0.0, float(differs.numel()), where, counted=True)
     wide = torch.complex128 if oracle.is_complex() or other.is_complex() else torch.float64
     exact = oracle.to(wide)
-    difference = (other.to(wide) - exact).abs()
-    finite = torch.isfinite(difference)
-    if not bool(finite.all()):
-        difference, exact = torch.where(finite, difference, 0), torch.where(finite, exact, 0)
+    difference = torch.sub(other, exact).abs()  # computed in the wider of the two dtypes
     if difference.numel() == 0:
         return Error(0.0, 0.0, 0.0, None)
-    flat = int(difference.argmax())
-    largest = float(difference.flatten()[flat])
-    mean = _root_mean_square(difference, largest)
-    return Error(largest, mean, float(exact.abs().max()), _index(flat, difference.shape) if largest > 0 else None)
+    flat = difference.flatten()
+    position = int(flat.argmax())  # of NaN and infinity, too: so one look tells whether all is finite
+    largest = float(flat[position])
+    if not math.isfinite(largest):
+        finite = torch.isfinite(difference)
+        exact = torch.where(finite, exact, 0)
+        flat = torch.where(finite, difference, 0).flatten()
+        position = int(flat.argmax())
+        largest = float(flat[position])
+    peak = float(torch.linalg.vector_norm(exact, ord=math.inf))
+    where = _index(position, difference.shape) if largest > 0 else None
+    return Error(largest, _root_mean_square(flat, largest), peak, where)
 
 
 def judge(name: str, readings: Sequence[Reading], limits: Limits, *, stage: Stage = "fold") -> Comparison:
@@ -178,8 +183,12 @@ def beyond_rounding(expected: Leaf, actual: Leaf) -> str | None:
 
 
 def _root_mean_square(values: Tensor, largest: float) -> float:
-    """Return the root mean square, scaled so that squares neither overflow nor vanish."""
-    return float((values / largest).square().mean().sqrt()) * largest if largest > 0 else 0.0
+    """Return the root mean square, scaled where squares would overflow or vanish."""
+    if largest == 0:
+        return 0.0
+    scale = 1.0 if 1e-100 < largest < 1e100 else largest
+    scaled = values if scale == 1.0 else values / scale
+    return float(torch.linalg.vector_norm(scaled)) * scale / math.sqrt(values.numel())
 
 
 def _allowed_count(limits: Limits, floor: Floor, size: float) -> float:

@@ -23,8 +23,8 @@ def unreached(exact: nn.Module, inputs: Sequence[Any], *, seed: int = 0) -> list
     """Return the names of the BatchNorm layers that the outputs do not depend on, in any channel.
 
     Args:
-        exact: a copy of the original in float64 that may be changed; runs under the caller's modes.
-        inputs: one set of positional inputs.
+        exact: the original in float64; runs under the caller's modes, and is left as it was.
+        inputs: one set of positional inputs, in float64.
         seed: of the weights by which the outputs are summed.
 
     Returns:

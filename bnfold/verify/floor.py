@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnfold.verify.compare import Error, Floor, measure
 from bnfold.verify.inputs import Case
-from bnfold.verify.outputs import Leaf, flatten
-from bnfold.verify.reference import fresh
+from bnfold.verify.original import Run
+from bnfold.verify.outputs import Leaf
 
 __all__ = ["ALGEBRA", "Evaluated", "NoiseFloor"]
 
@@ -34,7 +34,6 @@ ALGEBRA = 1e-10
 
 DRAWS = 8
 JUMP = 1e5  # units in the last place of the peak: 1 % for float32
-MOVED = 1 / 16  # the share of weights moved one ulp up, and as many down: somewhat more than rounding to nearest moves
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,15 @@ class NoiseFloor:
 
     Args:
         evaluated: what the original answered.
-        original: a copy of the original that may be changed, made anew by each call; None where that is not possible.
+        moved: from the number of a draw to the original with its weights moved; None where that is not possible.
         seed: of the draws.
     """
 
     def __init__(
-        self, evaluated: Sequence[Evaluated], original: Callable[[], nn.Module] | None = None, *, seed: int = 0
+        self, evaluated: Sequence[Evaluated], moved: Callable[[int], Run] | None = None, *, seed: int = 0
     ) -> None:
         self._evaluated = evaluated
-        self._original = original
+        self._moved = moved
         self._seed = seed
         self._floors: list[dict[int, Floor]] = [{} for _ in evaluated]
         self._drawn: set[int] = set()
@@ -92,22 +91,25 @@ class NoiseFloor:
         """Return the floor of case ``number`` and output ``position``."""
         return self._floors[number][position]
 
-    def redraw(self, number: int) -> bool:
-        """Measure the floors of case ``number`` more thoroughly; return whether that was still to be done."""
-        if self._original is None or number in self._drawn:
+    def redraw(self, numbers: Iterable[int]) -> bool:
+        """Measure the floors of cases more thoroughly; return whether that was still to be done for any."""
+        new = [number for number in dict.fromkeys(numbers) if number not in self._drawn]
+        if self._moved is None or not new:
             return False
-        self._drawn.add(number)
-        item = self._evaluated[number]
+        self._drawn.update(new)
         for draw in range(DRAWS):
-            moved = _with_moved_weights(self._original(), seed=self._seed * DRAWS + draw)
-            answer = flatten(moved(*fresh(item.case.inputs)))
-            for position, now in list(self._floors[number].items()):
-                exact, value = item.oracle[position].value, answer[position].value
-                if not isinstance(value, Tensor) or value.shape != exact.shape:
-                    continue
+            run = self._moved(self._seed * DRAWS + draw)
+            for number in new:
+                self._raise(number, run(self._evaluated[number].case.inputs))
+        return True
+
+    def _raise(self, number: int, answer: Sequence[Leaf]) -> None:
+        """Raise the floors of a case to the errors of another answer of the original."""
+        for position, now in list(self._floors[number].items()):
+            exact, value = self._evaluated[number].oracle[position].value, answer[position].value
+            if isinstance(value, Tensor) and value.shape == exact.shape:
                 error = measure(exact, value)
                 self._floors[number][position] = Floor(max(now.largest, error.largest), max(now.mean, error.mean))
-        return True
 
     def _measure(self, position: int) -> None:
         errors = [None if position in item.jumps else _own_error(item, position) for item in self._evaluated]
@@ -139,18 +141,3 @@ def _least(value: Tensor) -> float:
     if value.dtype in (torch.float64, torch.complex128):
         return ALGEBRA / 10
     return torch.finfo(value.dtype).eps / 2 if value.is_floating_point() or value.is_complex() else 0.0
-
-
-def _with_moved_weights(module: nn.Module, *, seed: int) -> nn.Module:
-    """Move some of the weights of ``module`` by one unit in the last place, in place, and return it."""
-    generator = torch.Generator().manual_seed(seed)
-    seen: set[int] = set()
-    for tensor in (*module.parameters(), *module.buffers()):
-        if id(tensor) in seen or not tensor.is_floating_point():
-            continue
-        seen.add(id(tensor))
-        chance = torch.rand(tensor.shape, generator=generator)
-        step = (chance < MOVED).double() - (chance > 1 - MOVED).double()
-        moved = tensor.double() * (1 + step.to(tensor.device) * torch.finfo(tensor.dtype).eps)
-        tensor.data = moved.to(tensor.dtype)
-    return module

@@ -104,6 +104,7 @@ class Report:
         located: name of the first BatchNorm whose site differs, where that could be found.
         notes: further sentences for the user, about nothing that is wrong.
         cases: the inputs that were compared, in words.
+        seconds: how long each part took; not in the data of the report, which is the same for the same seed.
     """
 
     verdict: Verdict
@@ -113,6 +114,7 @@ class Report:
     located: str | None = None
     notes: tuple[str, ...] = ()
     cases: tuple[str, ...] = field(default=())
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def passed(self) -> bool:

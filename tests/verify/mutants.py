@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
-from tests.networks import built, normal
+from tests.networks import NETWORKS, built, normal
 
 Pair = tuple[Tensor, Tensor]
 
@@ -351,3 +351,26 @@ MUTANTS: dict[str, Callable[[Site], Pair | None]] = {
     for name, function in list(globals().items())
     if callable(function) and getattr(function, "__annotations__", {}).get("s") == "Site"
 }
+
+EVERY = {**NETWORKS, "grouped-and-square": grouped_and_square}
+FULL = (
+    "seed",
+    "vgg",
+    "lenet",
+    "resnet18",
+    "resnet50",
+    "repvgg",
+    "inverted-residual",
+    "pre-activation",
+    "two-inputs",
+    "conv1d",
+    "conv3d",
+    "perceptron",
+    "grouped-and-square",
+)
+
+
+def picks(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[int]:
+    """Return which sites of a network to mutate: the first, the middle and the last."""
+    count = len(sites_of(model, bnfold.fold(model, inputs)))
+    return sorted({0, count // 2, count - 1})

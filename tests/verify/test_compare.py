@@ -11,6 +11,7 @@ from torch import nn
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case
+from bnfold.verify.original import TorchOriginal
 from bnfold.verify.outputs import Leaf, flatten
 from tests.networks import normal
 
@@ -186,11 +187,11 @@ def test_a_network_that_amplifies_a_rounding_gets_a_higher_floor_when_asked_agai
     exact = model.double()(x.double()).detach()
     model = Amplifies().eval()
     item = Evaluated(Case("a", (x,)), flatten(exact), flatten(exact.float()))
-    floors = NoiseFloor([item], Amplifies)
+    floors = NoiseFloor([item], TorchOriginal(Amplifies()).moved)
     before = floors.of(0, 0).largest
     with torch.no_grad():
-        assert floors.redraw(0)
-        assert not floors.redraw(0)
+        assert floors.redraw([0])
+        assert not floors.redraw([0])
     assert floors.of(0, 0).largest > 100 * before
 
 
@@ -202,13 +203,13 @@ def test_a_network_that_does_not_keeps_its_floor():
     with torch.no_grad():
         own = model(x)
         exact = copy.deepcopy(model).double()(x.double())
-        floors = NoiseFloor([Evaluated(Case("a", (x,)), flatten(exact), flatten(own))], lambda: copy.deepcopy(model))
+        floors = NoiseFloor([Evaluated(Case("a", (x,)), flatten(exact), flatten(own))], TorchOriginal(model).moved)
         before = floors.of(0, 0)
-        assert floors.redraw(0)
+        assert floors.redraw([0])
     after = floors.of(0, 0)
     assert before.largest <= after.largest < 2 * before.largest
     assert before.mean <= after.mean < 1.8 * before.mean
 
 
 def test_without_a_way_to_run_it_again_the_floor_stays():
-    assert not NoiseFloor([evaluated(torch.ones(2).double(), torch.ones(2))]).redraw(0)
+    assert not NoiseFloor([evaluated(torch.ones(2).double(), torch.ones(2))]).redraw([0])

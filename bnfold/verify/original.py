@@ -1,0 +1,91 @@
+"""The original: what answers in its own precision, and as the oracle in float64.
+
+A torch model and an ONNX model (:mod:`bnfold.verify.onnx_original`) do this in different ways; the rest of the
+verification does not care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bnfold.verify.outputs import Leaf, flatten
+from bnfold.verify.reference import copied, copied_in_float64, everything_in_float64, fresh, in_float64
+
+__all__ = ["MOVED", "Original", "Run", "TorchOriginal", "moved_by_an_ulp"]
+
+Run = Callable[[Sequence[Any]], list[Leaf]]
+"""From positional inputs to the flat outputs; the inputs are not changed."""
+
+MOVED = 1 / 16  # the share of weights moved one ulp up, and as many down: somewhat more than rounding to nearest moves
+
+
+class Original(Protocol):
+    """The model that is measured against.
+
+    Attributes:
+        notes: sentences for the user about how the oracle was come by.
+    """
+
+    notes: tuple[str, ...]
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The torch module, where it is one."""
+
+    def run(self, inputs: Sequence[Any]) -> list[Leaf]:
+        """Answer in the model's own precision."""
+
+    def exact(self, inputs: Sequence[Any]) -> list[Leaf]:
+        """Answer as the oracle."""
+
+    def moved(self, seed: int) -> Run:
+        """Return the model with some of its weights moved by one unit in the last place."""
+
+
+class TorchOriginal:
+    """An original that is a torch module; see :class:`Original`.
+
+    Args:
+        module: the caller's; it is copied.
+
+    Attributes:
+        in_float64: the copy that is the oracle.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.notes: tuple[str, ...] = ()
+        self.module = module
+        self.in_float64 = copied_in_float64(module)
+        self._plain = copied(module)
+
+    def run(self, inputs: Sequence[Any]) -> list[Leaf]:
+        """Answer in the model's own precision."""
+        return flatten(self._plain(*fresh(inputs)))
+
+    def exact(self, inputs: Sequence[Any]) -> list[Leaf]:
+        """Answer in float64 throughout."""
+        with everything_in_float64():
+            return flatten(self.in_float64(*(in_float64(value) for value in fresh(inputs))))
+
+    def moved(self, seed: int) -> Run:
+        """Return a copy with some of its weights moved by one unit in the last place."""
+        module = copied(self.module)
+        generator = torch.Generator().manual_seed(seed)
+        seen: set[int] = set()
+        for tensor in (*module.parameters(), *module.buffers()):
+            if id(tensor) not in seen and tensor.is_floating_point():
+                seen.add(id(tensor))
+                tensor.data = moved_by_an_ulp(tensor, generator)
+        return lambda inputs: flatten(module(*fresh(inputs)))
+
+
+def moved_by_an_ulp(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return ``tensor`` with some elements, drawn anew, moved by one unit in the last place, up or down."""
+    chance = torch.rand(tensor.shape, generator=generator)
+    step = (chance < MOVED).double() - (chance > 1 - MOVED).double()
+    moved = tensor.double() * (1 + step.to(tensor.device) * torch.finfo(tensor.dtype).eps)
+    return moved.to(tensor.dtype)

@@ -1,0 +1,101 @@
+"""What the comparisons come to: passed, failed, or nothing that could be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnfold.verify.exercise import unreached
+from bnfold.verify.floor import ALGEBRA, Evaluated
+from bnfold.verify.inputs import Case
+from bnfold.verify.locate import site_errors
+from bnfold.verify.original import TorchOriginal
+from bnfold.verify.reference import everything_in_float64, fresh, in_float64
+from bnfold.verify.report import Comparison, Report
+from bnfold.verify.weights import WEIGHTS
+
+__all__ = ["verdict", "with_reach"]
+
+
+def verdict(comparisons: Sequence[Comparison], evaluated: Sequence[Evaluated], notes: Sequence[str]) -> Report:
+    """Return the report: what failed first is the reason."""
+    cases = tuple(item.case.name for item in evaluated)
+    failed = [comparison for comparison in comparisons if not comparison.passed]
+    if failed:
+        first = failed[0]
+        reason = f"{first.name}: {first.detail}."
+        return Report("failed", tuple(comparisons), reason, blame=first.stage, notes=tuple(notes), cases=cases)
+    empty = _proves_nothing(evaluated)
+    if empty is not None:
+        return Report("unverifiable", tuple(comparisons), empty, notes=tuple(notes), cases=cases)
+    return Report("passed", tuple(comparisons), notes=tuple(notes), cases=cases)
+
+
+def with_reach(report: Report, original: TorchOriginal, folding: Any, evaluated: Sequence[Evaluated]) -> Report:
+    """Return a passed report, or one that proves nothing, by whether the BatchNorms reach the output at all.
+
+    One that does not is compared where it stands, if the plan is known; its weights have been compared already.
+    """
+    silent: list[str] = []
+    fair = [item for item in evaluated if not item.case.resized]
+    for number, item in enumerate(reversed(fair)):
+        with everything_in_float64():
+            names = unreached(original.in_float64, tuple(in_float64(value) for value in fresh(item.case.inputs)))
+        silent = names if number == 0 else [name for name in silent if name in names]
+        if not silent:
+            return report
+    known = any(comparison.name == WEIGHTS for comparison in report.comparisons)
+    right = _right_at_their_sites(folding, fair[0].case) if known else set()
+    unproved = [name for name in silent if name not in right]
+    if not unproved:
+        note = f"{_listed(silent)} not reach the output on any input: compared where it stands, and by its weights."
+        return replace(report, notes=(*report.notes, note))
+    reason = f"{_listed(unproved)} not reach the output on any input, so its fold is not proved. Give real inputs."
+    return replace(report, verdict="unverifiable", reason=reason)
+
+
+def _right_at_their_sites(folding: Any, case: Case) -> set[str]:
+    """Return the BatchNorms whose values at every one of their sites agree in float64."""
+    graph, exact = folding.in_float64()
+    with everything_in_float64():
+        try:
+            errors = site_errors(graph, exact, folding.plan, tuple(in_float64(value) for value in fresh(case.inputs)))
+        except Exception:
+            return set()  # a graph that cannot be run node by node proves nothing
+    compared = {decision.site for decision, _ in errors}
+    wrong = {decision.batchnorm for decision, error in errors if error > ALGEBRA}
+    wrong |= {decision.batchnorm for decision in folding.plan if decision.site not in compared}
+    return {decision.batchnorm for decision in folding.plan} - wrong
+
+
+def _listed(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{listed} {'does' if len(names) == 1 else 'do'}"
+
+
+def _proves_nothing(evaluated: Sequence[Evaluated]) -> str | None:
+    """Return why the comparisons could not have failed, or None if they could."""
+    fair = [item for item in evaluated if not item.case.resized]
+    values = [
+        [item.oracle[position].value for item in fair if position not in item.jumps]
+        for position, leaf in enumerate(fair[0].oracle)
+        if leaf.is_tensor and leaf.value.numel() > 0
+    ]
+    if not values:
+        return "The outputs hold no numbers, which proves nothing."
+    if not any(values):
+        return "The original's own rounding moves its outputs beyond all proportion, so no comparison proves anything."
+    if not any(_varies(found) for found in values if found):
+        return "The outputs are the same for every input, which proves nothing."
+    return None
+
+
+def _varies(values: Sequence[Tensor]) -> bool:
+    """Return whether an output depends on the input at all: whether its samples, over all inputs, are not all alike."""
+    samples = [sample for value in values for sample in (value if value.ndim > 0 else value[None])]
+    first = samples[0]
+    return any(sample.shape == first.shape and not torch.equal(sample, first) for sample in samples[1:])
