@@ -18,7 +18,7 @@ from bnfold.files.words import bytes_in_words, listed, reason_of, shown_path
 from bnfold.inputs import FoundInputs
 from bnfold.probe import required_inputs
 
-__all__ = ["read_inputs"]
+__all__ = ["read_inputs", "read_tensors"]
 
 _LARGEST = 8 << 30  # bytes that the arrays of an .npz may claim
 
@@ -38,6 +38,12 @@ def read_inputs(model: nn.Module, path: Path) -> FoundInputs:
         FileAccessError: the file cannot be read.
         RefusedFileError: its content is not what its suffix says, or holds Python objects.
     """
+    chosen = read_tensors(required_inputs(model), path)
+    return FoundInputs(tuple(_like(model, tensor, path) for tensor in chosen), f"from {shown_path(path)}")
+
+
+def read_tensors(names: Sequence[str], path: Path) -> list[Tensor]:
+    """Read one array for each of ``names``, as it is in the file; raises what :func:`read_inputs` does."""
     reader = {".npy": _npy, ".npz": _npz, ".safetensors": _safetensors}.get(path.suffix)
     if reader is None:
         raise UsageError(
@@ -57,8 +63,7 @@ def read_inputs(model: nn.Module, path: Path) -> FoundInputs:
                 f"{shown_path(path)} cannot be read as {path.suffix}: {reason_of(error)}.",
                 fix="Save plain arrays of numbers with numpy.save, numpy.savez or safetensors.",
             ) from error
-    chosen = _chosen(arrays, required_inputs(model), path)
-    return FoundInputs(tuple(_like(model, tensor, path) for tensor in chosen), f"from {shown_path(path)}")
+    return _chosen(arrays, names, path)
 
 
 def _npy(file: BinaryIO) -> dict[str, Tensor]:

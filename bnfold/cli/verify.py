@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -19,6 +19,9 @@ from bnfold.files.kinds import Kind, open_regular, sniff
 from bnfold.files.words import shown_path
 from bnfold.report.document import Document
 from bnfold.report.tables import told_comparisons, told_outcome, told_seconds
+
+if TYPE_CHECKING:
+    from bnfold.inputs import FoundInputs
 
 __all__ = ["VerifyRequest", "run"]
 
@@ -48,18 +51,18 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
     read = [*read_files(about), *([second] if os.path.exists(second) else [])]
     outputs.check_paths([], request.reports, inputs=read, force=request.force)
     with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
+        original: Any = Path(about.model)
+        notes: list[str] = []
         if _is_onnx(about.model):
-            raise UsageError(
-                f"{shown_path(about.model)} is an ONNX model, which has no float64 form to measure against.",
-                fix="Give the torch model first and the ONNX model second.",
-            )
-        original, notes = load(about, terminal, stages)
+            found = _onnx_inputs(about, terminal, stages)
+        else:
+            first, notes = load(about, terminal, stages)
+            original, found = first.model, find_inputs(about, first, terminal, stages)
         candidate: Any = Path(request.candidate)
         if not _is_onnx(request.candidate):
             loaded, more = load(about.of(request.candidate), terminal, stages)
             candidate = loaded.model
             notes += [f"{request.candidate}: {note}" for note in more]
-        found = find_inputs(about, original, terminal, stages)
         with stages("verify"), terminal.foreign_code():
             from bnfold.inputs import shapes_in_words
             from bnfold.verify import verify
@@ -68,7 +71,7 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
                 stages.inside("verify", sentence, done)
 
             report = verify(
-                original.model, candidate, found.inputs, onnx=False, seed=about.seed, thorough=True, progress=progress
+                original, candidate, found.inputs, onnx=False, seed=about.seed, thorough=True, progress=progress
             )
         document = Document(
             command="verify",
@@ -93,6 +96,33 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
     if terminal.verbose:
         terminal.result(Text(), *told_seconds(document))
     return document.exit_code
+
+
+def _onnx_inputs(about: ModelRequest, terminal: Terminal, stages: Stages) -> FoundInputs:
+    """Return example inputs for an ONNX original: given, or of the shapes that it declares."""
+    path = Path(about.model)
+    with stages("import"):
+        import torch  # noqa: F401
+
+        from bnfold.inputs import FoundInputs
+        from bnfold.verify.runtime import require_onnxruntime
+    require_onnxruntime()
+    with stages("inputs"), terminal.foreign_code():
+        from bnfold.input_files import read_tensors
+        from bnfold.verify.onnx_inputs import given_inputs, onnx_inputs
+        from bnfold.verify.runtime import OrtModel
+
+        if about.inputs is not None and about.shapes:
+            raise UsageError(
+                "--inputs and --input-shape were both given.", fix="Leave one out: real inputs have a shape."
+            )
+        if about.inputs is not None:
+            names = OrtModel(path, "off").input_names
+            return FoundInputs(
+                given_inputs(path, read_tensors(names, about.inputs)), f"from {shown_path(str(about.inputs))}"
+            )
+        how = "given with --input-shape" if about.shapes else "as the ONNX model declares them"
+        return FoundInputs(onnx_inputs(path, about.shapes, seed=about.seed), how)
 
 
 def _is_onnx(model: str) -> bool:

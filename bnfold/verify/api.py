@@ -23,7 +23,17 @@ from bnfold.verify.report import Comparison, Report
 from bnfold.verify.runtime import require_onnxruntime
 from bnfold.verify.verdict import verdict, with_reach
 from bnfold.verify.weights import WEIGHTS, compare_weights
-from bnfold.verify.witness import Witness, compare, in_words, of_algebra, of_module, of_onnx, of_weights, once_proven
+from bnfold.verify.witness import (
+    ONNX_LIMITS,
+    Witness,
+    compare,
+    in_words,
+    of_algebra,
+    of_module,
+    of_onnx,
+    of_weights,
+    once_proven,
+)
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -58,7 +68,7 @@ def verify(
         _check(role, model)
     notes: list[str] = []
     with exact_arithmetic():
-        measured = _original(original)
+        measured = _original(original, example)
         notes += measured.notes
         evaluated: list[Evaluated] = []
         cases = cases_of(example, inputs, seed=seed, thorough=thorough)
@@ -111,8 +121,12 @@ class _Clock:
         return self._seconds
 
 
-def _original(model: Model) -> Original:
-    return TorchOriginal(_module(model))
+def _original(model: Model, example: tuple[Any, ...]) -> Original:
+    if not _is_onnx(model):
+        return TorchOriginal(_module(model))
+    from bnfold.verify.onnx_original import OnnxOriginal
+
+    return OnnxOriginal(Path(model) if isinstance(model, str) else model, example)
 
 
 def _witnesses(
@@ -139,8 +153,12 @@ def _witnesses(
                 yield 0.45, weights
     exported: Any = candidate
     if not _is_onnx(candidate):
-        yield 0.5, replace(of_weights(_module(candidate)), first_case_only=proven)
-        yield 0.6, of_module(_module(candidate))
+        weights_alone, plain = of_weights(_module(candidate)), of_module(_module(candidate))
+        if original.module is None:
+            weights_alone = replace(weights_alone, exported=True)
+            plain = replace(plain, exported=True, limits=ONNX_LIMITS)
+        yield 0.5, replace(weights_alone, first_case_only=proven)
+        yield 0.6, plain
         if onnx is False:
             return
         exported = onnx
@@ -152,8 +170,8 @@ def _witnesses(
     model = Path(exported) if isinstance(exported, str) else exported
     clock("ONNX Runtime")
     try:
-        yield 0.85, of_onnx(model, "off")
-        yield 0.9, of_onnx(model, "full")
+        yield 0.85, of_onnx(model, "off", original.input_names)
+        yield 0.9, of_onnx(model, "full", original.input_names)
     except RefusedFileError as error:
         nan = float("nan")
         yield (

@@ -6,6 +6,7 @@ verification does not care.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -28,9 +29,11 @@ class Original(Protocol):
 
     Attributes:
         notes: sentences for the user about how the oracle was come by.
+        input_names: of its positional inputs; empty where they have none.
     """
 
     notes: tuple[str, ...]
+    input_names: tuple[str, ...]
 
     @property
     def module(self) -> nn.Module | None:
@@ -58,6 +61,7 @@ class TorchOriginal:
 
     def __init__(self, module: nn.Module) -> None:
         self.notes: tuple[str, ...] = ()
+        self.input_names = _argument_names(module)
         self.module = module
         self.in_float64 = copied_in_float64(module)
         self._plain = copied(module)
@@ -83,9 +87,25 @@ class TorchOriginal:
         return lambda inputs: flatten(module(*fresh(inputs)))
 
 
-def moved_by_an_ulp(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Return ``tensor`` with some elements, drawn anew, moved by one unit in the last place, up or down."""
+def _argument_names(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of forward's positional arguments; nothing where it takes any number of them."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in named)
+
+
+def moved_by_an_ulp(tensor: Tensor, generator: torch.Generator, share: float = MOVED) -> Tensor:
+    """Return ``tensor`` with some elements, drawn anew, moved by one unit in the last place.
+
+    Args:
+        tensor: floating.
+        generator: of the draw.
+        share: of the elements that move up; as many move down.
+    """
     chance = torch.rand(tensor.shape, generator=generator)
-    step = (chance < MOVED).double() - (chance > 1 - MOVED).double()
+    step = (chance < share).double() - (chance > 1 - share).double()
     moved = tensor.double() * (1 + step.to(tensor.device) * torch.finfo(tensor.dtype).eps)
     return moved.to(tensor.dtype)

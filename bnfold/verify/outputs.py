@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Leaf", "Leaves", "flatten", "leaf_difference", "nest_difference", "structure_difference"]
+__all__ = ["Leaf", "Leaves", "flatten", "leaf_difference", "nest_difference", "plain_name", "structure_difference"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,17 @@ def leaf_difference(expected: Leaf, actual: Leaf) -> str | None:
     if left.dtype != right.dtype:
         return f"{expected.name} has dtype {_dtype(right)} instead of {_dtype(left)}"
     return None
+
+
+def plain_name(name: str) -> str:
+    """Return a leaf's name as an ONNX export of it is called: the keys that lead to it.
+
+    >>> plain_name("output['boxes'][0]"), plain_name("output.logits"), plain_name("output[1]"), plain_name("output")
+    ('boxes_0', 'logits', 'output_1', 'output')
+    """
+    words = re.findall(r"\w+", name)
+    inner = words[1:] if len(words) > 1 and not words[1][0].isdigit() else words
+    return "_".join(inner)
 
 
 def _kinds(value: Any) -> str:

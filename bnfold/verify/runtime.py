@@ -27,6 +27,21 @@ __all__ = ["Optimisation", "OrtModel", "require_onnxruntime"]
 
 Optimisation = Literal["off", "full"]
 
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int16)": "int16",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+    "tensor(complex64)": "complex64",
+    "tensor(complex128)": "complex128",
+}
+
 
 class OrtModel:
     """An ONNX model that is called like the module it was exported from.
@@ -72,16 +87,63 @@ class OrtModel:
             raise RefusedFileError(
                 f"ONNX Runtime does not take the model: {_one_line(error)}.", fix="Check the file with onnx.checker."
             ) from error
-        self.input_names: tuple[str, ...] = tuple(node.name for node in self._session.get_inputs())
+        self._inputs: tuple[Any, ...] = tuple(self._session.get_inputs())
+        self.input_names: tuple[str, ...] = tuple(node.name for node in self._inputs)
         self.output_names: tuple[str, ...] = tuple(node.name for node in self._session.get_outputs())
 
-    def __call__(self, *inputs: Any) -> tuple[Tensor, ...]:
-        """Run on the tensors among ``inputs``, matched by position, and return the outputs on the CPU.
+    @property
+    def declared(self) -> list[tuple[str, torch.dtype, list[int | str | None]]]:
+        """Name, dtype and shape of each input, as the model declares them."""
+        return [
+            (node.name, getattr(torch, _DTYPES.get(node.type, "float32")), list(node.shape or ()))
+            for node in self._inputs
+        ]
+
+    def refuses(self, inputs: Sequence[Any], names: Sequence[str] = ()) -> str | None:
+        """Return why the model does not take ``inputs``, by what it declares; None if it takes them.
+
+        Args:
+            inputs: positional inputs.
+            names: theirs, for matching by name; see :meth:`__call__`.
+        """
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        if len(tensors) != len(self._inputs):
+            have, given = counted(len(self._inputs), "input"), len(tensors)
+            listed = f" ({', '.join(self.input_names)})" if self.input_names else ""
+            return f"the ONNX model takes {have}{listed}, and {given} {'is' if given == 1 else 'are'} given"
+        for node, tensor in zip(self._inputs, self._ordered(inputs, names), strict=True):
+            dtype = _DTYPES.get(node.type, node.type)
+            if dtype != str(tensor.dtype).removeprefix("torch."):
+                return f"its input `{node.name}` is {dtype}, and {str(tensor.dtype).removeprefix('torch.')} is given"
+            declared, shape = list(node.shape or ()), list(tensor.shape)
+            fits = len(declared) == len(shape) and all(
+                not isinstance(want, int) or want == have for want, have in zip(declared, shape, strict=True)
+            )
+            if not fits:
+                told = "x".join("?" if want is None else str(want) for want in declared) or "a scalar"
+                return f"its input `{node.name}` is declared as {told}, and {'x'.join(map(str, shape))} is given"
+        return None
+
+    def _ordered(self, inputs: Sequence[Any], names: Sequence[str]) -> list[Tensor]:
+        """Return the tensors among ``inputs`` in the order in which the model takes them."""
+        named = list(zip(names, inputs, strict=False)) if len(names) >= len(inputs) else []
+        known = {name: value for name, value in named if isinstance(value, Tensor)}
+        if known.keys() == set(self.input_names):
+            return [known[name] for name in self.input_names]
+        return [value for value in inputs if isinstance(value, Tensor)]
+
+    def __call__(self, *inputs: Any, names: Sequence[str] = ()) -> tuple[Tensor, ...]:
+        """Run on the tensors among ``inputs`` and return the outputs on the CPU.
+
+        Args:
+            inputs: positional inputs; those that are no tensors are left out.
+            names: theirs. Where the names of the tensors are the model's own, they are matched by name, in whatever
+                order it has them; otherwise by position.
 
         Raises:
             RuntimeError: ONNX Runtime fails; the message is one line.
         """
-        feed = self._feed(inputs)
+        feed = self._feed(inputs, names)
         try:
             outputs: Sequence[Any] = self._session.run(None, feed)
         except Exception as error:
@@ -92,16 +154,17 @@ class OrtModel:
         """Return a call on these inputs that does nothing but run the session: for measuring.
 
         Raises:
-            RuntimeError: the number of inputs is wrong.
+            RuntimeError: the model does not take them.
         """
         feed, session = self._feed(inputs), self._session
         return lambda: session.run(None, feed)
 
-    def _feed(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        tensors = [value for value in inputs if isinstance(value, Tensor)]
-        if len(tensors) != len(self.input_names):
-            raise RuntimeError(f"the ONNX model takes {len(self.input_names)} inputs, and {len(tensors)} are given")
-        return {name: _to_numpy(value) for name, value in zip(self.input_names, tensors, strict=True)}
+    def _feed(self, inputs: Sequence[Any], names: Sequence[str] = ()) -> dict[str, Any]:
+        problem = self.refuses(inputs, names)
+        if problem is not None:
+            raise RuntimeError(problem)
+        ordered = self._ordered(inputs, names)
+        return {name: _to_numpy(value) for name, value in zip(self.input_names, ordered, strict=True)}
 
 
 def require_onnxruntime() -> None:
@@ -115,6 +178,11 @@ def require_onnxruntime() -> None:
             "Comparing an ONNX export needs the package onnxruntime, which is not installed.",
             fix="Run `pip install onnxruntime`, or compare in torch alone with onnx=False.",
         )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 input``, ``2 inputs``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _to_numpy(tensor: Tensor) -> Any:

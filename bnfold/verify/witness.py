@@ -24,12 +24,22 @@ from bnfold.errors import BnfoldError
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case
-from bnfold.verify.outputs import Leaf, flatten, nest_difference
+from bnfold.verify.outputs import Leaf, flatten, nest_difference, plain_name
 from bnfold.verify.reference import copied, copied_in_float64, everything_in_float64, fresh, in_float64
 from bnfold.verify.report import Comparison, Stage
-from bnfold.verify.runtime import Optimisation, OrtModel
+from bnfold.verify.runtime import Optimisation, OrtModel, counted
 
-__all__ = ["Witness", "compare", "in_words", "of_algebra", "of_module", "of_onnx", "of_weights", "once_proven"]
+__all__ = [
+    "ONNX_LIMITS",
+    "Witness",
+    "compare",
+    "in_words",
+    "of_algebra",
+    "of_module",
+    "of_onnx",
+    "of_weights",
+    "once_proven",
+]
 
 # Right folds of 2,000 random networks stood at 1.0 floors (median), 2.2 (99 %) and 3.4 (the largest); of 1,010 wrong
 # folds the least wrong, an eps of 1e-5 in the wrong place, at 4.9. docs/verification.md shows both distributions.
@@ -52,6 +62,8 @@ class Witness:
         in_float64: whether it computes in float64, so that dtypes are those of the oracle.
         exported: whether its outputs are an export's: tensors only, in order, under other names.
         first_case_only: whether one case is enough, since something else has proven the same.
+        refuses: why it does not take a case, by what it declares (a fixed batch size), or None. One that takes the
+            example inputs is compared on what else it takes.
     """
 
     name: str
@@ -61,6 +73,7 @@ class Witness:
     in_float64: bool = False
     exported: bool = False
     first_case_only: bool = False
+    refuses: Callable[[Case], str | None] = lambda _case: None
 
 
 def once_proven(witness: Witness) -> Witness:
@@ -88,8 +101,13 @@ def of_module(module: nn.Module) -> Witness:
     return Witness("torch", "fold", lambda case: flatten(plain(*fresh(case.inputs))), TORCH_LIMITS)
 
 
-def of_onnx(model: Any, optimisation: Optimisation) -> Witness:
+def of_onnx(model: Any, optimisation: Optimisation, names: Sequence[str] = ()) -> Witness:
     """Return the witness of an ONNX model (a ``ModelProto`` or a path) under ONNX Runtime.
+
+    Args:
+        model: the model.
+        optimisation: of ONNX Runtime.
+        names: of the original's inputs, for matching by name.
 
     Raises:
         MissingPackageError: ONNX Runtime is not installed.
@@ -98,10 +116,18 @@ def of_onnx(model: Any, optimisation: Optimisation) -> Witness:
     session = OrtModel(model, optimisation)
 
     def run(case: Case) -> list[Leaf]:
-        return [Leaf(name, value) for name, value in zip(session.output_names, session(*case.inputs), strict=True)]
+        outputs = session(*case.inputs, names=names)
+        return [Leaf(name, value) for name, value in zip(session.output_names, outputs, strict=True)]
 
     words, stage = {"off": ("off", "export"), "full": ("on", "optimizer")}[optimisation]
-    return Witness(f"ONNX Runtime, optimisations {words}", stage, run, ONNX_LIMITS, exported=True)  # type: ignore[arg-type]
+    return Witness(
+        f"ONNX Runtime, optimisations {words}",
+        stage,  # type: ignore[arg-type]
+        run,
+        ONNX_LIMITS,
+        exported=True,
+        refuses=lambda case: session.refuses(case.inputs, names),
+    )
 
 
 def compare(
@@ -120,6 +146,10 @@ def compare(
     for number, item in enumerate(evaluated):
         case = item.case
         if (witness.exported and case.resized) or (witness.first_case_only and number > 0):
+            continue
+        refusal = witness.refuses(case) if number > 0 and not case.given else None
+        if refusal is not None:
+            notes.append(f"Not compared on {case.name} under ONNX Runtime: {refusal}.")
             continue
         try:
             answer = witness.run(case)
@@ -176,14 +206,22 @@ def _algebra_floor(error: Error) -> Floor:
 
 
 def _paired(witness: Witness, item: Evaluated, answer: list[Leaf]) -> list[tuple[int, Leaf]] | str:
-    """Return each of the answer's leaves with the position of the original's that it stands for, or what is wrong."""
+    """Return each of the answer's leaves with the position of the original's that it stands for, or what is wrong.
+
+    An export's outputs are matched by name where the names are the same, in whatever order, and else by position.
+    """
     expected = item.original
     if not witness.exported:
         return nest_difference(expected, answer) or list(enumerate(answer))
+    answer = [leaf for leaf in answer if leaf.is_tensor]
     positions = [position for position, leaf in enumerate(expected) if leaf.is_tensor]
     if len(positions) != len(answer):
-        return f"the export has {len(answer)} outputs, and the original {len(positions)} tensors"
-    return [(p, Leaf(expected[p].name, leaf.value)) for p, leaf in zip(positions, answer, strict=True)]
+        return f"it has {counted(len(answer), 'output')}, and the original {counted(len(positions), 'tensor')}"
+    known = {plain_name(leaf.name): leaf for leaf in answer}
+    wanted = [plain_name(expected[position].name) for position in positions]
+    by_name = len(known) == len(answer) and known.keys() == set(wanted)
+    ordered = [known[name] for name in wanted] if by_name else answer
+    return [(p, Leaf(expected[p].name, leaf.value)) for p, leaf in zip(positions, ordered, strict=True)]
 
 
 def _in_float64(module: nn.Module) -> Callable[[Case], list[Leaf]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -51,10 +53,50 @@ def test_a_model_is_equivalent_to_itself(run: Run, seed_file: Path) -> None:
     assert run("verify", seed_file, seed_file, *CODE).code == 0
 
 
-def test_an_onnx_original_is_said_to_have_no_float64_form(run: Run, seed_file: Path, folded: Path) -> None:
-    result = run("verify", folded, seed_file, *CODE)
+def test_an_onnx_model_can_be_the_original(run: Run, seed_file: Path, folded: Path) -> None:
+    for candidate in (seed_file, folded):
+        result = run("verify", folded, candidate, *CODE)
+        assert result.code == 0, result.err
+        assert "equivalent in" in result.out
+    other = seed_network()
+    with torch.no_grad():
+        other.fc1.weight[3, 7] += 1e-2
+    torch.save(other, "other.pt")
+    result = run("verify", folded, "other.pt", *CODE, "--report", "r.json")
+    assert result.code == 1
+    assert "not equivalent" in result.out
+    assert json.loads(Path("r.json").read_text())["inputs"]["how"] == "as the ONNX model declares them"
+
+
+def test_inputs_of_an_onnx_original_are_declared_or_given(run: Run, folded: Path) -> None:
+    assert run("verify", folded, folded, "--input-shape", "4,1,28,28").code == 0
+    np.savez("real.npz", x=np.random.default_rng(0).normal(size=(3, 1, 28, 28)))
+    result = run("verify", folded, folded, "--inputs", "real.npz")
+    assert result.code == 0, result.err
+    both = run("verify", folded, folded, "--inputs", "real.npz", "--input-shape", "4,1,28,28")
+    assert (both.code, "both given" in both.err) == (2, True)
+    result = run("verify", folded, folded, "--input-shape", "4,1,28,28", "--input-shape", "1")
+    assert (result.code, "takes 1 input (x), and 2" in result.err) == (2, True)
+    result = run("verify", folded, folded, "--input-shape", "4,3,28,28")
+    assert (result.code, "is declared as batchx1x28x28, and 4x3x28x28 is given" in result.err) == (2, True)
+
+
+def test_an_onnx_original_with_open_sizes_asks_for_a_shape(run: Run, folded: Path) -> None:
+    model = onnx.load(folded)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(model, "open.onnx")
+    result = run("verify", "open.onnx", folded)
     assert result.code == 2
-    assert "Give the torch model first" in result.err
+    assert "batchx1xheightx28" in result.err
+    assert "--input-shape" in result.err
+
+
+def test_a_file_that_only_begins_like_onnx_is_refused(run: Run, folded: Path) -> None:
+    Path("cut.onnx").write_bytes(folded.read_bytes()[:2000])
+    for arguments in (("cut.onnx", folded), (folded, "cut.onnx")):
+        result = run("verify", *arguments)
+        assert result.code in (1, 3), result.err
+        assert "Traceback" not in result.err
 
 
 def test_a_missing_candidate_is_said_to_be_missing(run: Run, seed_file: Path) -> None:

@@ -107,8 +107,9 @@ def zoo(done: set[str]) -> Iterator[Record]:
     from benchmarks.zoo_build import _DETECTORS, build, fresh_inputs
     from benchmarks.zoo_list import read_list, sample
 
-    for entry in sample(read_list()):
-        for seed in range(ZOO_SEEDS):
+    entries = sample(read_list())
+    for seed in range(ZOO_SEEDS):
+        for entry in entries:
             key = f"{entry.key}/{seed}"
             if key in done:
                 continue
