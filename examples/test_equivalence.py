@@ -3,16 +3,21 @@
     pytest examples/test_equivalence.py
 
 It fails as soon as a change to the model, to torch or to bnfold makes the folded model compute something else, or
-leaves a BatchNorm where there was none.
+leaves a BatchNorm where there was none. What fails says by how much, where, and which BatchNorm is to blame.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.testing import AssertEquivalent, AssertFolds
+
+pytest_plugins = ["bnfold.testing"]  # or in a conftest.py: the fixtures assert_folds and assert_equivalent
 
 
 @pytest.fixture
@@ -38,11 +43,20 @@ def images() -> Tensor:
     return torch.randn(4, 1, 28, 28)
 
 
-def test_the_folded_model_computes_the_same_function(model: nn.Module, images: Tensor) -> None:
+def test_every_batchnorm_folds_and_the_function_stays(
+    model: nn.Module, images: Tensor, assert_folds: AssertFolds
+) -> None:
+    assert_folds(model, images)
+
+
+def test_the_deployed_file_computes_the_same_function(
+    model: nn.Module, images: Tensor, assert_equivalent: AssertEquivalent, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    bnfold.export_onnx(bnfold.fold(model, images).module, path, images)
+    assert_equivalent(model, path, images)
+
+
+def test_without_the_fixtures(model: nn.Module, images: Tensor) -> None:
     folding = bnfold.fold(model, images)
-    bnfold.assert_equivalent(model, folding.module, images, onnx=True)
-
-
-def test_no_batchnorm_is_left(model: nn.Module, images: Tensor) -> None:
-    plan = bnfold.plan(model, images)
-    assert plan.summary == {"fold": len(plan), "affine": 0, "keep": 0}, [decision.detail for decision in plan]
+    bnfold.assert_equivalent(model, folding.module, images)

@@ -178,8 +178,8 @@ def test_a_failure_with_optimisations_on_alone_blames_the_optimiser(monkeypatch)
             super().__init__(proto, optimisation)
             self.factor = 1.01 if optimisation == "full" else 1.0
 
-        def __call__(self, *given):
-            return tuple(y * self.factor for y in super().__call__(*given))
+        def __call__(self, *given, **named):
+            return tuple(y * self.factor for y in super().__call__(*given, **named))
 
     monkeypatch.setattr(witness, "OrtModel", Breaks)
     report = verify(model, folding.module, inputs)
@@ -195,8 +195,8 @@ def test_an_export_that_is_wrong_for_the_original_too_is_not_the_fold_s_fault(mo
     folding = bnfold.fold(model, inputs)
 
     class Breaks(witness.OrtModel):
-        def __call__(self, *given):
-            return tuple(y + 1 for y in super().__call__(*given))
+        def __call__(self, *given, **named):
+            return tuple(y + 1 for y in super().__call__(*given, **named))
 
     monkeypatch.setattr(witness, "OrtModel", Breaks)
     report = verify(model, folding.module, inputs)

@@ -60,7 +60,7 @@ def test_a_missing_file_and_a_bad_one_are_refused(tmp_path):
 
 def test_wrong_inputs_raise_one_line():
     model = OrtModel(doubled(), "off")
-    with pytest.raises(RuntimeError, match="takes 2 inputs, and 1 are given"):
+    with pytest.raises(RuntimeError, match=r"takes 2 inputs \(x, unused\), and 1 is given"):
         model(normal(2, 3))
     with pytest.raises(RuntimeError) as caught:
         model(normal(2, 4), torch.tensor(0))
