@@ -37,7 +37,7 @@ demo/model.pt: examples/seed_network.py | $(VENV)/.installed-examples
 	$(BIN)/python examples/seed_network.py $@
 
 demo: $(VENV)/.installed-examples demo/model.pt
-	$(BIN)/python cli.py fold demo/model.pt --code examples/seed_network.py --force
+	$(BIN)/python cli.py fold demo/model.pt --code examples/seed_network.py --report demo/report.html --force
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -103,7 +103,8 @@ TOOLS: dict[str, tuple[Callable[..., Outcome], float]] = {
 
 
 def _batchnorm_calls(graph: torch.fx.GraphModule) -> int:
-    """Count the calls, since a layer may be called several times."""
+    """Count the calls that an output depends on, since a layer may be called several times, or in vain."""
+    graph.graph.eliminate_dead_code()
     layers = dict(graph.named_modules())
     return sum(
         node.target is nn.functional.batch_norm
@@ -122,7 +123,8 @@ def _error(model: nn.Module, candidate: Any, inputs: tuple[Tensor, ...]) -> floa
 
 
 def _distance(expected: list[Tensor], found: list[Tensor]) -> float:
-    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(expected, found, strict=True))
+    pairs = zip(expected, found, strict=True)
+    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in pairs if a.numel())
 
 
 def corpora() -> dict[str, list[Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]]]:

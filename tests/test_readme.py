@@ -51,5 +51,5 @@ def test_both_commands_stand_on_the_first_screen() -> None:
 
 
 def test_the_files_that_the_readme_points_to_exist() -> None:
-    for path in re.findall(r"`((?:bnfold|examples|\.ci)/[\w./]*)`", README):
+    for path in re.findall(r"[`(]((?:bnfold|examples|docs|\.ci)/[\w./]*)[`)]", README):
         assert (ROOT / path).exists(), path
