@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bnfold.fold.merge.rewrite import built
 from bnfold.fold.plan import Absorption, Plan
-from bnfold.fold.weights import absorbed_weights
+from bnfold.fold.weights import FoldedWeights, absorbed_weights
 from bnfold.graph import calls
 from bnfold.graph.capture import Capture
 from bnfold.graph.facts import Facts
@@ -26,11 +27,18 @@ def require_finite(captured: Capture, plan: Plan) -> None:
     """
     for path, piece in captured.pieces.items():
         require_finite(piece, plan.pieces.get(path, Plan((), "")))
-    if not plan.steps.absorbed:
+    if not plan.steps.absorbed and not plan.steps.merges:
         return
     facts = Facts.of(captured)
     nodes = {node.name: node for node in facts.index}
+    merged = {name for step in plan.steps.merges for part in step.parts for name in part.branch.members}
+    reader = FoldedWeights(facts, plan.steps.absorbed)
+    for step in plan.steps.merges:
+        for part in step.parts:
+            built(part.branch, step, reader)
     for name, absorptions in plan.steps.absorbed.items():
+        if name in merged:
+            continue
         call = facts.call(nodes[name])
         assert isinstance(call, calls.Absorber)
         weight, bias = facts.constant(call.weight), facts.constant(call.bias)

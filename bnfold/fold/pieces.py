@@ -73,8 +73,8 @@ def _plan_whole(
     plan = make_plan(capture, keep=keep, share=share, refused=refused)
     if not merge:
         return plan
-    original = Facts(capture)
-    folded = Facts(folded_capture(capture, plan, original.shapes_by_name()))
+    original = Facts.of(capture)
+    folded = Facts.of(folded_capture(capture, plan, original.shapes_by_name()))
     weights = FoldedWeights(original, plan.steps.absorbed)
     merges = plan_merges(folded, original, weights, keep=keep, share=share, refused=refused)
     return replace(plan, merges=merges.decisions, steps=replace(plan.steps, merges=merges.steps))

@@ -118,6 +118,7 @@ SUMS: dict[str, Callable[[Any, Tensor], Any]] = {
     "in place": lambda s, y: s.small(y).add_(s.large(y)),
     "by sum()": lambda s, y: sum([s.small(y), s.large(y), y]),
     "through dropout": lambda s, y: F.dropout(s.small(y), 0.5, False) + F.dropout(s.large(y) + 0, 0.5, False),
+    "through layers that pass it on": lambda s, y: s.dropout(s.small(y)) + s.dropout(s.dropout(y) + s.large(y)),
     "a sum passed on": lambda s, y: F.dropout(s.small(y) + y, 0.5, False) + s.large(y),
     "numbers before": lambda s, y: 2 * s.small(y) + s.large(y) / 3 - 0.5 * y,
     "constants for each channel": lambda s, y: s.g * (s.small(y) - s.large(y)) + y * s.g,
@@ -141,11 +142,8 @@ def read_shape(y: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", SUMS)
 @pytest.mark.parametrize("examples", [True, False])
 def test_branches_are_found_in_any_sum(name: str, examples: bool) -> None:
-    parts = {
-        "large": nn.Conv2d(C, C, 3, padding=1),
-        "small": nn.Conv2d(C, C, 1),
-        "g": nn.Parameter(torch.randn(C, 1, 1)),
-    }
+    parts: dict[str, Any] = {"large": nn.Conv2d(C, C, 3, padding=1), "small": nn.Conv2d(C, C, 1)}
+    parts |= {"g": nn.Parameter(torch.randn(C, 1, 1)), "dropout": nn.Dropout(0.2)}
     folding = merged(net(SUMS[name], **parts), examples=examples)
     assert convolutions(folding.module) == 2, [merge.detail for merge in folding.plan.merges]
     decision = only_merge(folding)
@@ -154,7 +152,13 @@ def test_branches_are_found_in_any_sum(name: str, examples: bool) -> None:
     assert (decision.macs_after is not None) == examples
 
 
-_WITH_IDENTITY = ("by sum()", "a sum passed on", "numbers before", "constants for each channel")
+_WITH_IDENTITY = (
+    "by sum()",
+    "through layers that pass it on",
+    "a sum passed on",
+    "numbers before",
+    "constants for each channel",
+)
 
 
 def test_what_is_nested_merges_as_a_whole() -> None:
@@ -310,6 +314,7 @@ def test_a_merge_that_overflows_is_left_out() -> None:
     folding = bnfold.fold(model, merge=True)
     (refused,) = folding.plan.merges
     assert (refused.action, refused.reason) == ("refuse", "weight-not-finite")
+    assert bnfold.plan(model, merge=True).merges == folding.plan.merges
     assert convolutions(folding.module) == 3
     assert all(bool(tensor.isfinite().all()) for tensor in folding.module.state_dict().values())
 

@@ -129,6 +129,9 @@ class Factor:
 
 def factor_of(facts: Facts, node: Node) -> Factor | None:
     """Read a node as a multiplication by constants."""
+    call = facts.call(node)
+    if isinstance(call, calls.ByNumber):
+        return None if call.offset else Factor(call.input, call.factor)
     if node.op not in ("call_function", "call_method"):
         return None
     if node.target in _NEGATIONS and len(node.args) == 1 and isinstance(node.args[0], Node):

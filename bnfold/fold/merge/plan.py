@@ -101,7 +101,7 @@ class Merger:
                     self._passing(node, call, before)
             elif isinstance(call, calls.Add):
                 SumOfBranches(self, node).decide()
-            elif call is None:
+            elif call is None or isinstance(call, calls.ByNumber):
                 self._factor(node)
         decisions = [decision for found in self.merged.values() for decision in found] + self.refusals
         order = {node.name: index for node, index in self.facts.index.items()}

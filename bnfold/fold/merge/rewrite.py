@@ -14,7 +14,7 @@ from bnfold.errors import NotFiniteError
 from bnfold.fold.merge.branches import Branch, Reader
 from bnfold.fold.merge.steps import MergeStep
 
-__all__ = ["Merging"]
+__all__ = ["Merging", "built"]
 
 _LAYERS: dict[int, Callable[..., Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -103,7 +103,7 @@ class Merging:
 
     def _layer(self, branch: Branch, step: MergeStep) -> Node:
         assert branch.layer is not None
-        name = self.hold(branch.layer, self._built(branch, step))
+        name = self.hold(branch.layer, built(branch, step, self.reader))
         members = [self.nodes[member] for member in branch.members]
         first = min(members, key=self.order.__getitem__)
         with self.graph.inserting_before(first):
@@ -111,42 +111,48 @@ class Merging:
         node.meta.update(self.nodes[branch.layer].meta)
         return node
 
-    def _built(self, branch: Branch, step: MergeStep) -> nn.Module:
-        """Return the one layer, its weights rounded once."""
-        assert branch.layer is not None
-        like, bias_like = self.reader.own(branch.layer)
-        weight, bias = branch.weights(self.reader, like)
-        geometry = branch.geometry
-        layer: nn.Module = _LAYERS[len(geometry.kernel)](
-            geometry.inputs,
-            geometry.outputs,
-            geometry.kernel,
-            stride=geometry.stride,
-            padding=geometry.layer_padding,
-            dilation=geometry.dilation,
-            groups=geometry.groups,
-            padding_mode=geometry.mode,
-            device="meta",
-        )
-        rounded = weight.to(like.dtype)
-        if like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
-            rounded = rounded.contiguous(memory_format=torch.channels_last)
-        rounded_bias = bias.to(like.dtype if bias_like is None else bias_like.dtype)
-        for tensor in (rounded, rounded_bias):
-            if not bool(torch.isfinite(tensor).all()):
-                raise self._not_finite(branch, step, tensor)
-        layer.register_parameter("weight", nn.Parameter(rounded, requires_grad=like.requires_grad))
-        layer.register_parameter("bias", nn.Parameter(rounded_bias, requires_grad=like.requires_grad))
-        return layer.eval()
 
-    def _not_finite(self, branch: Branch, step: MergeStep, tensor: Tensor) -> NotFiniteError:
-        names = " and ".join(f"`{name}`" for name in branch.names[:2])
-        error = NotFiniteError(
-            f"A weight of {names} as one is not finite in {tensor.dtype}.",
-            fix="Merge nothing, or convert the model to a wider dtype first.",
-        )
-        error.node = step.root  # type: ignore[attr-defined]
-        return error
+def built(branch: Branch, step: MergeStep, reader: Weighing) -> nn.Module:
+    """Return the one layer that a branch becomes, its weights rounded once.
+
+    Raises:
+        NotFiniteError: a weight overflowed when rounded; ``error.node`` is the root of the step.
+    """
+    assert branch.layer is not None
+    like, bias_like = reader.own(branch.layer)
+    weight, bias = branch.weights(reader, like)
+    geometry = branch.geometry
+    layer: nn.Module = _LAYERS[len(geometry.kernel)](
+        geometry.inputs,
+        geometry.outputs,
+        geometry.kernel,
+        stride=geometry.stride,
+        padding=geometry.layer_padding,
+        dilation=geometry.dilation,
+        groups=geometry.groups,
+        padding_mode=geometry.mode,
+        device="meta",
+    )
+    rounded = weight.to(like.dtype)
+    if like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
+        rounded = rounded.contiguous(memory_format=torch.channels_last)
+    rounded_bias = bias.to(like.dtype if bias_like is None else bias_like.dtype)
+    for tensor in (rounded, rounded_bias):
+        if not bool(torch.isfinite(tensor).all()):
+            raise _not_finite(branch, step, tensor)
+    layer.register_parameter("weight", nn.Parameter(rounded, requires_grad=like.requires_grad))
+    layer.register_parameter("bias", nn.Parameter(rounded_bias, requires_grad=like.requires_grad))
+    return layer.eval()
+
+
+def _not_finite(branch: Branch, step: MergeStep, tensor: Tensor) -> NotFiniteError:
+    names = " and ".join(f"`{name}`" for name in branch.names[:2])
+    error = NotFiniteError(
+        f"A weight of {names} as one is not finite in {tensor.dtype}.",
+        fix="Merge nothing, or convert the model to a wider dtype first.",
+    )
+    error.node = step.root  # type: ignore[attr-defined]
+    return error
 
 
 class _Rest:

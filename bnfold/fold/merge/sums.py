@@ -197,7 +197,7 @@ class SumOfBranches:
         if isinstance(call, calls.Passing):
             return call.input
         factor = factor_of(self.facts, node)
-        if factor is None or mutated_inputs(node, self.facts.capture.root):
+        if factor is None or mutated_inputs(node, self.facts.capture.module):
             return None
         return factor.value
 
@@ -251,7 +251,7 @@ class SumOfBranches:
             readers = self.facts.readers(node)
             if not whole and node is not self.root and any(user not in readers for user in node.users):
                 return Refusal("shape-read", f"the shape of `{name_of(node)}` is read")
-            for target in mutated_inputs(node, self.facts.capture.root):
+            for target in mutated_inputs(node, self.facts.capture.module):
                 if self._is_observed(target, node):
                     return Refusal("mutated", f"`{name_of(node)}` writes to a value that is read elsewhere")
         return None
