@@ -21,12 +21,17 @@ STRIDED = {"slice", "chunk", "turn", "linear", "transposed"}
 
 
 def check(seed: int, *, thorough: bool) -> Counter[str]:
-    """Fold one random model and count the decisions; of the further checks do one in turn, or all."""
+    """Fold one random model and count the decisions; of the further checks do one in turn, or all.
+
+    A network whose own answer hangs on a rounding counts as undecided.
+    """
     net, x = random_net(seed)
     expected = run(net, x)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     folding = bnfold.fold(net, x)
-    assert error_of_peak(expected, run(folding.module, x)) <= ALGEBRA, net.describe()
+    if error_of_peak(expected, run(folding.module, x)) > ALGEBRA:
+        assert rounding_decides(net, x, expected), net.describe()
+        return Counter(undecided=1)
     if thorough or seed % 3 == 0:
         bare = bnfold.fold(net)
         assert error_of_peak(expected, run(bare.module, x)) <= ALGEBRA, net.describe()
@@ -38,6 +43,19 @@ def check(seed: int, *, thorough: bool) -> Counter[str]:
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name])
     return Counter(decision.action for decision in folding.plan)
+
+
+def rounding_decides(net: RandomNet, x: Tensor, expected: tuple[Tensor, ...]) -> bool:
+    """Whether the network itself answers otherwise if its weights move by a last place: an argmax among equals does."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        moved = copy.deepcopy(net)
+        for tensor in moved.parameters():
+            noise = torch.randint(-1, 2, tensor.shape, generator=generator).to(tensor)
+            tensor.data.mul_(1 + torch.finfo(tensor.dtype).eps * noise)
+        if error_of_peak(expected, run(moved, x)) > ALGEBRA:
+            return True
+    return False
 
 
 def check_in_float32(net: RandomNet, x: Tensor, expected: tuple[Tensor, ...]) -> None:
@@ -61,7 +79,7 @@ def test_three_hundred_random_graphs_keep_their_function() -> None:
     count: Counter[str] = Counter()
     for seed in range(DEFAULT):
         count += check(seed, thorough=False)
-    assert count["keep"] == 0
+    assert count["keep"] == count["undecided"] == 0
     assert count["fold"] > 300  # a test of refusals alone would prove little
     assert count["affine"] > 300
 
@@ -72,5 +90,7 @@ def test_three_hundred_random_graphs_keep_their_function() -> None:
 def test_five_thousand_random_graphs_keep_their_function(block: int) -> None:
     torch.set_num_threads(1)
     size = LONG // 10
+    count: Counter[str] = Counter()
     for seed in range(DEFAULT + block * size, DEFAULT + (block + 1) * size):
-        check(seed, thorough=True)
+        count += check(seed, thorough=True)
+    assert count["undecided"] <= 2  # one of the 5,000: bilinear values that are equal but for their rounding
