@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import io
-import logging
 import os
 import re
 import warnings
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from bnfold.batch import as_tuple, batch_positions, with_batch
 from bnfold.errors import ExportError, MissingPackageError
+from bnfold.graph.quiet import quiet
 from bnfold.mode import require_eval
 from bnfold.program import constant_outputs, output_names, tensor_inputs
 
@@ -201,7 +200,7 @@ def onnx_of(module: nn.Module | ExportedProgram, example_inputs: Any, *, optimiz
         notes = (*notes, f"The ONNX export leaves out {what}.")
     symbols: dict[Any, str] = {str(symbol): "batch" for symbol in program.range_constraints}
     try:
-        with _quiet():
+        with quiet():
             converted = torch.onnx.export(
                 program, dynamo=True, optimize=optimize, verbose=False, input_names=inputs, output_names=names
             )
@@ -269,7 +268,7 @@ def _torch_export(module: nn.Module, inputs: tuple[Any, ...], dynamic: Sequence[
     named = _named_inputs(module)
     if named is not None and len(inputs) > named:  # ``forward(self, x, *rest)``: the rest is one argument, a tuple
         shapes = (*shapes[:named], shapes[named:])
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         return torch.export.export(module, inputs, dynamic_shapes=shapes if dynamic else None, strict=False)
 
 
@@ -328,20 +327,3 @@ def _in_onnx_export() -> Iterator[None]:
     """
     with mock.patch.object(torch.onnx, "is_in_onnx_export", return_value=True):
         yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what torch.export and the ONNX exporter warn, log and print; errors still raise."""
-    previous = logging.root.manager.disable
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(previous)

@@ -7,11 +7,7 @@ to who calls it otherwise.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
-import warnings
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +16,7 @@ from torch.fx import Graph, Node, Proxy
 from torch.fx.node import has_side_effect
 
 from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
+from bnfold.graph.quiet import quiet
 from bnfold.graph.shells import shell
 
 __all__ = ["export_graph", "require_shape"]
@@ -60,18 +57,12 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
         {0: torch.export.Dim.AUTO} if isinstance(v, Tensor) and v.ndim and v.shape[0] == batch else None for v in grown
     )
     notes: tuple[str, ...] = ()
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            try:
-                program = torch.export.export(model, grown, dynamic_shapes=(dynamic,) if _variadic(model) else dynamic)
-            except Exception:
-                program = torch.export.export(model, inputs)
-            module = program.module(check_guards=False)
-    finally:
-        logging.disable(level)
+    with quiet(), torch.no_grad():
+        try:
+            program = torch.export.export(model, grown, dynamic_shapes=(dynamic,) if _variadic(model) else dynamic)
+        except Exception:
+            program = torch.export.export(model, inputs)
+        module = program.module(check_guards=False)
     graph = module.graph
     _inline_regions(graph, module)
     fixed = _add_guards(graph)

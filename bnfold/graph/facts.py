@@ -207,9 +207,9 @@ class Facts:
         return tuple({node.name: shape for node, shape in shapes.items()} for shapes in self._shapes)
 
     def shapes(self, value: Node) -> tuple[tuple[int, ...], ...]:
-        """Return the value's shape for each batch size tried; empty without example inputs."""
+        """Return the value's shape for each batch size that the model took, the example's first; empty without one."""
         found = [shapes.get(value) for shapes in self._shapes]
-        return tuple(shape for shape in found if shape is not None) if None not in found else ()
+        return tuple(shape for shape in found if shape is not None) if found and found[0] is not None else ()
 
     def channels(self, value: Node, dim: int) -> int | None:
         """Return the size of dimension ``dim`` of a value: from the layers before (``dim`` 1), else from its shape."""

@@ -6,6 +6,7 @@ batch dimension from a channel dimension that happens to be as large.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Interpreter, Node
 
 from bnfold.graph.capture import Capture
+from bnfold.graph.quiet import quiet
 from bnfold.graph.tracer import NARROW
 
 __all__ = ["shapes_of"]
@@ -45,19 +47,10 @@ class _Shapes(Interpreter):
 def shapes_of(capture: Capture) -> tuple[dict[Node, tuple[int, ...]], ...]:
     """Return the shapes for the example inputs and for a batch one larger; empty without example inputs.
 
-    A run that fails ends the list: where the model does not take another batch size, or does something that fake
+    A run that fails ends where it fails: where the model does not take another batch size, or does something that fake
     tensors cannot do, less is known, and what needs to know it is refused.
     """
-    if capture.example_inputs is None:
-        return ()
-    try:
-        first = _run(capture, 0)
-    except Exception:  # whatever the user's code raises on fake tensors
-        return ()
-    try:
-        return first, _run(capture, 1)
-    except Exception:
-        return (first,)
+    return () if capture.example_inputs is None else (_run(capture, 0), _run(capture, 1))
 
 
 def _run(capture: Capture, more: int) -> dict[Node, tuple[int, ...]]:
@@ -65,7 +58,8 @@ def _run(capture: Capture, more: int) -> dict[Node, tuple[int, ...]]:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     inputs = [_grown(value, more) for value in capture.example_inputs]
     runner = _Shapes(capture)
-    with mode, torch.no_grad():
+    # whatever the user's code raises on fake tensors, and torch's own long tale of it
+    with contextlib.suppress(Exception), quiet(), mode, torch.no_grad():
         runner.run(*[mode.from_tensor(value) if isinstance(value, Tensor) else value for value in inputs])
     return runner.found
 
