@@ -192,7 +192,7 @@ class _Drawn:
         ends: dict[Node, None] = {}
 
         def passes(node: Node) -> bool:
-            return name_of(node) in through or isinstance(self.facts.call(node), calls.BatchNorm)
+            return name_of(node) in through or isinstance(self.facts.call(node), (calls.BatchNorm, calls.Split))
 
         def search(start: Node, step: dict[Node, list[Node]] | dict[Node, tuple[Node, ...]], *, forward: bool) -> bool:
             """Walk depth first along ``step``; note the edges that end at an absorber."""

@@ -11,6 +11,7 @@ from torch import nn
 import bnfold
 from bnfold.report.details import Details, Picture, Vertex, files_read
 from bnfold.report.gather import details_of
+from tests.fold.random_graphs import random_net
 from tests.graph.test_ways import Loops
 from tests.networks import NETWORKS, randomise
 
@@ -146,3 +147,14 @@ def test_files_are_known_by_their_hash(tmp_path: Path) -> None:
     (file,) = files_read([path, tmp_path, tmp_path / "gone"])
     assert file.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file.size == 3
+
+
+@pytest.mark.parametrize("seed", [*range(12), 20, 40, 100])
+def test_the_ways_in_random_graphs_end_where_the_affines_went(seed: int) -> None:
+    net, x = random_net(seed)
+    folding = bnfold.fold(net, x)
+    (picture,) = details_of(folding, None, seed=0).pictures
+    for way in picture.ways:
+        decision = folding.plan[way.decision]
+        assert {picture.before[end].label for end in way.into} == set(decision.into)
+        assert reaches(picture, set(way.edges), way.site, set(way.into))
