@@ -1,6 +1,6 @@
 """How much memory a fold takes over the loaded model, as a Markdown table.
 
-    python benchmarks/bench_memory.py [--model tf_efficientnet_l2]
+    python benchmarks/bench_memory.py [--model efficientnet_l2]
 
 In a process of its own, the peak of resident memory during ``bnfold.fold`` above what the loaded model takes, against
 the bytes of the folded weights (those that are not shared with the original) plus one layer in float64. Linux only:
@@ -73,7 +73,7 @@ def measure(name: str) -> dict[str, int]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tf_efficientnet_l2", help="of timm")
+    parser.add_argument("--model", default="efficientnet_l2", help="of timm")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.here:

@@ -84,6 +84,7 @@ def _document(request: BenchRequest, terminal: Terminal, stages: Stages, read: l
         from bnfold.inputs import shapes_in_words
 
         folding = fold(loaded.model, found.inputs, keep=request.keep, merge=request.merge)
+        stages.add_parts("fold", folding.seconds)
     with stages("measure"), terminal.foreign_code():
         from bnfold.bench.api import bench
 

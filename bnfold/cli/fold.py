@@ -106,6 +106,7 @@ class _Run:
                 merge=request.merge,
                 flush_denormals=request.flush_denormals,
             )
+            self.stages.add_parts("fold", folding.seconds)
             before, after = folding.counts()
         notes += [*folding.plan.notes, *told(folding.denormals(), flushed=False)]
         document = Document(

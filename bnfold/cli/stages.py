@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -27,7 +27,7 @@ class Stages:
         show: whether a bar may be shown at all.
 
     Attributes:
-        seconds: what each stage took so far.
+        seconds: what each stage took so far; of a part of a stage by ``"stage.part"``.
     """
 
     def __init__(self, console: Console, names: Sequence[tuple[str, str]], *, show: bool) -> None:
@@ -85,6 +85,12 @@ class Stages:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def add_parts(self, name: str, parts: Mapping[str, float]) -> None:
+        """Say how long the parts of the stage ``name`` took, in seconds."""
+        for part, seconds in parts.items():
+            key = f"{name}.{part}"
+            self.seconds[key] = self.seconds.get(key, 0.0) + seconds
 
     def inside(self, name: str, sentence: str, done: float) -> None:
         """Say how far the stage ``name`` is: ``done`` from 0 to 1."""

@@ -51,7 +51,7 @@ class Document:
         outputs: the files written.
         notes: sentences about nothing that is wrong.
         strict: whether everything had to fold.
-        seconds: where the time went, by stage.
+        seconds: where the time went, by stage; a part of a stage stands there as ``"stage.part"`` too.
         exit_code: of the run.
         details: what the HTML page shows beyond the other reports; None where no page was asked for.
     """

@@ -176,7 +176,11 @@ def told_outputs(document: Document) -> Iterator[Text]:
 def told_seconds(document: Document) -> Iterator[Table | Text]:
     """Yield where the time went."""
     table = plain_table("stage", "seconds", numbers=("seconds",))
-    for stage, seconds in document.seconds.items():
+    stages = {stage: seconds for stage, seconds in document.seconds.items() if "." not in stage}
+    for stage, seconds in stages.items():
         table.add_row(stage, f"{seconds:.2f}")
-    table.add_row("total", f"{sum(document.seconds.values()):.2f}")
+        for part, within in document.seconds.items():
+            if part.startswith(f"{stage}."):
+                table.add_row(f"  {part.removeprefix(f'{stage}.')}", f"{within:.2f}")
+    table.add_row("total", f"{sum(stages.values()):.2f}")
     yield table

@@ -280,6 +280,7 @@ def test_verbose_tells_every_row_and_where_the_time_goes(run: Run, seed_file: Pa
     assert "seed_network.py:" in result.out
     stages = [line.split()[0] for line in result.out.split("stage")[1].splitlines()[2:] if line.strip()]
     assert stages[:2] == ["import", "load"]
+    assert stages[stages.index("fold") :][:4] == ["fold", "capture", "plan", "rewrite"]
     assert stages[-3:] == ["verify", "write", "total"]
 
 

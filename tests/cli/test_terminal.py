@@ -182,3 +182,12 @@ def test_stages_add_up_what_they_are_entered_for_again() -> None:
             pass
     assert stages.seconds["a"] >= 0.02
     assert list(stages.seconds) == ["a", "b"]
+
+
+def test_parts_of_a_stage_stand_beside_it_and_add_up_too() -> None:
+    with Stages(Console(file=io.StringIO()), (("a", "a"),), show=False) as stages:
+        with stages("a"):
+            stages.add_parts("a", {"first": 0.5, "second": 0.25})
+        stages.add_parts("a", {"first": 0.5})
+    assert stages.seconds.keys() == {"a", "a.first", "a.second"}
+    assert (stages.seconds["a.first"], stages.seconds["a.second"]) == (1.0, 0.25)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import bnfold
 from tests.fold.support import assert_same_function, double, error_of_peak, folds, run, values
-from tests.networks import NETWORKS
+from tests.networks import NETWORKS, seed_network
 
 IMAGES = (2, 3, 8, 8)
 
@@ -302,3 +302,9 @@ def test_in_float64_of_an_old_weight_norm_that_has_run() -> None:
     net(values(*IMAGES))  # with gradients: the computed weight is no leaf
     original, folded = bnfold.fold(net).in_float64()
     assert error_of_peak(run(original, values(*IMAGES)), run(folded, values(*IMAGES))) < 1e-10
+
+
+def test_a_folding_says_how_long_each_step_took() -> None:
+    folding = bnfold.fold(seed_network())
+    assert list(folding.seconds) == ["capture", "plan", "rewrite"]
+    assert all(seconds > 0 for seconds in folding.seconds.values())

@@ -119,6 +119,19 @@ def test_files_and_times_are_told() -> None:
     ]
 
 
+def test_the_parts_of_a_stage_are_told_under_it_and_not_counted_twice() -> None:
+    seconds = {"import": 1.0, "fold.capture": 0.25, "fold.plan": 0.5, "fold": 1.5, "verify": 0.25}
+    lines = [line.split() for line in printed(told_seconds(document(seconds=seconds))).splitlines()[2:]]
+    assert lines == [
+        ["import", "1.00"],
+        ["fold", "1.50"],
+        ["capture", "0.25"],
+        ["plan", "0.50"],
+        ["verify", "0.25"],
+        ["total", "2.75"],
+    ]
+
+
 def test_hostile_names_reach_the_terminal_as_text() -> None:
     told = nasty()
     parts = [*told_decisions(told, every=True), *told_comparisons(told), told_outcome(told), *told_outputs(told)]
