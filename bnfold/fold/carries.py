@@ -17,12 +17,13 @@ from bnfold.affine import ChannelAffine
 from bnfold.fold.conditions import described, needs_shapes
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.moves import (
+    across_permute,
+    across_reshape,
     cuts_channels,
     item_window,
     moves_channels,
     pads_channels,
     part_sizes,
-    reshape_answer,
     slice_window,
 )
 from bnfold.graph import calls
@@ -102,33 +103,12 @@ def past_channel_shuffle(call: calls.ChannelShuffle, held: Held, facts: Facts) -
 
 def past_reshape(call: calls.Reshape, held: Held, facts: Facts) -> Carried:
     """The same numbers in row-major order: find the output dimension along which the affine is constant."""
-    demand = held[call.input]
-    pairs = list(zip(facts.shapes(call.node), facts.shapes(call.input), strict=False))
-    if not pairs:
-        return needs_shapes(call)
-    answers = [reshape_answer(after, before, demand) for after, before in pairs]
-    first = answers[0]
-    for answer in answers:
-        if first is None or answer is None or answer[0] != first[0] or not torch.equal(answer[1], first[1]):
-            return Refusal("channel-dimension", f"{described(call)} mixes the channels with other dimensions")
-    assert first is not None
-    dim, index = first
-    return Demand(demand.picked(index).affine, dim, len(pairs[0][0]), unsure=facts.graph_rank(call.node) is None)
+    return across_reshape(call, call.input, call.node, held[call.input], facts)
 
 
 def past_permute(call: calls.Permute, held: Held, facts: Facts) -> Carried:
     """Output dimension ``i`` is input dimension ``order[i]``."""
-    demand = held[call.input]
-    rank = demand.rank or facts.rank(call.input)
-    if rank is None and any(dim < 0 for dim in call.order):
-        return needs_shapes(call)
-    order = [dim % rank if rank is not None else dim for dim in call.order]
-    if call.swap:
-        first, second = order
-        dim = second if demand.dim == first else first if demand.dim == second else demand.dim
-    else:
-        dim = order.index(demand.dim)
-    return Demand(demand.affine, dim, rank, unsure=demand.unsure)
+    return across_permute(call, held[call.input], facts, backward=False)
 
 
 def past_concatenate(call: calls.Concatenate, held: Held, facts: Facts) -> Carried:

@@ -272,6 +272,12 @@ def _grouped(call: Any, demand: Demand, repeat: int) -> Moved:
 
 def permuted(call: calls.Permute, demand: Demand, facts: Facts) -> Moved:
     """Output dimension ``i`` is input dimension ``order[i]``."""
+    moved = across_permute(call, demand, facts, backward=True)
+    return moved if isinstance(moved, Refusal) else ((call.input, moved),)
+
+
+def across_permute(call: calls.Permute, demand: Demand, facts: Facts, *, backward: bool) -> Demand | Refusal:
+    """Return the demand on the other side of a permutation: on its input, or forward on its output."""
     rank = demand.rank or facts.rank(call.node)
     if rank is None and any(dim < 0 for dim in call.order):
         return needs_shapes(call)
@@ -280,18 +286,24 @@ def permuted(call: calls.Permute, demand: Demand, facts: Facts) -> Moved:
         first, second = order
         dim = second if demand.dim == first else first if demand.dim == second else demand.dim
     else:
-        dim = order[demand.dim]
-    return ((call.input, Demand(demand.affine, dim, rank, demand.cares, demand.unsure)),)
+        dim = order[demand.dim] if backward else order.index(demand.dim)
+    return replace(demand, dim=dim, rank=rank)
 
 
 def reshaped(call: calls.Reshape, demand: Demand, facts: Facts) -> Moved:
-    """Find the input dimension whose elements are the output's channels, repeated or grouped, in row-major order.
+    """Find the input dimension whose elements are the output's channels, repeated or grouped, in row-major order."""
+    moved = across_reshape(call, call.node, call.input, demand, facts)
+    return moved if isinstance(moved, Refusal) else ((call.input, moved),)
 
-    The channels of the output stand at stride ``inner = prod(out[dim + 1:])`` with ``outer = prod(out[:dim])`` of them
-    before. Each input dimension is tried: it must cut the row-major order at the same places, or at finer or coarser
-    ones where the affine agrees. The answer must be the same for every batch size.
+
+def across_reshape(call: calls.Reshape, here: Node, there: Node, demand: Demand, facts: Facts) -> Demand | Refusal:
+    """Return the demand on ``there``, one side of a reshape, that is one on ``here``, the other side.
+
+    The channels of ``here`` stand at stride ``inner = prod(shape[dim + 1:])`` with ``outer = prod(shape[:dim])`` of
+    them before. Each dimension of ``there`` is tried: it must cut the row-major order at the same places, or at finer
+    or coarser ones where the affine agrees. The answer must be the same for every batch size.
     """
-    pairs = list(zip(facts.shapes(call.input), facts.shapes(call.node), strict=False))
+    pairs = list(zip(facts.shapes(there), facts.shapes(here), strict=False))
     if not pairs:
         return needs_shapes(call)
     answers = [reshape_answer(before, after, demand) for before, after in pairs]
@@ -301,9 +313,8 @@ def reshaped(call: calls.Reshape, demand: Demand, facts: Facts) -> Moved:
             return Refusal("channel-dimension", f"{described(call)} mixes the channels with other dimensions")
     assert first is not None
     dim, index = first
-    moved = demand.picked(index)
-    unsure = facts.graph_rank(call.input) is None
-    return ((call.input, Demand(moved.affine, dim, len(pairs[0][0]), moved.cares, unsure)),)
+    unsure = facts.graph_rank(there) is None
+    return replace(demand.picked(index), dim=dim, rank=len(pairs[0][0]), unsure=unsure)
 
 
 def reshape_answer(before: tuple[int, ...], after: tuple[int, ...], demand: Demand) -> tuple[int, Tensor] | None:
