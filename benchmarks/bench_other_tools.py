@@ -1,6 +1,7 @@
 """How many BatchNorms other tools leave, and how often they change the function: the table in the README.
 
-    python benchmarks/bench_other_tools.py
+    python benchmarks/bench_other_tools.py          # on the random graphs, only what works on a torch.fx graph
+    python benchmarks/bench_other_tools.py --all    # all tools on all graphs: half an hour
 
 The networks are those of the tests, with random weights and statistics of both signs: small ones of usual kinds
 (ResNet, VGG, DenseNet, RepVGG and others), and random graphs of convolutions, pools, sums, concatenations, views and
@@ -94,6 +95,7 @@ def by_onnxruntime(model: nn.Module, inputs: tuple[Tensor, ...]) -> Outcome:
     return kinds.count("BatchNormalization"), _distance(_outputs(model, inputs), found)
 
 
+QUICK = ("bnfold", "torch.fx.experimental.optimization.fuse")
 TOOLS: dict[str, tuple[Callable[..., Outcome], float]] = {
     "bnfold": (by_bnfold, FLOAT64),
     "torch.fx.experimental.optimization.fuse": (by_fuse, FLOAT64),
@@ -150,13 +152,15 @@ def main() -> int:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}")
     for title, networks in corpora().items():
-        total, rows = 0, {name: Row() for name in TOOLS}
+        every = "random" not in title or "--all" in sys.argv
+        tools = {name: tool for name, tool in TOOLS.items() if every or name in QUICK}
+        total, rows = 0, {name: Row() for name in tools}
         for make in networks:
             model, inputs = make()
             model, inputs = model.double(), tuple(value.double() for value in inputs)
             calls = len(bnfold.plan(model, inputs))
             total += calls
-            for name, (tool, limit) in TOOLS.items():
+            for name, (tool, limit) in tools.items():
                 try:
                     left, error = tool(model, inputs)
                 except Exception:
@@ -169,7 +173,7 @@ def main() -> int:
         print("| | BatchNorms left | function changed | stopped with an error |")
         print("| --- | --- | --- | --- |")
         for name, row in rows.items():
-            print(f"| {name} | {row.left} of {total} | {row.changed} of {len(networks)} | {row.failed} |")
+            print(f"| {name} | {row.left} of {total} | {row.changed} of {len(networks)} | {row.failed} |", flush=True)
     return 0
 
 
