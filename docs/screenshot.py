@@ -70,7 +70,7 @@ def main() -> int:
         page = (Path(folder) / "report.html").as_uri()
         size = f"--window-size={WIDTH},{HEIGHT}"
         subprocess.run([*browser, f"--user-data-dir={folder}/profile", size, f"--screenshot={shot}", page], check=True)
-        Image.open(shot).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(
+        Image.open(shot).convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(
             ROOT / "docs" / "report.png", optimize=True
         )
     return 0
