@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -269,7 +270,7 @@ class SumOfBranches:
                     return True
         return False
 
-    @property
+    @cached_property
     def _after_root(self) -> set[Node]:
         """The root and all that is computed from it."""
         seen = {self.root}
