@@ -128,6 +128,7 @@ class _Run:
             exported = self._export(folding, found.inputs, notes)
         if not request.no_verify:
             report = self._verify(loaded.model, folding, found.inputs, exported)
+            self.stages.add_parts("verify", report.seconds)
             document = document.with_results(verification=report.to_dict(), notes=(*notes, *report.notes))
             if not report.passed:
                 return self._written([], document.with_results(exit_code=1))

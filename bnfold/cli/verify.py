@@ -73,6 +73,7 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
             report = verify(
                 original, candidate, found.inputs, onnx=False, seed=about.seed, thorough=True, progress=progress
             )
+        stages.add_parts("verify", report.seconds)
         document = Document(
             command="verify",
             model=about.model,

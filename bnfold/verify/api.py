@@ -14,7 +14,7 @@ from bnfold.batch import as_tuple
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.export import onnx_of
 from bnfold.mode import require_eval
-from bnfold.verify.blame import blame_of_export, culprit, unfolded_export
+from bnfold.verify.blame import UNFOLDED, blame_of_export, culprit, unfolded_export
 from bnfold.verify.evaluate import cases_of, evaluate
 from bnfold.verify.floor import Evaluated, NoiseFloor
 from bnfold.verify.original import Original, TorchOriginal
@@ -87,6 +87,14 @@ def verify(
             clock(witness.name, f"comparing: {witness.name}", done)
             held = once_proven(witness) if _proven(comparisons) else witness
             comparisons += compare(held, evaluated, floors, notes)
+        if original_export := _unfolded(measured, example, onnx, thorough=thorough):
+            clock(UNFOLDED, f"comparing: {UNFOLDED}", 0.92)
+            made = list(compare(original_export, evaluated, floors, []))
+            wrong = next((comparison for comparison in made if not comparison.passed), None)
+            if wrong is None:
+                comparisons += made
+            else:  # it tells of the exporter, and nothing of the candidate
+                notes.append(f"Exporting the original itself goes wrong: {wrong.detail}.")
         report = verdict(comparisons, evaluated, notes)
         if report.verdict == "failed":
             clock("the cause", "finding the cause", 0.95)
@@ -180,6 +188,13 @@ def _witnesses(
         )
 
 
+def _unfolded(original: Original, example: tuple[Any, ...], onnx: Any, *, thorough: bool) -> Witness | None:
+    """Return the original's own export, where a thorough verification with an export was asked for."""
+    if not thorough or onnx is False or original.module is None:
+        return None
+    return unfolded_export(original.module, example)
+
+
 def _proven(comparisons: Sequence[Comparison]) -> bool:
     """Return whether the fold's algebra and the weights that came of it have been compared and are right."""
     return any(c.name == WEIGHTS for c in comparisons) and all(c.passed for c in comparisons)
@@ -205,7 +220,8 @@ def _with_cause(
         unfolded = unfolded_export(original.module, example) if failed.stage == "export" else None
         findings = blame_of_export(failed, unfolded, evaluated, floors)
     reason = f"{report.reason} {findings.sentence}".strip()
-    return replace(report, reason=reason, located=findings.located)
+    comparisons = (*report.comparisons, *findings.comparisons)
+    return replace(report, comparisons=comparisons, reason=reason, located=findings.located)
 
 
 def _is_program(model: Model) -> bool:

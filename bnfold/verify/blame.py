@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import fx, nn
@@ -25,7 +25,10 @@ from bnfold.verify.reference import copied_in_float64, everything_in_float64, fr
 from bnfold.verify.report import Comparison
 from bnfold.verify.witness import Witness, compare, of_onnx
 
-__all__ = ["Findings", "blame_of_export", "culprit", "unfolded_export"]
+__all__ = ["UNFOLDED", "Findings", "blame_of_export", "culprit", "unfolded_export"]
+
+
+UNFOLDED = "the original's own export, optimisations off"
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,12 @@ class Findings:
     Attributes:
         sentence: for the report.
         located: the BatchNorm to blame, where one could be found.
+        comparisons: further ones that were made to find out.
     """
 
     sentence: str
     located: str | None = None
+    comparisons: tuple[Comparison, ...] = ()
 
 
 def culprit(
@@ -83,7 +88,8 @@ def culprit(
 def unfolded_export(original: nn.Module, example: tuple[Any, ...]) -> Witness | None:
     """Return the original's own export as a witness, folded by nobody; None where it cannot be had."""
     try:
-        return of_onnx(onnx_of(original, example, optimize=False).model, "off")
+        witness = of_onnx(onnx_of(original, example, optimize=False).model, "off")
+        return replace(witness, name=UNFOLDED)
     except BnfoldError:
         return None
 
@@ -96,9 +102,9 @@ def blame_of_export(
         return Findings("With optimisations off it agrees: ONNX Runtime's optimiser is to blame.")
     if unfolded is None:
         return Findings("The torch module agrees: the exporter or ONNX Runtime is to blame.")
-    own = [c for c in compare(unfolded, evaluated, floors, []) if not c.passed]
-    if own:
-        return Findings(
-            "The original's own export fails as well: the exporter or ONNX Runtime is to blame, not the fold."
-        )
-    return Findings("The torch module agrees and so does the original's own export: the exporter is to blame.")
+    own = tuple(compare(unfolded, evaluated, floors, []))
+    if any(not comparison.passed for comparison in own):
+        words = "The original's own export fails as well: the exporter or ONNX Runtime is to blame, not the fold."
+    else:
+        words = "The torch module agrees and so does the original's own export: the exporter is to blame."
+    return Findings(words, comparisons=own)

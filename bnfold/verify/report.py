@@ -37,7 +37,7 @@ class Comparison:
         case: the input on which that happened, in words.
         detail: one sentence: what is wrong, or why it proves nothing; empty where all is well.
         stage: what a failure blames: ``"fold"``, ``"export"`` or ``"optimizer"``.
-        proves: False where the comparison could not have failed: outputs all zero or constant.
+        proves: False where the output is the same for every input: agreeing then proves little.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Comparison:
             "where": None if self.where is None else list(self.where),
             "case": self.case,
             "detail": self.detail,
+            "proves": self.proves,
         }
 
     def __str__(self) -> str:

@@ -32,7 +32,13 @@ def verdict(comparisons: Sequence[Comparison], evaluated: Sequence[Evaluated], n
     empty = _proves_nothing(evaluated)
     if empty is not None:
         return Report("unverifiable", tuple(comparisons), empty, notes=tuple(notes), cases=cases)
-    return Report("passed", tuple(comparisons), notes=tuple(notes), cases=cases)
+    constant = _constant_outputs(evaluated)
+    told = [f"{name} is the same for every input, so that comparing it proves little." for name in constant]
+    marked = tuple(
+        replace(comparison, proves=not any(comparison.name.endswith(f": {name}") for name in constant))
+        for comparison in comparisons
+    )
+    return Report("passed", marked, notes=(*notes, *told), cases=cases)
 
 
 def with_reach(report: Report, original: TorchOriginal, folding: Any, evaluated: Sequence[Evaluated]) -> Report:
@@ -94,8 +100,29 @@ def _proves_nothing(evaluated: Sequence[Evaluated]) -> str | None:
     return None
 
 
+def _constant_outputs(evaluated: Sequence[Evaluated]) -> list[str]:
+    """Return the names of the floating outputs that do not depend on the input."""
+    fair = [item for item in evaluated if not item.case.resized]
+    return [
+        leaf.name
+        for position, leaf in enumerate(fair[0].oracle)
+        if leaf.is_tensor
+        and leaf.value.is_floating_point()
+        and leaf.value.numel() > 0
+        and not _varies([item.oracle[position].value for item in fair])
+    ]
+
+
 def _varies(values: Sequence[Tensor]) -> bool:
-    """Return whether an output depends on the input at all: whether its samples, over all inputs, are not all alike."""
-    samples = [sample for value in values for sample in (value if value.ndim > 0 else value[None])]
-    first = samples[0]
-    return any(sample.shape == first.shape and not torch.equal(sample, first) for sample in samples[1:])
+    """Return whether an output depends on the input at all, by what several inputs made of it.
+
+    Where they are of different batch sizes, the rows that both have are compared; of a single input, its own rows.
+    """
+    whole = [value if value.ndim > 0 else value[None] for value in values]
+    if len(whole) == 1:
+        return any(not torch.equal(row, whole[0][0]) for row in whole[0])
+    first = whole[0]
+    return any(
+        first.shape[1:] != other.shape[1:] or not torch.equal(first[: len(other)], other[: len(first)])
+        for other in whole[1:]
+    )

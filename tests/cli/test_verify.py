@@ -103,3 +103,10 @@ def test_a_missing_candidate_is_said_to_be_missing(run: Run, seed_file: Path) ->
     result = run("verify", seed_file, "missing.onnx", *CODE)
     assert result.code == 5
     assert "There is no file missing.onnx" in result.err
+
+
+def test_verbose_says_where_the_time_of_the_comparisons_goes(run: Run, seed_file: Path, folded: Path) -> None:
+    out = run("verify", seed_file, folded, *CODE, "-v").out
+    stages = out[out.index("stage") :]
+    assert "  the original and the oracle" in stages
+    assert "  ONNX Runtime, optimisations on" in stages

@@ -540,7 +540,8 @@ def test_a_given_export_is_the_one_compared(tmp_path):
     assert report.verdict == "failed"
     assert report.blame == "export"
     assert "the exporter is to blame" in report.reason
-    assert [c.passed for c in report.comparisons] == [True, True, False, False]
+    assert [c.passed for c in report.comparisons] == [True, True, False, False, True]
+    assert report.comparisons[-1].name == "the original's own export, optimisations off"
 
 
 def test_an_onnx_model_can_stand_on_either_side(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -210,3 +212,70 @@ def test_without_the_original_s_export_less_is_said():
 
     words = blame_of_export(replace(failed, stage="export"), None, [], NoiseFloor([])).sentence
     assert words == "The torch module agrees: the exporter or ONNX Runtime is to blame."
+
+
+class MixesRows(nn.Module):
+    """A matrix product whose rows are dealt out to the channels of a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bn = nn.Parameter(normal(6, 8)), nn.BatchNorm1d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn((x @ self.weight).reshape(1, 8, -1))
+
+
+def as_onnx(model: MixesRows) -> onnx.ModelProto:
+    """The same by hand: MatMul, Reshape, BatchNormalization."""
+    helper, to_tensor = onnx.helper, onnx.numpy_helper.from_array
+    bn = model.bn
+    weights = {"w": model.weight, "s": bn.weight, "b": bn.bias, "m": bn.running_mean, "v": bn.running_var}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Reshape", ["h", "shape"], ["g"]),
+        helper.make_node("BatchNormalization", ["g", "s", "b", "m", "v"], ["y"], epsilon=bn.eps),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 6])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 8, "batch"])],
+        [
+            *(to_tensor(value.detach().numpy(), name) for name, value in weights.items()),
+            to_tensor(np.array([1, 8, -1]), "shape"),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_onnx_runtime_s_fusion_of_matmul_and_batchnorm_across_a_reshape_is_caught_and_blamed():
+    """The real thing: the optimiser scales the columns of the product, whatever the reshape makes of them."""
+    model = built(MixesRows)
+    report = verify(model, model, normal(2, 6), onnx=as_onnx(model))
+    assert (report.verdict, report.blame) == ("failed", "optimizer"), str(report)
+    assert [c.passed for c in report.comparisons] == [True, True, True, False]
+    assert report.comparisons[-1].max_abs > 0.1
+    candidate = verify(model, as_onnx(model), normal(2, 6))
+    assert (candidate.verdict, candidate.blame) == ("failed", "optimizer")
+
+
+class ConstantToo(nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"scores": x * 2, "anchors": torch.arange(4.0)}
+
+
+def test_an_output_that_no_input_changes_is_said_to_prove_little():
+    report = verify(ConstantToo().eval(), ConstantToo().eval(), normal(2, 3), onnx=False)
+    assert report.passed
+    assert {c.name.rpartition(": ")[2]: c.proves for c in report.comparisons} == {
+        "output['scores']": True,
+        "output['anchors']": False,
+    }
+    assert any("output['anchors'] is the same for every input" in note for note in report.notes)
+
+
+def test_a_thorough_verification_with_an_export_compares_that_of_the_original_too():
+    model, inputs = NETWORKS["perceptron"]()
+    report = verify(model, bnfold.fold(model, inputs).module, inputs, thorough=True)
+    assert report.passed, str(report)
+    assert report.comparisons[-1].name == "the original's own export, optimisations off"
