@@ -235,6 +235,14 @@ def test_multiplications_by_constants_go_into_the_convolution() -> None:
     assert "mul" not in folding.module.code
 
 
+def test_an_addition_of_zero_after_a_convolution_is_not_computed() -> None:
+    """MobileOne's ``out = 0; out += conv(x)``."""
+    folding = merged(net(lambda s, y: 0 + s.bn(s.conv(y)), conv=nn.Conv2d(C, 4, 3), bn=nn.BatchNorm2d(4)))
+    assert only_merge(folding).detail == "an addition of zero merged into conv."
+    assert "add" not in folding.module.code
+    assert " + " not in folding.module.code
+
+
 def test_two_groups_of_branches_in_one_sum() -> None:
     parts = {f"conv{i}": nn.Conv2d(C, C, 3, padding=1) for i in range(4)}
     model = net(lambda s, y: s.conv0(y) + s.conv1(torch.tanh(y)) + s.conv2(y) - s.conv3(torch.tanh(y)), **parts)

@@ -110,10 +110,10 @@ class Merger:
 
     def _passing(self, node: Node, call: calls.Passing, before: Branch) -> None:
         branch = self.branches[node] = replace(before, members=(*before.members, node.name))
-        step = self.steps.get(call.input.name)
-        if step is not None and len(step.parts) == 1 and adds_zero(node):  # computed for nothing
-            (decision,) = self.merged[call.input.name]
-            self.commit(node, [Part(branch, (node.name,))], decision.kind)
+        if branch.layer is None or not adds_zero(node) or node.name in self.refused:
+            return
+        known = self.merged.get(call.input.name)  # the sum is computed for nothing
+        self.commit(node, [Part(branch, (node.name,))], known[0].kind if known else "factor")
 
     # --- sequences ------------------------------------------------------------------------------------------------
 
@@ -303,7 +303,8 @@ class Merger:
         if part.has_identity:
             what.append("the identity")
         if not what:
-            detail = f"a multiplication by constants merged into {into}."
+            what_else = "an addition of zero" if adds_zero(root) else "a multiplication by constants"
+            detail = f"{what_else} merged into {into}."
         else:
             detail = f"{listed(tuple(what))} merged into {into}."
         return MergeDecision(
