@@ -47,7 +47,7 @@ TORCH_LIMITS = Limits(largest=4.0, mean=3.0)
 ONNX_LIMITS = Limits(largest=5.0, mean=4.0)  # other kernels, which sum in another order
 PROVEN = 2.0  # times as much where the algebra and the weights have been proven: only rounding is left to differ
 
-HOPELESS = 1000.0  # noise floors beyond which measuring the floor again cannot change the verdict
+HOPELESS = 1e6  # noise floors beyond which measuring the floor again cannot change the verdict
 
 
 @dataclass(frozen=True)
