@@ -15,7 +15,7 @@ from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
 from bnfold.report.benched import told_bench
 from bnfold.report.document import Document
-from bnfold.report.tables import told_seconds
+from bnfold.report.tables import told_outputs, told_seconds
 from bnfold.report.words import summary_line
 
 __all__ = ["BenchRequest", "run"]
@@ -57,7 +57,7 @@ def run(request: BenchRequest, terminal: Terminal) -> int:
         document = _document(request, terminal, stages, read)
         with stages("write"):
             document = document.with_results(seconds=dict(stages.seconds))
-            outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
+            document = outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
         document = document.with_results(seconds=stages.seconds)
         stages.finish()
     for note in document.notes:
@@ -69,7 +69,7 @@ def run(request: BenchRequest, terminal: Terminal) -> int:
             "different functions. `bnfold fold` says where they part."
         )
     terminal.result(*told_bench(document), Text())
-    terminal.result(Text(summary_line(document.summary, document.capture)))
+    terminal.result(Text(summary_line(document.summary, document.capture)), *told_outputs(document))
     if terminal.verbose:
         terminal.result(Text(), *told_seconds(document))
     return 0

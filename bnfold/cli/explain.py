@@ -18,7 +18,7 @@ from bnfold.errors import NeedsInputsError, UnknownNameError, UsageError
 from bnfold.files.words import listed, shown
 from bnfold.report.details import Details
 from bnfold.report.document import Document
-from bnfold.report.tables import told_decisions, told_merges, told_seconds
+from bnfold.report.tables import told_decisions, told_merges, told_outputs, told_seconds
 
 __all__ = ["ExplainRequest", "run"]
 
@@ -62,10 +62,10 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
         )
         if outputs.wants_page(request.reports):
             document = document.with_results(details=_details(request, loaded.model, inputs, read, stages))
-        with stages("write"):
-            outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
         plain = terminal.out.options.ascii_only
         told = None if request.name is None else _explained(request, loaded.model, document, inputs, plain=plain)
+        with stages("write"):
+            document = outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
         stages.finish()
     for note in document.notes:
         terminal.note(note)
@@ -75,6 +75,7 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
             terminal.result(Text(), *told_merges(document, every=True))
     else:
         terminal.result(*told)
+    terminal.result(*told_outputs(document))
     if terminal.verbose:
         terminal.result(Text(), *told_seconds(document))
     return 0

@@ -253,7 +253,8 @@ def _tell(document: Document, terminal: Terminal) -> None:
         terminal.result(told_outcome(document))
         terminal.error(*_failure(document.verification or {}))
     else:
-        terminal.result(told_outcome(document), *told_outputs(document))
+        terminal.result(told_outcome(document))
+    terminal.result(*told_outputs(document))
     if terminal.verbose:
         terminal.result(Text(), *told_seconds(document))
 

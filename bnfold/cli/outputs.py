@@ -85,7 +85,7 @@ def write(
     write_outputs([*outputs, *told], inputs=inputs, force=force)
     if "-" in reports:
         terminal.write_raw(as_json(document))
-    return document
+    return document.with_results(reports=tuple(_described(output.path, output.content) for output in told))
 
 
 def _contents(output: Output) -> list[tuple[Path, bytes | bytearray | memoryview]]:

@@ -18,7 +18,7 @@ from bnfold.files.code import looks_like_spec
 from bnfold.files.kinds import Kind, open_regular, sniff
 from bnfold.files.words import shown_path
 from bnfold.report.document import Document
-from bnfold.report.tables import told_comparisons, told_outcome, told_seconds
+from bnfold.report.tables import told_comparisons, told_outcome, told_outputs, told_seconds
 
 if TYPE_CHECKING:
     from bnfold.inputs import FoundInputs
@@ -89,11 +89,11 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
 
             document = document.with_results(details=Details(seed=about.seed, files=files_read(read)))
         with stages("write"):
-            outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
+            document = outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
         stages.finish()
     for note in document.notes:
         terminal.note(note)
-    terminal.result(*told_comparisons(document), Text(), told_outcome(document))
+    terminal.result(*told_comparisons(document), Text(), told_outcome(document), *told_outputs(document))
     if terminal.verbose:
         terminal.result(Text(), *told_seconds(document))
     return document.exit_code

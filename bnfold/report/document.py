@@ -48,7 +48,8 @@ class Document:
         verification: what ``Report.to_dict()`` gave; None if nothing was verified.
         counts: what the original and the folded model cost to run, as ``Counts.to_dict()`` gave; None if not counted.
         bench: what ``Bench.to_dict()`` gave; None if nothing was timed.
-        outputs: the files written.
+        outputs: the model files written.
+        reports: the reports written; known when they are, so no report tells of it.
         notes: sentences about nothing that is wrong.
         strict: whether everything had to fold.
         seconds: where the time went, by stage; a part of a stage stands there as ``"stage.part"`` too.
@@ -67,6 +68,7 @@ class Document:
     counts: tuple[dict[str, Any], dict[str, Any]] | None = None
     bench: dict[str, Any] | None = None
     outputs: tuple[OutputFile, ...] = ()
+    reports: tuple[OutputFile, ...] = ()
     notes: tuple[str, ...] = ()
     strict: bool = False
     seconds: dict[str, float] = field(default_factory=dict)

@@ -168,8 +168,8 @@ def told_outcome(document: Document) -> Text:
 
 
 def told_outputs(document: Document) -> Iterator[Text]:
-    """Yield a line per file written."""
-    for file in document.outputs:
+    """Yield a line per file written: models, then reports."""
+    for file in (*document.outputs, *document.reports):
         yield Text("wrote ") + Text(visible(file.path), style="bold") + Text(f"  {bytes_in_words(file.size)}")
 
 

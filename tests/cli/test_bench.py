@@ -65,6 +65,7 @@ def test_reports_are_written_in_their_formats(run: Run, seed_file: Path) -> None
     assert json.loads(Path("r.json").read_text())["bench"]["timings"][0]["target"] == "eager"
     markdown = Path("r.md").read_text(encoding="utf-8")
     assert "| torch eager | 1 |" in markdown
+    assert "wrote r.xml" in result.out
     assert "1 thread of" in markdown
     assert 'classname="bnfold.bench" name="torch eager batch 1"' in Path("r.xml").read_text(encoding="utf-8")
 

@@ -92,8 +92,15 @@ def test_a_batchnorm_written_as_a_function_is_told_by_its_node(run: Run, tmp_pat
     assert "conv" in result.out
 
 
+def test_no_report_is_left_where_the_name_is_wrong(run: Run, seed_file: Path) -> None:
+    assert run("explain", seed_file, "bn7", *CODE, "--report", "plan.json").code == 2
+    assert not Path("plan.json").exists()
+
+
 def test_a_report_of_the_plan_is_written(run: Run, seed_file: Path) -> None:
-    assert run("explain", seed_file, *CODE, "--report", "plan.json").code == 0
+    result = run("explain", seed_file, *CODE, "--report", "plan.json")
+    assert result.code == 0, result.err
+    assert "wrote plan.json" in result.out
     data = json.loads(Path("plan.json").read_text())
     assert data["summary"] == {"fold": 1, "affine": 0, "keep": 0}
     assert data["verification"] is None

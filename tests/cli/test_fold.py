@@ -63,6 +63,7 @@ def test_strict_exits_4_and_writes_a_report_but_no_model(run: Run, negative_file
     folder = negative_file.parent
     assert sorted(path.name for path in folder.iterdir()) == ["negative.pt", "r.xml"]
     assert len(ET.parse(folder / "r.xml").findall(".//failure")) == 1
+    assert [line.split()[1] for line in result.out.splitlines() if line.startswith("wrote")] == ["r.xml"]
 
 
 def test_strict_is_content_where_everything_folds(run: Run, seed_file: Path) -> None:
@@ -203,6 +204,7 @@ def test_a_failed_verification_exits_1_and_writes_only_the_report(
     assert result.code == 1
     assert said in result.err
     assert "FAILED far off" in result.out
+    assert "wrote r.json" in result.out
     assert sorted(path.name for path in seed_file.parent.iterdir()) == ["model.pt", "r.json"]
     data = json.loads(Path("r.json").read_text())
     assert data["verification"]["passed"] is False
@@ -241,6 +243,8 @@ def test_the_reports_tell_what_was_written(run: Run, seed_file: Path) -> None:
     assert data["inputs"]["shapes"] == "2x1x28x28"
     assert "✅ equivalent" in Path("r.md").read_text(encoding="utf-8")
     assert not ET.parse("r.xml").findall(".//failure")
+    told = [line.split()[1] for line in result.out.splitlines() if line.startswith("wrote ")]
+    assert told == ["x.onnx", "r.json", "r.md", "r.xml"]
 
 
 def test_a_report_on_stdout_is_json_and_nothing_else_stands_there(run: Run, seed_file: Path) -> None:

@@ -44,6 +44,7 @@ def test_two_torch_models_that_differ_in_one_weight_are_not(run: Run, seed_file:
     result = run("verify", seed_file, "other.pt", *CODE, "--report", "r.json")
     assert result.code == 1
     assert "not equivalent" in result.out
+    assert "wrote r.json" in result.out
     data = json.loads(Path("r.json").read_text())
     assert data["candidate"] == "other.pt"
     assert data["verification"]["passed"] is False
