@@ -37,7 +37,8 @@ class Comparison:
         case: the input on which that happened, in words.
         detail: one sentence: what is wrong, or why it proves nothing; empty where all is well.
         stage: what a failure blames: ``"fold"``, ``"export"`` or ``"optimizer"``.
-        proves: False where the output is the same for every input: agreeing then proves little.
+        proves: False where the output is the same for every input, so that agreeing proves little, and where the
+            witness could not be run here, which proves nothing.
     """
 
     name: str

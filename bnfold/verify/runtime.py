@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-__all__ = ["Optimisation", "OrtModel", "require_onnxruntime"]
+__all__ = ["NoKernelError", "Optimisation", "OrtModel", "require_onnxruntime"]
 
 Optimisation = Literal["off", "full"]
 
@@ -41,6 +41,10 @@ _DTYPES = {
     "tensor(complex64)": "complex64",
     "tensor(complex128)": "complex128",
 }
+
+
+class NoKernelError(RefusedFileError):
+    """ONNX Runtime has no kernel for an operator in the model's precision, as for most of them in bfloat16."""
 
 
 class OrtModel:
@@ -84,6 +88,11 @@ class OrtModel:
                 source, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
+            if "NOT_IMPLEMENTED" in str(error) or "bfloat16" in str(error):  # Conv takes bfloat16 from opset 22 on
+                raise NoKernelError(
+                    f"ONNX Runtime does not take the model, for want of a kernel: {_one_line(error)}.",
+                    fix="Write a .pt2, or convert a float32 model; --no-verify leaves the proof to you.",
+                ) from error
             raise RefusedFileError(
                 f"ONNX Runtime does not take the model: {_one_line(error)}.", fix="Check the file with onnx.checker."
             ) from error

@@ -28,6 +28,8 @@ def verdict(comparisons: Sequence[Comparison], evaluated: Sequence[Evaluated], n
     if failed:
         first = failed[0]
         reason = f"{first.name}: {first.detail}."
+        if not any(comparison.proves for comparison in failed):
+            return Report("unverifiable", tuple(comparisons), reason, notes=tuple(notes), cases=cases)
         return Report("failed", tuple(comparisons), reason, blame=first.stage, notes=tuple(notes), cases=cases)
     empty = _proves_nothing(evaluated)
     if empty is not None:

@@ -6,12 +6,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
+import bnfold
 from bnfold.errors import FileAccessError, RefusedFileError
 from bnfold.export import to_onnx
 from bnfold.verify import runtime
-from bnfold.verify.runtime import OrtModel
-from tests.networks import normal
+from bnfold.verify.runtime import NoKernelError, OrtModel
+from tests.networks import built, normal
 
 
 def doubled(name: str = "Mul", dtype: int = onnx.TensorProto.FLOAT) -> onnx.ModelProto:
@@ -83,3 +85,19 @@ def test_a_model_too_large_for_one_message_is_run_from_a_file_that_goes_away(mon
     assert [file.name for file in tmp_path.glob("bnfold-*/*")] == ["model.onnx"]
     del model
     assert list(tmp_path.glob("bnfold-*")) == []
+
+
+def test_a_precision_without_kernels_proves_nothing_and_accuses_nobody():
+    model = built(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())).to(torch.bfloat16)
+    x = normal(2, 3, 8, 8).to(torch.bfloat16)
+    folded = bnfold.fold(model, x).module
+    with pytest.raises(NoKernelError, match="bfloat16"):
+        OrtModel(to_onnx(folded, x), "off")
+    report = bnfold.verify(model, folded, x, onnx=True)
+    assert report.verdict == "unverifiable"
+    assert "kernel" in report.reason
+    assert report.blame is None
+    assert bnfold.verify(model, folded, x, onnx=False).passed
+    with torch.no_grad():
+        folded.get_parameter("0.bias").mul_(2)
+    assert bnfold.verify(model, folded, x, onnx=True).verdict == "failed"  # the missing kernel hides no wrong fold
