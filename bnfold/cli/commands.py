@@ -36,7 +36,11 @@ def _files(_context: click.Context, _parameter: click.Parameter, incomplete: str
 
 _about_the_model = _options(
     click.option(
-        "--code", type=_FILE, multiple=True, metavar="FILE.py", help="Definitions of the classes in a pickled MODEL."
+        "--code",
+        type=_FILE,
+        multiple=True,
+        metavar="FILE.py",
+        help="Definitions of the classes in a pickled MODEL; repeatable.",
     ),
     click.option(
         "--model",
@@ -53,9 +57,15 @@ _about_the_model = _options(
         type=parse_shape,
         multiple=True,
         metavar="1,3,224,224",
-        help="Shape of an input, batch first; found by itself where the model lets it be.",
+        help="Shape of an input, batch first; once for each. Found by itself where the model lets it be.",
     ),
     click.option("--inputs", type=_FILE, metavar="FILE", help="Real inputs: .npy, .npz or .safetensors."),
+)
+_keep = click.option(
+    "--keep",
+    multiple=True,
+    metavar="NAME",
+    help="Leave this BatchNorm as it is; with --merge, or this convolution. Repeatable.",
 )
 _merge = click.option(
     "--merge", is_flag=True, help="Also make one convolution of several whose sum, or sequence, is one."
@@ -71,7 +81,7 @@ _reports = click.option(
     multiple=True,
     shell_complete=_files,
     metavar="FILE",
-    help="Write a report: .html, .json, .md or .xml (JUnit); - for JSON on stdout.",
+    help="Write a report: .html, .json, .md or .xml (JUnit); - for JSON on stdout. Repeatable.",
 )
 _force = click.option("--force", is_flag=True, help="Replace files that exist.")
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the inputs.")
@@ -81,7 +91,7 @@ _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_defau
 @click.version_option(__version__, "-V", "--version", prog_name="bnfold", message="%(prog)s %(version)s")
 @click.pass_context
 def bnfold(context: click.Context) -> None:
-    """Fold BatchNorm into the layers before it, exactly, and prove it.
+    """Fold BatchNorm into convolutions and linear layers, exactly, and prove it.
 
     \b
     bnfold fold model.pt --code net.py         fold, verify, write ONNX and .pt2
@@ -105,12 +115,11 @@ def bnfold(context: click.Context) -> None:
     type=_FILE,
     multiple=True,
     metavar="PATH",
-    help="The suffix says the kind: .onnx, .pt2, .safetensors.  [default: MODEL.folded.onnx and MODEL.folded.pt2]",
+    help="The suffix says the kind: .onnx, .pt2, .safetensors. Repeatable.  "
+    "[default: MODEL.folded.onnx and MODEL.folded.pt2]",
 )
 @_about_the_model
-@click.option(
-    "--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is; with --merge, or this convolution."
-)
+@_keep
 @_merge
 @click.option("--flush-denormals", is_flag=True, help="Set weights to zero that the fold made denormal.")
 @click.option("--strict", is_flag=True, help="Exit 4, and write no model, unless every BatchNorm folded.")
@@ -146,9 +155,7 @@ def fold(**options: Any) -> int:
 @click.argument("model", shell_complete=_files)
 @click.argument("name", required=False)
 @_about_the_model
-@click.option(
-    "--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is; with --merge, or this convolution."
-)
+@_keep
 @_merge
 @_reports
 @_seed
@@ -203,9 +210,7 @@ def verify(**options: Any) -> int:
 @bnfold.command(context_settings=_CONTEXT)
 @click.argument("model", shell_complete=_files)
 @_about_the_model
-@click.option(
-    "--keep", multiple=True, metavar="NAME", help="Leave this BatchNorm as it is; with --merge, or this convolution."
-)
+@_keep
 @_merge
 @click.option(
     "--target",

@@ -66,6 +66,11 @@ def _state(good: bool, needed: bool, otherwise: str) -> Text:
 
 def _advice(found: Doctor) -> Iterator[Text]:
     troubles = [(package.name, package.fix) for package in found.packages if package.needed and package.fix]
+    troubles += [
+        (package.name, f"Not needed but for {OPTIONAL[package.name]}. {package.fix}")
+        for package in found.packages
+        if not package.needed and package.fix
+    ]
     known = {fix for _, fix in troubles}
     troubles += [(one.name, one.fix) for one in found.checks if not one.works and one.fix not in known]
     for name, fix in troubles:

@@ -51,7 +51,9 @@ def test_what_is_optional_may_be_missing(run: Run, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(doctor, "_CHECKS", ())
     monkeypatch.setattr(doctor.metadata, "version", without_timm)
-    assert run("doctor").code == 0
+    result = run("doctor")
+    assert result.code == 0
+    assert "timm: Not needed but for models by name. Run `pip install timm`." in result.out
 
 
 @pytest.mark.parametrize(
