@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 napoleon_use_rtype = False
-napoleon_custom_sections = ["Source", ("Args, Raises", "Args")]
+napoleon_custom_sections = ["Source"]
 pygments_style = "friendly"
 
 
@@ -43,13 +44,13 @@ class CommandHelp(Directive):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Return the text, as it would stand in a terminal of 100 columns."""
+        """Return the text, as it stands in a terminal of 80 columns, which is what fits on the page."""
         from bnfold.cli.commands import bnfold
 
         name = self.arguments[0]
         command: click.Command = bnfold if name == "bnfold" else bnfold.commands[name]
         path = "bnfold" if name == "bnfold" else f"bnfold {name}"
-        context = click.Context(command, info_name=path, terminal_width=100, max_content_width=100)
+        context = click.Context(command, info_name=path, terminal_width=80, help_option_names=["-h", "--help"])
         text = command.get_help(context)
         block = nodes.literal_block(text, text, language="text")
         return [block]
@@ -61,19 +62,24 @@ class RuleTable(Directive):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Return a table of each rule's op, mathematics and conditions."""
+        """Return a table: each rule's op and what it is, its mathematics, its conditions."""
         from bnfold.fold.rules import PULL_RULES, PUSH_RULES
 
         rules: Any = PULL_RULES if self.arguments[0] == "pull" else PUSH_RULES
         rows = [
             (
-                rule.op.__name__,
+                f"{rule.op.__name__}\n{_plain(rule.op.__doc__ or '')}",
                 rule.mathematics,
                 ", ".join(condition.__name__.replace("_", " ") for condition in rule.conditions) or "none",
             )
             for rule in rules
         ]
-        return [_table(("op", "why it is right", "conditions"), rows, (20, 55, 35))]
+        return [_table(("op", "why it is right", "conditions"), rows, (45, 40, 25))]
+
+
+def _plain(docstring: str) -> str:
+    """Return its first line without markup."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"\1", docstring.splitlines()[0]).replace("``", "")
 
 
 def _table(heading: tuple[str, ...], rows: list[tuple[str, ...]], widths: tuple[int, ...]) -> nodes.table:
@@ -84,7 +90,10 @@ def _table(heading: tuple[str, ...], rows: list[tuple[str, ...]], widths: tuple[
         made = nodes.row()
         for cell in cells:
             entry = nodes.entry()
-            entry += nodes.paragraph(text=cell)
+            name, _, rest = cell.rpartition("\n")
+            if name:
+                entry += nodes.paragraph("", "", nodes.strong(text=name))
+            entry += nodes.paragraph(text=rest)
             made += entry
         return made
 

@@ -78,7 +78,7 @@ def plan(
 ) -> Plan:
     """Decide what becomes of each BatchNorm, and change nothing.
 
-    Args, Raises: as for :func:`fold`.
+    Arguments and errors are those of :func:`fold`.
     """
     captured = _capture(model, example_inputs, capture)
     decided, _ = _decided(captured, _names(keep), share, merge, require_finite)
@@ -95,7 +95,7 @@ def fold(
     share: Literal["clone", "keep"] = "clone",
     flush_denormals: bool = False,
 ) -> Folding:
-    """Fold the BatchNorms of a model into the layers before them.
+    """Fold the BatchNorms of a model into its convolutions and linear layers, wherever that is exact.
 
     Args:
         model: in eval mode; not changed. The result shares with it the memory of all weights that no fold touches.
@@ -107,6 +107,9 @@ def fold(
         share: whether a layer called at several sites is cloned where one of them folds, or kept.
         flush_denormals: set the weights to zero that the fold made denormal, and say in the plan's notes which. They
             slow some processors down. See :meth:`Folding.denormals` for their number.
+
+    Returns:
+        The folded module, and the plan: for each BatchNorm call what became of it, and why.
 
     Raises:
         TrainingModeError: part of the model is in training mode.
