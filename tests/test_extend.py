@@ -371,3 +371,40 @@ def test_hooks_on_a_taught_module_stop_the_affine() -> None:
     model[1].register_forward_hook(lambda *_: None)
     with extend.passes(BlurPool):
         assert folded(model).reason == "hooks"
+
+
+class Gated(nn.Module):
+    """A leaky ReLU by a setting: the identity for a slope of 1."""
+
+    slope = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.slope * x)
+
+
+def test_a_layer_that_was_set_otherwise_is_checked_again() -> None:
+    model: Any = chain(nn.Conv2d(3, 4, 3), Gated(), nn.BatchNorm2d(4))
+    with extend.passes(Gated):
+        assert folded(model).action == "fold"
+        model[1].slope = 0.1
+        assert folded(model).action == "affine"
+
+
+class Mixed(nn.Module):
+    """A square matrix over the channels: its weight says nothing of which side its outputs are on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+        self.bias = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,oc->nohw", x, self.weight) + self.bias[:, None, None]
+
+
+@pytest.mark.parametrize("dims", [(0, 1), (1, 0)])
+def test_another_claim_about_a_type_is_checked_anew(dims: tuple[int, int]) -> None:
+    model = chain(Mixed(), nn.BatchNorm2d(3))
+    for dim in dims:
+        with extend.absorbs(Mixed, dim=dim):
+            assert folded(model).action == ("fold" if dim == 0 else "affine")

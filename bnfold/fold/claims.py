@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ __all__ = ["absorbs_as_taught", "passes_as_taught"]
 
 LIMIT = 1e-9  # of the largest output: float64 rounding stays far below, a wrong claim far above
 _SPACES = ((12, 11), (23,), (6, 7, 5), ())
-_ANSWERS: WeakKeyDictionary[nn.Module, dict[Any, Refusal | None]] = WeakKeyDictionary()
 
 
 def passes_as_taught(call: Any, demand: Demand, facts: Facts) -> Refusal | None:
@@ -49,16 +47,19 @@ def absorbs_as_taught(call: calls.TaughtAbsorber, demand: Demand, facts: Facts) 
 
 
 def _answer(call: Any, facts: Facts, channels: int | None, error_of: Any) -> Refusal | None:
-    """Return why a claim is not believed; each layer is asked once for each number of channels."""
-    module = facts.capture.module(str(call.node.target))
+    """Return why a claim is not believed; each layer is asked once for each number of channels.
+
+    Answers are kept with the capture: a layer may be set otherwise, or be taught otherwise, before the next one.
+    """
+    name = str(call.node.target)
+    module = facts.capture.module(name)
     shapes = facts.shapes(call.input)
-    known = _ANSWERS.setdefault(module, {})
-    tensors = tuple((id(t), t._version) for t in (*module.parameters(), *module.buffers()))
-    conditions = (getattr(call, "nonnegative", None), getattr(call, "unshifted", None))
-    key = (type(call), conditions, channels, shapes[:1], tensors)
+    known = facts.capture._cache
+    key = (type(call), name, channels, shapes[:1])
     if key not in known:
         known[key] = _checked(call, module, shapes[0] if shapes else None, channels, error_of)
-    return known[key]
+    answer: Refusal | None = known[key]
+    return answer
 
 
 def _checked(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from bnfold.errors import CaptureError, NeedsInputsError, TrainingModeError, UsageError
+from bnfold.graph.proof import forget
 from bnfold.graph.proxies import is_foreign
 from bnfold.graph.tracer import ModelTracer, carries_hooks, replaces_forward
 
@@ -118,6 +119,7 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
         raise UsageError(f"There is no capture called {how!r}.", fix=f"Use one of auto, {', '.join(_WAYS)}.")
     require_eval(model)
     _refuse_wrappers(model)
+    forget()
     inputs = as_inputs(example_inputs)
     with _left_as_found(model):
         if how != "auto":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bnfold.affine import ChannelAffine, affine_of_statistics
 from bnfold.graph.shells import double_shell
 
-__all__ = ["behaves_like_batch_norm", "measured_batch_norm"]
+__all__ = ["behaves_like_batch_norm", "forget", "measured_batch_norm"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,21 @@ def measured_batch_norm(module: nn.Module) -> Measured | None:
         return None
     if not isinstance(tensors.get("running_var"), Tensor):
         return None
-    if module not in _ANSWERS:
-        try:
-            _ANSWERS[module] = _measure(module)
-        except Exception:  # whatever unknown code raises: then it is not what was asked for
-            _ANSWERS[module] = None
-    return _ANSWERS[module]
+    try:
+        return _ANSWERS[module]
+    except KeyError:
+        pass
+    try:
+        found = _measure(module)
+    except Exception:  # whatever unknown code raises: then it is not what was asked for
+        found = None
+    _ANSWERS[module] = found
+    return found
+
+
+def forget() -> None:
+    """Forget what was measured: a layer's eps, or another setting, may have changed since."""
+    _ANSWERS.clear()
 
 
 def _measure(module: nn.Module) -> Measured | None:

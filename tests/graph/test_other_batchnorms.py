@@ -188,3 +188,11 @@ def test_a_subclass_of_a_convolution_is_traced_through(kind: type[nn.Module], ac
     if kind is Standardised:  # the fold is in a weight of its own: the standardised one times the scale
         doubled = bnfold.fold(model, X, capture=way).module
         assert error_of_peak(run(model, X * 2), run(doubled, X * 2)) <= ALGEBRA
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_frozen_layer_is_measured_again_after_its_eps_changed(way: str) -> None:
+    model: Any = double(nn.Sequential(nn.Conv2d(3, 4, 3), FrozenOfTorchvision(4)))
+    for eps in (0.2, 0.7):
+        model[1].eps = eps
+        assert [d.action for d in folds(model, X, capture=way).plan] == ["fold"]
