@@ -9,13 +9,16 @@ leaves a BatchNorm where there was none. What fails says by how much, where, and
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import bnfold
-from bnfold.testing import AssertEquivalent, AssertFolds
+
+if TYPE_CHECKING:  # pytest itself imports the plugin below
+    from bnfold.testing import AssertEquivalent, AssertFolds
 
 pytest_plugins = ["bnfold.testing"]  # or in a conftest.py: the fixtures assert_folds and assert_equivalent
 

@@ -63,7 +63,7 @@ def test_a_model_is_built_with_numbers_that_hide_nothing_and_twice_the_same() ->
 def test_an_input_at_which_some_batch_norms_are_not_seen_gives_way_to_a_larger_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def blind_below_100(subject: Subject, record: dict[str, Any], *, export: bool = False) -> None:
+    def blind_below_100(subject: Subject, record: dict[str, Any], **_options: bool) -> None:
         record |= {"outcome": "equivalent", "unseen": ["bn1"] if subject.shape[-1] < 100 else []}
 
     monkeypatch.setattr(zoo_check, "examine", blind_below_100)

@@ -58,6 +58,8 @@ def test_the_code_of_a_page_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for file in {block.saved_as for block in blocks(page)} - {None}:
+        monkeypatch.delitem(sys.modules, Path(str(file)).stem, raising=False)  # another test's file of that name
     names: dict[str, object] = {"__name__": "page"}
     before = set(sys.modules)
     try:

@@ -83,7 +83,8 @@ def test_a_batchnorm_goes_forward_through_the_op_and_nothing_changes(case: Row) 
 
 
 def test_every_rule_forward_has_a_row_here() -> None:
-    assert {rule.op for rule in PUSH_RULES} - {case.op for case in forward_rows()} == set()
+    elsewhere = {calls.TaughtPassing}  # a module of the user's: tests/test_extend.py
+    assert {rule.op for rule in PUSH_RULES} - elsewhere - {case.op for case in forward_rows()} == set()
 
 
 @pytest.mark.parametrize("rule", PUSH_RULES, ids=lambda rule: rule.op.__name__)
