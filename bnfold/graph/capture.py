@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from bnfold.errors import CaptureError, NeedsInputsError, TrainingModeError, UsageError
+from bnfold.graph.names import refuse_names, require_writable
 from bnfold.graph.proof import forget
 from bnfold.graph.proxies import is_foreign
 from bnfold.graph.tracer import ModelTracer, carries_hooks, replaces_forward
@@ -119,6 +120,7 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
         raise UsageError(f"There is no capture called {how!r}.", fix=f"Use one of auto, {', '.join(_WAYS)}.")
     require_eval(model)
     _refuse_wrappers(model)
+    refuse_names(model)
     forget()
     inputs = as_inputs(example_inputs)
     with _left_as_found(model):
@@ -184,6 +186,7 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
             fix="Make it deterministic in eval mode.",
         )
     _remove_dead(graph, model)
+    require_writable(graph, type(model).__name__)
     captured = Capture(graph, model, tracer.constants, "symbolic", inputs, _cache=dict(parts))
     _refuse_written_constants(captured)
     return captured
