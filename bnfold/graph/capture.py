@@ -25,6 +25,7 @@ from bnfold.graph.names import refuse_names, require_writable
 from bnfold.graph.proof import forget
 from bnfold.graph.proxies import is_foreign
 from bnfold.graph.tracer import ModelTracer, carries_hooks, replaces_forward
+from bnfold.graph.values import require_values, version, was_written
 
 __all__ = ["Capture", "as_inputs", "capture", "require_eval"]
 
@@ -110,7 +111,7 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
     Raises:
         TrainingModeError: part of the model is in training mode.
         CaptureError: the model cannot be captured; says where in the user's source it stopped.
-        UsageError: ``how`` is not the name of a way.
+        UsageError: ``how`` is not the name of a way; or the model's weights have no values.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -121,6 +122,7 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
     require_eval(model)
     _refuse_wrappers(model)
     refuse_names(model)
+    require_values(model)
     forget()
     inputs = as_inputs(example_inputs)
     with _left_as_found(model):
@@ -160,7 +162,7 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
     tracer = ModelTracer(inputs or (), named)
     before = _random_state()
     held = dict.fromkeys(buffer for part in parts.values() for buffer in part._buffers.values() if buffer is not None)
-    state = [(buffer, buffer._version, buffer.clone()) for buffer in held]
+    state = [(buffer, version(buffer), buffer.clone()) for buffer in held]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -192,11 +194,11 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
     return captured
 
 
-def _put_back(state: list[tuple[Tensor, int, Tensor]]) -> list[Tensor]:
+def _put_back(state: list[tuple[Tensor, int | None, Tensor]]) -> list[Tensor]:
     """Restore the buffers that were written to, and return them."""
     written = []
-    for buffer, version, content in state:
-        if buffer._version != version:
+    for buffer, before, content in state:
+        if was_written(buffer, before, content):
             buffer.data.copy_(content)
             written.append(buffer)
     return written

@@ -79,11 +79,18 @@ def wrapped(tensor: Any, shells: dict[int, Any]) -> Any:
     if found is None:
         found = tensor.detach()
         if isinstance(tensor, nn.Parameter):
-            found = nn.Parameter(found, requires_grad=tensor.requires_grad)
+            found = nn.Parameter(found, requires_grad=tensor.requires_grad and _may_require_grad(found))
         shells[id(tensor)] = found
     return found
 
 
 def _in_double(tensor: Tensor) -> Tensor:
     double = tensor.detach().double() if tensor.is_floating_point() else tensor.detach()
-    return nn.Parameter(double, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else double
+    if not isinstance(tensor, nn.Parameter):
+        return double
+    return nn.Parameter(double, requires_grad=tensor.requires_grad and _may_require_grad(double))
+
+
+def _may_require_grad(tensor: Tensor) -> bool:
+    """What was made in inference mode may not, outside of it."""
+    return torch.is_inference_mode_enabled() or not tensor.is_inference()
