@@ -216,12 +216,13 @@ def _with_cause(
     failed = next(comparison for comparison in report.comparisons if not comparison.passed)
     if original.module is None:
         return report
-    if failed.stage == "fold" or _is_onnx(candidate):
-        module = None if _is_onnx(candidate) else _module(candidate)
+    alone = _is_onnx(candidate)
+    if failed.stage == "fold":
+        module = None if alone else _module(candidate)
         findings = culprit(failed, original.module, module, folding, evaluated)
     else:
         unfolded = unfolded_export(original.module, example) if failed.stage == "export" else None
-        findings = blame_of_export(failed, unfolded, evaluated, floors)
+        findings = blame_of_export(failed, unfolded, evaluated, floors, alone=alone)
     reason = f"{report.reason} {findings.sentence}".strip()
     comparisons = (*report.comparisons, *findings.comparisons)
     return replace(report, comparisons=comparisons, reason=reason, located=findings.located)

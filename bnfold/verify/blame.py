@@ -95,15 +95,36 @@ def unfolded_export(original: nn.Module, example: tuple[Any, ...]) -> Witness | 
 
 
 def blame_of_export(
-    failed: Comparison, unfolded: Witness | None, evaluated: Sequence[Evaluated], floors: NoiseFloor
+    failed: Comparison,
+    unfolded: Witness | None,
+    evaluated: Sequence[Evaluated],
+    floors: NoiseFloor,
+    *,
+    alone: bool = False,
 ) -> Findings:
-    """Say what a failure of the export, or of ONNX Runtime, points at."""
+    """Say what a failure of the export, or of ONNX Runtime, points at.
+
+    Args:
+        failed: the first comparison that failed.
+        unfolded: the original's own export; None where it could not be had.
+        evaluated: the cases.
+        floors: their noise floors.
+        alone: the candidate is a file, so that no torch module is known to agree.
+    """
     if failed.stage == "optimizer":
         return Findings("With optimisations off it agrees: ONNX Runtime's optimiser is to blame.")
     if unfolded is None:
-        return Findings("The torch module agrees: the exporter or ONNX Runtime is to blame.")
+        return Findings("" if alone else "The torch module agrees: the exporter or ONNX Runtime is to blame.")
     own = tuple(compare(unfolded, evaluated, floors, []))
-    if any(not comparison.passed for comparison in own):
+    if alone:
+        as_far = any(not comparison.passed or 2 * comparison.floors > failed.floors for comparison in own)
+        words = (
+            "The original's own export, made here and folded by nobody, is as far off: what the exporter or ONNX "
+            "Runtime does to this model may be all that differs."
+            if as_far
+            else "The original's own export, made here, agrees: what differs is in the candidate."
+        )
+    elif any(not comparison.passed for comparison in own):
         words = "The original's own export fails as well: the exporter or ONNX Runtime is to blame, not the fold."
     else:
         words = "The torch module agrees and so does the original's own export: the exporter is to blame."

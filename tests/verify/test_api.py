@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 
 import onnx
 import pytest
@@ -14,6 +15,7 @@ import bnfold
 from bnfold.errors import MissingPackageError, NotEquivalentError, TrainingModeError, UsageError
 from bnfold.export import to_onnx, to_program
 from bnfold.verify import assert_equivalent, verify
+from bnfold.verify.witness import of_onnx
 from tests.networks import NETWORKS, SharedConv, Vgg, built, normal, seed_network
 
 
@@ -542,6 +544,21 @@ def test_a_given_export_is_the_one_compared(tmp_path):
     assert "the exporter is to blame" in report.reason
     assert [c.passed for c in report.comparisons] == [True, True, False, False, True]
     assert report.comparisons[-1].name == "the original's own export, optimisations off"
+
+
+def test_a_file_that_fails_is_set_beside_the_original_s_own_export(monkeypatch):
+    model, _, inputs = folded("lenet")
+    wrong = broken(to_onnx(model, inputs))
+    report = verify(model, wrong, inputs)
+    assert (report.verdict, report.blame) == ("failed", "export")
+    assert report.reason.endswith("own export, made here, agrees: what differs is in the candidate.")
+    assert [c.passed for c in report.comparisons] == [False, False, True]
+
+    api = import_module("bnfold.verify.api")
+    monkeypatch.setattr(api, "unfolded_export", lambda *_: of_onnx(wrong, "off"))  # an exporter that is as wrong
+    report = verify(model, wrong, inputs)
+    assert report.verdict == "failed"
+    assert "folded by nobody, is as far off" in report.reason
 
 
 def test_an_onnx_model_can_stand_on_either_side(tmp_path):
