@@ -27,6 +27,7 @@ __all__ = ["classes_in", "looks_like_spec", "module_of_spec", "resolve_spec", "r
 
 _NAME = r"[^\W\d]\w*"
 _DOTTED = re.compile(rf"{_NAME}(\.{_NAME})*")
+_ZOOS = ("torchvision", "timm")  # their packages are called as their modules are
 _files: dict[tuple[str, bytes], types.ModuleType] = {}
 
 
@@ -172,10 +173,7 @@ def _import(name: str) -> types.ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or name
         if name == missing or name.startswith(f"{missing}."):
-            raise UsageError(
-                f"There is no Python module `{shown(missing)}` here.",
-                fix="Install its package, or run where it can be imported; a file is written path/to/file.py:factory.",
-            ) from None
+            raise UsageError(f"There is no Python module `{shown(missing)}` here.", fix=_fix_for(missing)) from None
         raise UsageError(
             f"`{shown(name)}` needs the module `{shown(missing)}`, which is not installed.", fix="Install it."
         ) from error
@@ -185,6 +183,12 @@ def _import(name: str) -> types.ModuleType:
         raise UsageError(
             f"Importing `{shown(name)}` fails: {reason_of(error)}.", fix="Make it import first."
         ) from error
+
+
+def _fix_for(missing: str) -> str:
+    if missing in _ZOOS:
+        return f"Run `pip install {missing}`."
+    return "Install its package, or run where it can be imported; a file is written path/to/file.py:factory."
 
 
 def _add_to_path(folder: str) -> None:

@@ -109,3 +109,10 @@ def test_the_forge_writes_what_torch_reads() -> None:
     loaded = torch.load(io.BytesIO(content), weights_only=True)
     assert torch.equal(loaded["w"], torch.zeros(2, 2)), "otherwise the corpus would be refused for the wrong reason"
     assert PROTO == b"\x80\x02"
+
+
+def test_a_collection_of_models_that_is_missing_is_said_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError) as caught:
+        resolve_spec("timm:resnet18")
+    assert caught.value.fix == "Run `pip install timm`."
