@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from bnfold.batch import as_tuple
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.export import onnx_of
 from bnfold.mode import require_eval
-from bnfold.verify.blame import UNFOLDED, blame_of_export, culprit, unfolded_export
+from bnfold.verify.blame import UNFOLDED, blame_of_export, culprit, unfolded_export, unfolded_export_twice
 from bnfold.verify.evaluate import cases_of, evaluate
 from bnfold.verify.floor import Evaluated, NoiseFloor
 from bnfold.verify.original import Original, TorchOriginal
@@ -26,6 +27,7 @@ from bnfold.verify.weights import WEIGHTS, compare_weights
 from bnfold.verify.witness import (
     ONNX_LIMITS,
     Witness,
+    allow_for_export,
     compare,
     in_words,
     of_algebra,
@@ -86,7 +88,10 @@ def verify(
                 continue
             clock(witness.name, f"comparing: {witness.name}", done)
             held = once_proven(witness) if _proven(comparisons) else witness
-            comparisons += compare(held, evaluated, floors, notes)
+            made_of_it = list(compare(held, evaluated, floors, notes))
+            if held.exported and not all(comparison.passed for comparison in made_of_it):
+                made_of_it = _compared_again(held, made_of_it, measured, example, evaluated, floors, notes)
+            comparisons += made_of_it
         if original_export := _unfolded(measured, example, onnx, thorough=thorough):
             clock(UNFOLDED, f"comparing: {UNFOLDED}", 0.92)
             made = list(compare(original_export, evaluated, floors, []))
@@ -196,6 +201,29 @@ def _unfolded(original: Original, example: tuple[Any, ...], onnx: Any, *, thorou
     if not thorough or onnx is False or original.module is None:
         return None
     return unfolded_export(original.module, example)
+
+
+def _compared_again(
+    witness: Witness,
+    first: list[Comparison],
+    original: Original,
+    example: tuple[Any, ...],
+    evaluated: Sequence[Evaluated],
+    floors: NoiseFloor,
+    notes: list[str],
+) -> list[Comparison]:
+    """Compare a failing export once more, with floors that know how ONNX Runtime rounds the original itself."""
+    if original.module is None or not all(math.isfinite(comparison.max_abs) for comparison in first):
+        return first
+    own = unfolded_export_twice(original.module, example)
+    raised = [] if own is None else allow_for_export(*own, evaluated, floors)
+    if not raised:
+        return first
+    notes.append(
+        f"ONNX Runtime rounds more than torch on {', '.join(raised)}: the original's own export, folded by nobody, is "
+        "as far off there, and what it makes is allowed for."
+    )
+    return list(compare(witness, evaluated, floors, []))
 
 
 def _proven(comparisons: Sequence[Comparison]) -> bool:

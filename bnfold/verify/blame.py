@@ -25,7 +25,7 @@ from bnfold.verify.reference import copied_in_float64, everything_in_float64, fr
 from bnfold.verify.report import Comparison
 from bnfold.verify.witness import Witness, compare, of_onnx
 
-__all__ = ["UNFOLDED", "Findings", "blame_of_export", "culprit", "unfolded_export"]
+__all__ = ["UNFOLDED", "Findings", "blame_of_export", "culprit", "unfolded_export", "unfolded_export_twice"]
 
 
 UNFOLDED = "the original's own export, optimisations off"
@@ -92,6 +92,20 @@ def unfolded_export(original: nn.Module, example: tuple[Any, ...]) -> Witness | 
         return replace(witness, name=UNFOLDED)
     except BnfoldError:
         return None
+
+
+def unfolded_export_twice(original: nn.Module, example: tuple[Any, ...]) -> tuple[Witness, Witness] | None:
+    """Return the original's own export under ONNX Runtime and in float64; None where one of them cannot be had."""
+    from bnfold.verify.onnx_original import OnnxOriginal
+
+    try:
+        model = onnx_of(original, example, optimize=False).model
+        under_runtime, double = of_onnx(model, "off"), OnnxOriginal(model, example)
+    except BnfoldError:
+        return None
+    if double.notes:  # it has no float64 form
+        return None
+    return under_runtime, replace(under_runtime, run=lambda case: double.exact(case.inputs))
 
 
 def blame_of_export(

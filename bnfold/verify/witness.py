@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from bnfold.errors import BnfoldError
@@ -32,6 +33,7 @@ from bnfold.verify.runtime import Optimisation, OrtModel, counted
 __all__ = [
     "ONNX_LIMITS",
     "Witness",
+    "allow_for_export",
     "compare",
     "in_words",
     "of_algebra",
@@ -178,6 +180,37 @@ def compare(
     if names and not errors:
         nan = float("nan")
         yield Comparison(witness.name, nan, nan, nan, nan, nan, passed=True, detail="equal", stage=witness.stage)
+
+
+def allow_for_export(own: Witness, exactly: Witness, evaluated: Sequence[Evaluated], floors: NoiseFloor) -> list[str]:
+    """Raise the floors to the rounding that ONNX Runtime makes in the original; return the cases where that is more.
+
+    Args:
+        own: the original's own export, folded by nobody, under ONNX Runtime.
+        exactly: the same computed in float64. Where it disagrees with the oracle the export is wrong, which is no
+            rounding, and nothing is allowed for.
+        evaluated: the cases.
+        floors: their noise floors.
+    """
+    raised = []
+    for number, item in enumerate(evaluated):
+        if item.case.resized or own.refuses(item.case) is not None:
+            continue
+        try:
+            rounded, exact = (_paired(witness, item, witness.run(item.case)) for witness in (own, exactly))
+        except Exception:
+            continue  # says nothing of rounding
+        if isinstance(rounded, str) or isinstance(exact, str):
+            continue
+        for (position, leaf), (_, wide) in zip(rounded, exact, strict=True):
+            expected, oracle = item.original[position], item.oracle[position].value
+            if position in item.jumps or beyond_rounding(expected, leaf) or not expected.value.is_floating_point():
+                continue
+            right = measure(oracle, wide.value)
+            constants = torch.finfo(expected.value.dtype).eps * right.peak  # the exporter computes some, and rounds
+            if right.largest <= constants and floors.allow(number, position, measure(oracle, leaf.value)):
+                raised.append(item.case.name)
+    return list(dict.fromkeys(raised))
 
 
 def in_words(error: BaseException) -> str:

@@ -285,7 +285,8 @@ def test_verbose_tells_every_row_and_where_the_time_goes(run: Run, seed_file: Pa
     stages = [line.split()[0] for line in result.out.split("stage")[1].splitlines()[2:] if line.strip()]
     assert stages[:2] == ["import", "load"]
     assert stages[stages.index("fold") :][:4] == ["fold", "capture", "plan", "rewrite"]
-    assert stages[-3:] == ["verify", "write", "total"]
+    assert stages[stages.index("verify") + 1 : -2]  # what of it took how long
+    assert stages[-2:] == ["write", "total"]
 
 
 def test_the_same_run_writes_the_same_onnx(run: Run, seed_file: Path) -> None:
