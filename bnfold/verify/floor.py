@@ -33,6 +33,7 @@ ALGEBRA = 1e-10
 """Largest error of float64 algebra relative to the peak: rounding leaves about 1e-15, a wrong number far more."""
 
 DRAWS = 8
+MISTAKE = 4096  # units in the last place of the peak: an export further off is not rounded, but wrongly computed
 SHARE = 0.4  # of the export's error: with the limit of 5 floors, twice that error is allowed
 JUMP = 1e5  # units in the last place of the peak: 1 % for float32
 
@@ -113,11 +114,11 @@ class NoiseFloor:
         Args:
             number: of the case.
             position: of the output.
-            error: of the original's own export, folded by nobody, against the oracle. The caller knows that it is
-                rounding: in float64 that export agrees.
+            error: of the original's own export, folded by nobody, against the oracle. The caller knows that
+                the export agrees in float64.
         """
-        now = self._floors[number][position]
-        if error.counted:
+        own, now = self._evaluated[number].original[position].value, self._floors[number][position]
+        if error.counted or error.largest > MISTAKE * torch.finfo(own.dtype).eps * error.peak:
             return False
         raised = Floor(max(now.largest, SHARE * error.largest), max(now.mean, SHARE * error.mean))
         self._floors[number][position] = raised

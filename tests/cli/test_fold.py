@@ -310,21 +310,26 @@ def test_a_network_of_many_batchnorms_is_told_in_few_lines(run: Run, tmp_path: P
     assert len(result.out.splitlines()) < 8
 
 
-def test_a_refusal_of_a_hostile_name_reaches_the_terminal_as_text(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "code"), [("::error::|<b>", 0), ("::error::\\x1b[31m", 6)])
+def test_a_refusal_of_a_hostile_name_reaches_the_terminal_as_text(
+    run: Run, tmp_path: Path, name: str, code: int
+) -> None:
     (tmp_path / "hostile.py").write_text(
         "from torch import nn\n"
         "def net():\n"
         "    model = nn.Sequential()\n"
-        "    model.add_module('::error::\\x1b[31m|<b>', nn.BatchNorm2d(3))\n"
+        f"    model.add_module('{name}', nn.BatchNorm2d(3))\n"
         "    model.add_module('relu', nn.ReLU())\n"
         "    return model\n"
     )
     result = run("fold", "hostile.py:net", "--no-verify", "-o", "x.safetensors", "--report", "r.md")
-    assert result.code == 0, result.err
-    for text in (result.out, result.err, Path("r.md").read_text(encoding="utf-8")):
+    assert result.code == code, result.err
+    report = Path("r.md").read_text(encoding="utf-8") if code == 0 else ""
+    for text in (result.out, result.err, report):
         assert "\x1b" not in text
         assert not any(line.lstrip().startswith("::") for line in text.splitlines())
-    assert "<b>" not in Path("r.md").read_text(encoding="utf-8")
+    assert "error" in result.err + report
+    assert "<b>" not in report
 
 
 def test_denormal_weights_are_told_and_flushed_on_demand(run: Run, seed_file: Path) -> None:
