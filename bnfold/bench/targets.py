@@ -7,8 +7,6 @@ sentence, and the other targets are measured.
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from bnfold.batch import as_tuple, batch_positions, with_batch
 from bnfold.errors import BnfoldError
+from bnfold.graph.quiet import unlogged
 
 __all__ = ["TARGETS", "NotReadyError", "Target", "make_target"]
 
@@ -52,7 +51,7 @@ class Target:
         """
         inputs = self.inputs if batch is None else with_batch(self.inputs, batch)
         call = self._call(inputs)
-        with _telling(f"does not run at batch {batch}" if batch is not None else "does not run"), _silent():
+        with _telling(f"does not run at batch {batch}" if batch is not None else "does not run"), unlogged():
             call()
         return call
 
@@ -127,7 +126,7 @@ def make_target(name: str, module: nn.Module, inputs: Any, threads: int) -> Targ
         positions = batch_positions(given)
         size = next((value.shape[0] for value in (given[position] for position in positions)), 2)
         given = with_batch(given, max(2, size), positions)
-    with _silent():
+    with unlogged():
         return TARGETS[name](module, given, threads)
 
 
@@ -157,16 +156,3 @@ def _telling(what: str) -> Iterator[None]:
     except Exception as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise NotReadyError(f"the model {what}: {first[:200].rstrip('.')}") from error
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Hold back warnings and logs of compilers; errors still raise."""
-    previous = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(previous)

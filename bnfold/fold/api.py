@@ -17,7 +17,7 @@ from bnfold.fold.counts import Counts, counts
 from bnfold.fold.demand import Refusal
 from bnfold.fold.denormals import denormals_made, flush, told
 from bnfold.fold.overflow import require_finite
-from bnfold.fold.pieces import plan_model, rewrite_model
+from bnfold.fold.pieces import plan_model, rewrite_model, unfolded_model
 from bnfold.fold.plan import Plan
 from bnfold.graph.capture import Capture, capture
 from bnfold.graph.shells import double_shell
@@ -53,8 +53,7 @@ class Folding:
         remains between them is float64 rounding.
         """
         double = _capture_in_double(self.captured, {})
-        nothing = Plan((), self.captured.way)
-        return rewrite_model(double, nothing), rewrite_model(double, self.plan)
+        return unfolded_model(double), rewrite_model(double, self.plan)
 
     def denormals(self) -> dict[str, int]:
         """Return how many denormal weights the fold made, by the name of the parameter; see :mod:`.denormals`."""
@@ -62,9 +61,8 @@ class Folding:
 
     def counts(self) -> tuple[Counts, Counts]:
         """Return what the original's graph costs to run on the example inputs, and what the folded one costs."""
-        nothing = rewrite_model(self.captured, Plan((), self.captured.way))
         inputs = self.captured.example_inputs
-        return counts(nothing, inputs), counts(self.module, inputs)
+        return counts(unfolded_model(self.captured), inputs), counts(self.module, inputs)
 
 
 def plan(

@@ -6,6 +6,7 @@ Each function takes a call, the demand on its output and the facts, and returns 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 from typing import Any, TypeAlias
@@ -93,11 +94,10 @@ def slice_of(call: calls.Slice, demand: Demand, facts: Facts) -> Moved:
 
 def cuts_channels(call: calls.Slice, demand: Demand, facts: Facts) -> bool | Refusal:
     """Whether a slice takes a window of the channels; a refusal where it takes of them in another way."""
-    for dim in call.others:
-        along = is_channel(dim, call, demand, facts)
-        if along is not False:
-            text = f"{described(call)} takes of the channels with a step, or where is only known when it runs"
-            return along if isinstance(along, Refusal) else Refusal("channel-dimension", text)
+    text = f"{described(call)} takes of the channels with a step, or where is only known when it runs"
+    refusal = _refused_along_channels(call.others, call, demand, facts, text)
+    if refusal is not None:
+        return refusal
     return False if call.dim is None else is_channel(call.dim, call, demand, facts)
 
 
@@ -117,10 +117,14 @@ def rearranged(call: calls.Rearrange, demand: Demand, facts: Facts) -> Moved:
 
 def moves_channels(call: calls.Rearrange, demand: Demand, facts: Facts) -> Refusal | None:
     """A flip or a roll along the channels gives them other numbers."""
-    for dim in call.dims:
+    return _refused_along_channels(call.dims, call, demand, facts, f"{described(call)} moves the channels")
+
+
+def _refused_along_channels(dims: Iterable[int], call: Any, demand: Demand, facts: Facts, text: str) -> Refusal | None:
+    """Why a call may not do along these dimensions what it does: one is that of the channels, or may be."""
+    for dim in dims:
         along = is_channel(dim, call, demand, facts)
         if along is not False:
-            text = f"{described(call)} moves the channels"
             return along if isinstance(along, Refusal) else Refusal("channel-dimension", text)
     return None
 

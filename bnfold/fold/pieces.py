@@ -24,7 +24,7 @@ from bnfold.graph.facts import Facts
 from bnfold.graph.shells import shell
 from bnfold.graph.tracer import carries_hooks
 
-__all__ = ["plan_model", "rewrite_model"]
+__all__ = ["plan_model", "rewrite_model", "unfolded_model"]
 
 _LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -78,6 +78,11 @@ def _plan_whole(
     weights = FoldedWeights(original, plan.steps.absorbed)
     merges = plan_merges(folded, original, weights, keep=keep, share=share, refused=refused)
     return replace(plan, merges=merges.decisions, steps=replace(plan.steps, merges=merges.steps))
+
+
+def unfolded_model(capture: Capture) -> nn.Module:
+    """Return the model as captured, by a rewrite that folds nothing."""
+    return rewrite_model(capture, Plan((), capture.way))
 
 
 def rewrite_model(capture: Capture, plan: Plan) -> nn.Module:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from bnfold.fold.pieces import rewrite_model
-from bnfold.fold.plan import Plan
+from bnfold.fold.pieces import unfolded_model
 from bnfold.report.details import SiteError
 from bnfold.verify.locate import distance, twins
 from bnfold.verify.outputs import flatten
@@ -34,7 +33,7 @@ def site_errors_of(folding: Folding, inputs: Sequence[Any]) -> tuple[tuple[SiteE
         inputs: positional; not changed.
     """
     oracle, folded = folding.in_float64()[0], folding.module
-    original = rewrite_model(folding.captured, Plan((), folding.captured.way))
+    original = unfolded_model(folding.captured)
     if not all(isinstance(graph, fx.GraphModule) for graph in (oracle, original, folded)):
         return (), ("Errors at each site are measured only where the model was captured as a whole.",)
     assert isinstance(oracle, fx.GraphModule)

@@ -15,7 +15,7 @@ from bnfold.batch import as_tuple
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.export import onnx_of
 from bnfold.mode import require_eval
-from bnfold.verify.blame import UNFOLDED, blame_of_export, culprit, unfolded_export, unfolded_export_twice
+from bnfold.verify.blame import UNFOLDED, OwnExport, blame_of_export, culprit
 from bnfold.verify.evaluate import cases_of, evaluate
 from bnfold.verify.floor import Evaluated, NoiseFloor
 from bnfold.verify.original import Original, TorchOriginal
@@ -81,6 +81,7 @@ def verify(
         if reason is not None:
             return Report("unverifiable", reason=reason, notes=tuple(notes), seconds=clock.stopped())
         floors = NoiseFloor(evaluated, measured.moved, seed=seed)
+        own_export = OwnExport(measured.module, example)
         comparisons: list[Comparison] = []
         for done, witness in _witnesses(measured, candidate, example, onnx, folding, notes, clock):
             if isinstance(witness, Comparison):
@@ -90,11 +91,11 @@ def verify(
             held = once_proven(witness) if _proven(comparisons) else witness
             made_of_it = list(compare(held, evaluated, floors, notes))
             if held.exported and not all(comparison.passed for comparison in made_of_it):
-                made_of_it = _compared_again(held, made_of_it, measured, example, evaluated, floors, notes)
+                made_of_it = _compared_again(held, made_of_it, own_export, evaluated, floors, notes)
             comparisons += made_of_it
-        if original_export := _unfolded(measured, example, onnx, thorough=thorough):
+        if thorough and onnx is not False and own_export.under_runtime is not None:
             clock(UNFOLDED, f"comparing: {UNFOLDED}", 0.92)
-            made = list(compare(original_export, evaluated, floors, []))
+            made = list(compare(own_export.under_runtime, evaluated, floors, []))
             wrong = next((comparison for comparison in made if not comparison.passed), None)
             if wrong is None:
                 comparisons += made
@@ -103,7 +104,7 @@ def verify(
         report = verdict(comparisons, evaluated, notes)
         if report.verdict == "failed":
             clock("the cause", "finding the cause", 0.95)
-            report = _with_cause(report, measured, candidate, example, folding, evaluated, floors)
+            report = _with_cause(report, measured, candidate, own_export, folding, evaluated, floors)
         elif report.passed and isinstance(measured, TorchOriginal):
             clock("reach", "looking whether every BatchNorm reaches the output", 0.95)
             report = with_reach(report, measured, folding, evaluated)
@@ -196,27 +197,19 @@ def _witnesses(
         )
 
 
-def _unfolded(original: Original, example: tuple[Any, ...], onnx: Any, *, thorough: bool) -> Witness | None:
-    """Return the original's own export, where a thorough verification with an export was asked for."""
-    if not thorough or onnx is False or original.module is None:
-        return None
-    return unfolded_export(original.module, example)
-
-
 def _compared_again(
     witness: Witness,
     first: list[Comparison],
-    original: Original,
-    example: tuple[Any, ...],
+    own_export: OwnExport,
     evaluated: Sequence[Evaluated],
     floors: NoiseFloor,
     notes: list[str],
 ) -> list[Comparison]:
     """Compare a failing export once more, with floors that know how ONNX Runtime rounds the original itself."""
-    if original.module is None or not all(math.isfinite(comparison.max_abs) for comparison in first):
+    if not all(math.isfinite(comparison.max_abs) for comparison in first):
         return first
-    own = unfolded_export_twice(original.module, example)
-    raised = [] if own is None else allow_for_export(*own, evaluated, floors)
+    own, exactly = own_export.under_runtime, own_export.in_float64
+    raised = [] if own is None or exactly is None else allow_for_export(own, exactly, evaluated, floors)
     if not raised:
         return first
     notes.append(
@@ -235,7 +228,7 @@ def _with_cause(
     report: Report,
     original: Original,
     candidate: Model,
-    example: tuple[Any, ...],
+    own_export: OwnExport,
     folding: Any,
     evaluated: Sequence[Evaluated],
     floors: NoiseFloor,
@@ -249,7 +242,7 @@ def _with_cause(
         module = None if alone else _module(candidate)
         findings = culprit(failed, original.module, module, folding, evaluated)
     else:
-        unfolded = unfolded_export(original.module, example) if failed.stage == "export" else None
+        unfolded = own_export.under_runtime if failed.stage == "export" else None
         findings = blame_of_export(failed, unfolded, evaluated, floors, alone=alone)
     reason = f"{report.reason} {findings.sentence}".strip()
     comparisons = (*report.comparisons, *findings.comparisons)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 from torch import fx, nn
@@ -25,7 +26,7 @@ from bnfold.verify.reference import copied_in_float64, everything_in_float64, fr
 from bnfold.verify.report import Comparison
 from bnfold.verify.witness import Witness, compare, of_onnx
 
-__all__ = ["UNFOLDED", "Findings", "blame_of_export", "culprit", "unfolded_export", "unfolded_export_twice"]
+__all__ = ["UNFOLDED", "Findings", "OwnExport", "blame_of_export", "culprit"]
 
 
 UNFOLDED = "the original's own export, optimisations off"
@@ -85,27 +86,51 @@ def culprit(
     )
 
 
-def unfolded_export(original: nn.Module, example: tuple[Any, ...]) -> Witness | None:
-    """Return the original's own export as a witness, folded by nobody; None where it cannot be had."""
-    try:
-        witness = of_onnx(onnx_of(original, example, optimize=False).model, "off")
-        return replace(witness, name=UNFOLDED)
-    except BnfoldError:
-        return None
+class OwnExport:
+    """The original's own export, folded by nobody: made when it is first asked for, and once.
 
+    Args:
+        original: not changed; None where the original is no module.
+        example: positional inputs, to export with.
+    """
 
-def unfolded_export_twice(original: nn.Module, example: tuple[Any, ...]) -> tuple[Witness, Witness] | None:
-    """Return the original's own export under ONNX Runtime and in float64; None where one of them cannot be had."""
-    from bnfold.verify.onnx_original import OnnxOriginal
+    def __init__(self, original: nn.Module | None, example: tuple[Any, ...]) -> None:
+        self._original = original
+        self._example = example
 
-    try:
-        model = onnx_of(original, example, optimize=False).model
-        under_runtime, double = of_onnx(model, "off"), OnnxOriginal(model, example)
-    except BnfoldError:
-        return None
-    if double.notes:  # it has no float64 form
-        return None
-    return under_runtime, replace(under_runtime, run=lambda case: double.exact(case.inputs))
+    @cached_property
+    def _model(self) -> Any:
+        if self._original is None:
+            return None
+        try:
+            return onnx_of(self._original, self._example, optimize=False).model
+        except BnfoldError:
+            return None
+
+    @cached_property
+    def under_runtime(self) -> Witness | None:
+        """The witness that runs it under ONNX Runtime, without optimisations; None where it cannot be had."""
+        if self._model is None:
+            return None
+        try:
+            return replace(of_onnx(self._model, "off"), name=UNFOLDED)
+        except BnfoldError:
+            return None
+
+    @cached_property
+    def in_float64(self) -> Witness | None:
+        """The witness that computes it in float64; None where it has no float64 form."""
+        from bnfold.verify.onnx_original import OnnxOriginal
+
+        if self.under_runtime is None:
+            return None
+        try:
+            double = OnnxOriginal(self._model, self._example)
+        except BnfoldError:
+            return None
+        if double.notes:  # they say that there is none
+            return None
+        return replace(self.under_runtime, run=lambda case: double.exact(case.inputs))
 
 
 def blame_of_export(

@@ -15,7 +15,6 @@ import bnfold
 from bnfold.errors import MissingPackageError, NotEquivalentError, TrainingModeError, UsageError
 from bnfold.export import to_onnx, to_program
 from bnfold.verify import assert_equivalent, verify
-from bnfold.verify.witness import of_onnx
 from tests.networks import NETWORKS, SharedConv, Vgg, built, normal, seed_network
 
 
@@ -554,8 +553,8 @@ def test_a_file_that_fails_is_set_beside_the_original_s_own_export(monkeypatch):
     assert report.reason.endswith("own export, made here, agrees: what differs is in the candidate.")
     assert [c.passed for c in report.comparisons] == [False, False, True]
 
-    api = import_module("bnfold.verify.api")
-    monkeypatch.setattr(api, "unfolded_export", lambda *_: of_onnx(wrong, "off"))  # an exporter that is as wrong
+    blame = import_module("bnfold.verify.blame")
+    monkeypatch.setattr(blame.OwnExport, "_model", wrong)  # an exporter that is as wrong
     report = verify(model, wrong, inputs)
     assert report.verdict == "failed"
     assert "folded by nobody, is as far off" in report.reason
