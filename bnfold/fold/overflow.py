@@ -6,6 +6,8 @@ where the bound is not enough.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -61,7 +63,16 @@ def _surely_finite(weight: Tensor, bias: Tensor | None, absorptions: list[Absorp
 
 
 def _largest(tensor: Tensor) -> float:
-    if not tensor.numel():
+    """Return a bound on all magnitudes of a tensor; NaN or infinite where one of them is, or where its square is.
+
+    The sum of all squares is no tight bound, and takes half the time of finding the largest. It is no less than the
+    largest square but for its rounding: to add what is not negative never makes a partial sum smaller.
+    """
+    values = tensor.detach()
+    if not values.numel():
         return 0.0
-    least, most = torch.aminmax(tensor.detach())
+    if values.dtype in (torch.float32, torch.float64) and not values.is_cuda and values.is_contiguous():
+        flat = values.view(-1)
+        return 1.001 * math.sqrt(float(torch.dot(flat, flat))) + 1e-18  # what is smaller may have a square of 0
+    least, most = torch.aminmax(values)
     return max(-float(least), float(most))
