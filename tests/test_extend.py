@@ -172,6 +172,23 @@ def test_a_false_claim_is_refused_with_a_sentence(layer: nn.Module, conditions: 
     assert f"what was taught about {type(layer).__name__} does not hold at layer `1`: it is off by" in decision.detail
 
 
+@pytest.mark.parametrize("side", [15, 16])
+def test_what_holds_at_the_size_of_the_example_only_is_not_believed(side: int) -> None:
+    class EvenOnly(nn.Module):
+        """Pads odd sizes with zeros, so that at a border the weights of a window sum to less there."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(
+                F.pad(x, (0, x.shape[-1] % 2, 0, 0)), torch.full((4, 1, 1, 2), 0.5).to(x), stride=(1, 2), groups=4
+            )
+
+    model = chain(nn.Conv2d(3, 4, 3, padding=1), EvenOnly(), nn.BatchNorm2d(4))
+    with extend.passes(EvenOnly):
+        (decision,) = bnfold.plan(model, normal(2, 3, side, side).double())
+    assert (decision.action, decision.reason) == ("affine", "claim-is-false")
+    assert ("for inputs of shape" in decision.detail) == (side == 16)
+
+
 def test_a_module_that_writes_into_its_input_is_not_believed() -> None:
     class Doubles(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

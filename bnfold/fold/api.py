@@ -19,7 +19,8 @@ from bnfold.fold.denormals import denormals_made, flush, told
 from bnfold.fold.overflow import require_finite
 from bnfold.fold.pieces import plan_model, rewrite_model, unfolded_model
 from bnfold.fold.plan import Plan
-from bnfold.graph.capture import Capture, capture
+from bnfold.graph.capture import capture
+from bnfold.graph.captured import Capture
 from bnfold.graph.shells import double_shell
 from bnfold.graph.tracer import NARROW
 

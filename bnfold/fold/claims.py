@@ -81,6 +81,8 @@ def _checked(
                 error = float("inf")
         if not error <= LIMIT:
             much = "its output has other channels" if error == float("inf") else f"it is off by {error:.1e} of the peak"
+            if shape is not None and x.shape[1:] != shape[1:]:
+                much += f" for inputs of shape {tuple(x.shape)}"
             return Refusal("claim-is-false", f"what was taught about {kind} does not hold at {described(call)}: {much}")
     if not ran:
         text = f"what was taught about {kind} could not be checked at {described(call)} without example inputs"
@@ -89,11 +91,14 @@ def _checked(
 
 
 def _inputs(module: nn.Module, shape: tuple[int, ...] | None, channels: int | None) -> Iterator[Tensor]:
-    """Yield inputs of the shape that the layer is called with, or of likely ones: of both signs, and large ones."""
+    """Yield inputs of the shape that the layer is called with, or of likely ones: of both signs, and large ones.
+
+    Other sizes are among them, since a model is run with others, and a layer may do something else there.
+    """
     generator = torch.Generator().manual_seed(0)
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     if shape is not None:
-        shapes = [(max(2, shape[0]), *shape[1:])] if shape else []
+        shapes = [(max(2, shape[0]), *shape[1:]), *_other_sizes(shape)] if shape else []
     else:
         count = channels or next(
             (n for name in ("in_channels", "in_features") if isinstance(n := getattr(module, name, None), int)), 0
@@ -103,6 +108,16 @@ def _inputs(module: nn.Module, shape: tuple[int, ...] | None, channels: int | No
     for each in shapes:
         for factor in (1.0, 30.0):
             yield factor * torch.randn(each, generator=generator, dtype=torch.float64).to(device)
+
+
+def _other_sizes(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield shapes of other batch sizes, and smaller, larger, odd and even ones; the channels stay."""
+    batch, channels, space = max(2, shape[0]), shape[1:2], shape[2:]
+    for other in (1, 3):
+        yield (other, *shape[1:])
+    if space:
+        for resized in (lambda n: max(1, n // 2), lambda n: n + 1, lambda n: n + 2, lambda n: 2 * n):
+            yield (batch, *channels, *map(resized, space))
 
 
 def _affines(channels: int, *, nonnegative: bool, unshifted: bool) -> Iterator[ChannelAffine]:

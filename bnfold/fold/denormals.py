@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bnfold.fold.decision import listed
 from bnfold.fold.explicit import ExplicitAffine
-from bnfold.graph.capture import Capture
+from bnfold.graph.captured import Capture
 
 __all__ = ["denormals_made", "flush", "told"]
 

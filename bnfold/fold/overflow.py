@@ -15,7 +15,7 @@ from bnfold.fold.merge.rewrite import built
 from bnfold.fold.plan import Absorption, Plan
 from bnfold.fold.weights import FoldedWeights, absorbed_weights
 from bnfold.graph import calls
-from bnfold.graph.capture import Capture
+from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 
 __all__ = ["require_finite"]

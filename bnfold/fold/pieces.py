@@ -19,7 +19,7 @@ from bnfold.fold.merge.plan import plan_merges
 from bnfold.fold.plan import Explicit, Plan, Steps, make_plan
 from bnfold.fold.rewrite import folded_capture, rewrite
 from bnfold.fold.weights import FoldedWeights
-from bnfold.graph.capture import Capture
+from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.graph.shells import shell
 from bnfold.graph.tracer import carries_hooks

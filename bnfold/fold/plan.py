@@ -25,7 +25,7 @@ from bnfold.fold.pull import Way, pull
 from bnfold.fold.push import push
 from bnfold.fold.sideways import sideways
 from bnfold.graph import calls
-from bnfold.graph.capture import Capture
+from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.graph.vocabulary import read_function
 
@@ -145,7 +145,8 @@ class _Planner:
             self.steps.explicit[node.name] = explicit
         self.steps.removed = [node.name for node in self.settled]
         decisions = self._with_added_bytes()
-        return Plan(tuple(decisions), capture.way, capture.notes, steps=self.steps)
+        stopped = (self.facts.stopped,) if self.facts.stopped else ()
+        return Plan(tuple(decisions), capture.way, (*capture.notes, *stopped), steps=self.steps)
 
     # --- one BatchNorm --------------------------------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ class _Planner:
             self._stay(node, name, "hooks", "it carries hooks, which expect a BatchNorm to be called")
         elif name in self.keep or node.name in self.keep:
             self._stay(node, name, "kept-by-request", "the caller asked to keep it")
-        elif self.facts.is_constant(call.input) and not self.facts.mutated(node):
+        elif self.facts.is_constant(call.input) and not self.facts.memory.mutated(node):
             self._settle_constant(node, name)
         elif call.uses_batch_statistics:
             text = "it uses the mean and variance of each batch, in eval mode too"

@@ -118,7 +118,7 @@ def _compensated(state: State, value: Node, asked: Mapping[Node, Demand], way: W
             continue
         assert weight is not None
         first, last = sorted((facts.index[reader], facts.index[convolution.node]))
-        if centre_tap(convolution, tuple(weight.shape[2:])) is None or facts.written_between(value, first, last):
+        if centre_tap(convolution, tuple(weight.shape[2:])) is None or facts.memory.written_between(value, first, last):
             continue
         sign = mine * term.sign
         missing = ChannelAffine(sign * (demand.affine.scale - 1), sign * demand.affine.shift)

@@ -67,7 +67,7 @@ def push(state: State, start: Node, demand: Demand) -> Push | Refusal:
         if step is not None:
             hold(reader, step)
     last = max(facts.index[reader] for reader in queued)
-    if facts.mutated(start) or facts.written_between(call.input, facts.index[start], last):
+    if facts.memory.mutated(start) or facts.memory.written_between(call.input, facts.index[start], last):
         return Refusal("mutated", "its output or its input is written to in place")
     return way
 

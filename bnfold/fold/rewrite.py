@@ -25,7 +25,7 @@ from bnfold.fold.merge.rewrite import Merging
 from bnfold.fold.plan import Absorption, Explicit, Plan
 from bnfold.fold.weights import FoldedWeights, absorbed_weights
 from bnfold.graph import calls
-from bnfold.graph.capture import Capture
+from bnfold.graph.captured import Capture
 from bnfold.graph.constants import evaluate
 from bnfold.graph.facts import Facts
 from bnfold.graph.shells import fresh_shell, shell, wrapped
@@ -315,7 +315,7 @@ class _Rewriter:
 
     def _is_written(self, name: str) -> bool:
         old = self.by_name.get(name)
-        return old is not None and (self.facts.written_in_place(old) or self.facts.updated(old))
+        return old is not None and (self.facts.memory.written_in_place(old) or self.facts.memory.updated(old))
 
     @cached_property
     def names(self) -> dict[str, list[Node]]:

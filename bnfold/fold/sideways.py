@@ -58,7 +58,7 @@ def sideways(state: State, start: Node, affine: ChannelAffine) -> Sideways | Ref
     mine = total.sign if total.right is seen else 1
     if total.left is seen and total.sign < 0:
         return Refusal("not-a-term", f"{described(total)} subtracts something from it")
-    if facts.mutated(total.node) and facts.readers(rest) != (total.node,):
+    if facts.memory.mutated(total.node) and facts.readers(rest) != (total.node,):
         return Refusal("mutated", f"{described(total)} is written to in place")
     source = resolved(state, call.input)
     refusal: Refusal | None = None
@@ -113,6 +113,6 @@ def _refusal(
     call = facts.call(start)
     assert isinstance(call, calls.BatchNorm)
     first, last = sorted((facts.index[start], facts.index[convolution.node]))
-    if facts.written_between(call.input, first, last):
+    if facts.memory.written_between(call.input, first, last):
         return Refusal("mutated", f"its input is written to between it and {words}")
     return None

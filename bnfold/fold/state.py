@@ -59,7 +59,7 @@ def weight_of(facts: Facts, call: calls.Absorber) -> torch.Tensor | Refusal | No
     for source, what in ((call.bias, "bias"), (call.weight, "weight")):
         if isinstance(source, Node) and not facts.is_constant(source):
             return Refusal("computed-weight", f"the {what} of {described(call)} is computed from the model's input")
-        if source in facts.written_names:
+        if source in facts.memory.written_names:
             return Refusal("mutated", f"the {what} of {described(call)} is written to when the model runs")
     return facts.constant(call.weight)
 

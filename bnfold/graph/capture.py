@@ -1,77 +1,33 @@
 """From a model to a graph: ``capture(model, example_inputs)``.
 
-A :class:`Capture` is read-only. It holds the graph, the model it came from, and the constants met on the way; the
-model is not changed by the capture, whatever its ``forward`` writes while it runs.
+The model is not changed by the capture, whatever its ``forward`` writes while it runs. See :mod:`.captured` for what a
+capture holds.
 """
 
 from __future__ import annotations
 
-import contextlib
-import random
 import traceback
 import warnings
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from bnfold.errors import CaptureError, NeedsInputsError, TrainingModeError, UsageError
+from bnfold.graph.captured import Capture
+from bnfold.graph.effects import has_effect
+from bnfold.graph.facts import Facts
 from bnfold.graph.names import refuse_names, require_writable
 from bnfold.graph.proof import forget
 from bnfold.graph.proxies import is_foreign
-from bnfold.graph.tracer import ModelTracer, carries_hooks, replaces_forward
-from bnfold.graph.values import require_values, version, was_written
+from bnfold.graph.restore import left_as_found, put_back, random_state
+from bnfold.graph.tracer import ModelTracer, carries_hooks
+from bnfold.graph.values import require_values, version
+from bnfold.graph.wrappers import refuse_wrappers, wrapper_refusal
 
-__all__ = ["Capture", "as_inputs", "capture", "require_eval"]
-
-
-@dataclass(frozen=True, eq=False)
-class Capture:
-    """A model's graph.
-
-    Attributes:
-        graph: the graph; nobody changes it.
-        root: the model, which the graph's targets name parts of.
-        constants: tensors that the graph reads by name and the model does not hold.
-        way: ``"symbolic"`` or ``"export"``.
-        example_inputs: positional inputs, or None.
-        notes: sentences for the user.
-        shapes: of all tensors, for each of two batch sizes, where the capture knows them; else empty.
-        pieces: for a piecewise capture, the captures of the parts by name; ``graph`` is then empty.
-    """
-
-    graph: Graph
-    root: nn.Module
-    constants: dict[str, Tensor]
-    way: str
-    example_inputs: tuple[Any, ...] | None = None
-    notes: tuple[str, ...] = ()
-    shapes: tuple[dict[Node, tuple[int, ...]], ...] = ()
-    pieces: dict[str, Capture] = field(default_factory=dict)
-    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
-
-    def module(self, name: str) -> nn.Module:
-        """Return the submodule called ``name``."""
-        found: nn.Module | None = self._cache.get(name)
-        if found is None:
-            found = self._cache[name] = self.root.get_submodule(name)
-        return found
-
-    def tensor(self, name: str) -> Tensor:
-        """Return the parameter, buffer or constant called ``name``."""
-        constant = self.constants.get(name)
-        if constant is not None:
-            return constant
-        owner, _, attribute = name.rpartition(".")
-        value = getattr(self.module(owner) if owner else self.root, attribute)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is a {type(value).__name__}, not a tensor")
-        return value
+__all__ = ["as_inputs", "capture", "require_eval"]
 
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
@@ -120,12 +76,12 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
     if how != "auto" and how not in _WAYS:
         raise UsageError(f"There is no capture called {how!r}.", fix=f"Use one of auto, {', '.join(_WAYS)}.")
     require_eval(model)
-    _refuse_wrappers(model)
+    refuse_wrappers(model)
     refuse_names(model)
     require_values(model)
     forget()
     inputs = as_inputs(example_inputs)
-    with _left_as_found(model):
+    with left_as_found(model):
         if how != "auto":
             return _WAYS[how](model, inputs)
         return _automatic(model, inputs)
@@ -160,7 +116,7 @@ def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
 def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset[str] = frozenset()) -> Capture:
     parts = dict(model.named_modules())
     tracer = ModelTracer(inputs or (), named)
-    before = _random_state()
+    before = random_state()
     held = dict.fromkeys(buffer for part in parts.values() for buffer in part._buffers.values() if buffer is not None)
     state = [(buffer, version(buffer), buffer.clone()) for buffer in held]
     try:
@@ -175,14 +131,14 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
             fix="Symbolic tracing does not follow control flow that depends on values or shapes.",
         ) from error
     finally:
-        written = _put_back(state)
+        written = put_back(state)
     if written:
         name = next((name for name, buffer in model.named_buffers() if buffer is written[0]), "that it replaces")
         raise _ImpureError(
             f"{type(model).__name__}.forward writes into the buffer `{name}`, which a traced graph would freeze.",
             fix="Let it leave its buffers alone in eval mode.",
         )
-    if _random_state() != before:
+    if random_state() != before:
         raise _ImpureError(
             f"{type(model).__name__}.forward draws random numbers, which a traced graph would freeze.",
             fix="Make it deterministic in eval mode.",
@@ -194,25 +150,13 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
     return captured
 
 
-def _put_back(state: list[tuple[Tensor, int | None, Tensor]]) -> list[Tensor]:
-    """Restore the buffers that were written to, and return them."""
-    written = []
-    for buffer, before, content in state:
-        if was_written(buffer, before, content):
-            buffer.data.copy_(content)
-            written.append(buffer)
-    return written
-
-
 def _refuse_written_constants(captured: Capture) -> None:
     """A tensor that ``forward`` makes anew each time would, once recorded, keep what was written into it."""
-    from bnfold.graph.facts import Facts
-
     if not captured.constants:
         return
     facts = Facts.of(captured)
     for node in captured.graph.nodes:
-        if node.op == "get_attr" and node.target in captured.constants and facts.written_in_place(node):
+        if node.op == "get_attr" and node.target in captured.constants and facts.memory.written_in_place(node):
             raise _ImpureError(
                 f"forward writes into a tensor that it makes itself{_at(node)}, which a traced graph would keep.",
                 fix="Use an operation that is not in place.",
@@ -234,7 +178,7 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
         )
     from bnfold.graph.exported import export_graph
 
-    before = _random_state()
+    before = random_state()
     try:
         graph, root, notes, shapes = export_graph(model, inputs)
     except Exception as error:
@@ -242,7 +186,7 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
             f"torch.export cannot capture {type(model).__name__}: {_one_line(error)}{_where(error)}.",
             fix="Fold the parts of the model that can be captured, one by one.",
         ) from error
-    if _random_state() != before:
+    if random_state() != before:
         raise CaptureError(
             f"{type(model).__name__}.forward draws random numbers, which a captured graph would freeze.",
             fix="Make it deterministic in eval mode.",
@@ -258,7 +202,7 @@ def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
 
     def try_capture(part: nn.Module, call: Any) -> Capture | None:
         args, kwargs = call
-        if _wrapper_refusal(part) is not None or isinstance(part, nn.modules.batchnorm._BatchNorm):
+        if wrapper_refusal(part) is not None or isinstance(part, nn.modules.batchnorm._BatchNorm):
             return None
         try:
             return _symbolic(part, args, frozenset(kwargs))
@@ -288,98 +232,8 @@ _WAYS: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], Capture]] = {
 }
 
 
-def _refuse_wrappers(model: nn.Module) -> None:
-    refusal = _wrapper_refusal(model)
-    if refusal is not None:
-        raise refusal
-
-
-def _wrapper_refusal(model: nn.Module) -> CaptureError | None:
-    """Why a module must not be captured itself, or None."""
-    kind = type(model).__name__
-    if isinstance(model, torch.jit.ScriptModule):
-        return CaptureError(
-            "A TorchScript module has no Python source left to capture.", fix="Pass the original model."
-        )
-    if kind == "OptimizedModule" and hasattr(model, "_orig_mod"):
-        return CaptureError("This is a model wrapped by torch.compile.", fix="Pass model._orig_mod, and compile after.")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return CaptureError(f"This is a model wrapped in {kind}.", fix="Pass model.module.")
-    if replaces_forward(model):
-        return CaptureError(
-            f"The forward of this {kind} was replaced on the instance, and a capture would miss the replacement.",
-            fix="Define it in the class, or wrap the model in a module that calls it.",
-        )
-    if carries_hooks(model):
-        return CaptureError(
-            f"This {kind} carries hooks on itself, which a capture would drop.",
-            fix="Remove them, or wrap the model in a module that calls it.",
-        )
-    return None
-
-
-@contextlib.contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Undo what ``forward`` writes into modules while it is traced: attributes, buffers, counters, caches."""
-    found = []
-    for module in model.modules():
-        state = module.__dict__
-        containers = [value for value in state.values() if type(value) in _CONTAINERS]
-        contents = [(value, _content(value)) for value in containers if value]
-        empty = [value for value in containers if not value]
-        found.append((state, dict(state), contents, empty))
-    try:
-        yield
-    finally:
-        for state, before, contents, empty in found:
-            if [*state] != [*before] or [*map(id, state.values())] != [*map(id, before.values())]:
-                state.clear()
-                state.update(before)
-            for value, content in contents:
-                _restore(value, content)
-            for value in empty:
-                if value:
-                    value.clear()
-
-
-_CONTAINERS: frozenset[type] = frozenset((dict, list, set, OrderedDict, defaultdict))
-
-
-def _content(value: Any) -> Any:
-    """What a container holds now, and what the containers in it hold."""
-    inner = [(part, _content(part)) for part in _parts(value) if type(part) in _CONTAINERS]
-    return value.copy(), inner
-
-
-def _parts(value: Any) -> Any:
-    return value.values() if isinstance(value, dict) else value
-
-
-def _restore(value: Any, content: Any) -> None:
-    """Put back what a container held; it is touched only where something changed."""
-    before, inner = content
-    same = len(before) == len(value) and (
-        [*map(id, value)] == [*map(id, before)] and [*map(id, value.values())] == [*map(id, before.values())]
-        if isinstance(value, dict)
-        else isinstance(value, set) or all(a is b for a, b in zip(before, value, strict=True))
-    )
-    if not same or isinstance(value, set):
-        value.clear()
-        (value.extend if isinstance(value, list) else value.update)(before)
-    for part, held in inner:
-        _restore(part, held)
-
-
-def _random_state() -> tuple[Any, ...]:
-    """The state of the generators that a forward may draw from: torch's, Python's and numpy's."""
-    _, keys, position, *_ = np.random.get_state()
-    return torch.random.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), position
-
-
 def _remove_dead(graph: Graph, model: nn.Module) -> None:
     """Remove nodes whose value nobody reads and that do nothing but compute it."""
-    from bnfold.graph.effects import has_effect
-
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op not in ("placeholder", "output") and not has_effect(node, model.get_submodule):
             graph.erase_node(node)

@@ -5,49 +5,27 @@ Each answer is computed when first asked and kept; shapes above all, since they 
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
 from bnfold.graph import calls
-from bnfold.graph.capture import Capture
+from bnfold.graph.captured import Capture
 from bnfold.graph.constants import evaluate
-from bnfold.graph.effects import is_pure, mutated_inputs
+from bnfold.graph.effects import is_pure
 from bnfold.graph.exported import require_shape
-from bnfold.graph.shapes import shapes_of
+from bnfold.graph.memory import Memory
+from bnfold.graph.ranks import asserted_rank, rank_after_reshape
+from bnfold.graph.shapes import Shapes, shapes_of
 from bnfold.graph.tracer import carries_hooks, require_rank
 from bnfold.graph.vocabulary import read_function, read_module
 
 __all__ = ["Facts"]
 
 _RANK_OF_LAYER: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
-_FRESH = (
-    calls.Absorber,
-    calls.BatchNorm,
-    calls.MaxPool,
-    calls.AveragePool,
-    calls.AdaptiveAveragePool,
-    calls.Mean,
-    calls.Interpolate,
-    calls.Concatenate,
-    calls.PixelShuffle,
-    calls.PixelUnshuffle,
-    calls.ChannelShuffle,
-)  # operations whose result shares no memory with an input
-_ARITHMETIC: frozenset[Any] = frozenset(
-    (
-        *(operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.neg, operator.matmul),
-        *(torch.add, torch.sub, torch.mul, torch.div, torch.pow, torch.neg, torch.matmul),
-        *("add", "sub", "mul", "div", "pow", "neg", "matmul"),
-        torch.ops.aten.mul.Tensor,
-        torch.ops.aten.div.Tensor,
-    )
-)  # functions and methods that always make a new tensor
 _SAME_RANK = (
     calls.Passing,
     calls.PositivelyHomogeneous,
@@ -196,19 +174,29 @@ class Facts:
             return evaluate(source, self.capture.tensor, self.capture.module)
         return None if source is None else self.capture.tensor(source)
 
+    @cached_property
+    def memory(self) -> Memory:
+        """Which values share memory, and what is written into it."""
+        return Memory(self.capture, self.index, self.call)
+
     # --- shapes ---------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _shapes(self) -> tuple[dict[Node, tuple[int, ...]], ...]:
-        return self.capture.shapes or shapes_of(self.capture)
+    def _run(self) -> Shapes:
+        return Shapes(self.capture.shapes) if self.capture.shapes else shapes_of(self.capture)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why less is known of the shapes than was asked for: a sentence; None also where nobody has asked."""
+        return self._run.stopped if "_run" in self.__dict__ else None
 
     def shapes_by_name(self) -> tuple[dict[str, tuple[int, ...]], ...]:
         """Return all shapes by name of the node, for each batch size tried; empty without example inputs."""
-        return tuple({node.name: shape for node, shape in shapes.items()} for shapes in self._shapes)
+        return tuple({node.name: shape for node, shape in shapes.items()} for shapes in self._run.found)
 
     def shapes(self, value: Node) -> tuple[tuple[int, ...], ...]:
         """Return the value's shape for each batch size that the model took, the example's first; empty without one."""
-        found = [shapes.get(value) for shapes in self._shapes]
+        found = [shapes.get(value) for shapes in self._run.found]
         return tuple(shape for shape in found if shape is not None) if found and found[0] is not None else ()
 
     def channels(self, value: Node, dim: int) -> int | None:
@@ -280,97 +268,14 @@ class Facts:
             if known is not None:
                 return known
         for user in node.users:
-            asserted = _asserted_rank(user)
+            asserted = asserted_rank(user)
             if asserted is None and user.op == "call_module" and user.args[:1] == (node,):
                 asserted = _RANK_OF_LAYER.get(type(self.capture.module(str(user.target))))
             if asserted is not None:
                 return asserted
         if isinstance(self.call(node), calls.Reshape):
-            return _rank_after_reshape(node)
+            return rank_after_reshape(node)
         return None
-
-    # --- memory ---------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _memory(self) -> dict[Node, Node]:
-        """For each value, a representative of the values it may share memory with."""
-        owner: dict[Node, Node] = {}
-
-        def find(node: Node) -> Node:
-            while owner[node] is not node:
-                owner[node] = owner[owner[node]]
-                node = owner[node]
-            return node
-
-        for node in self.index:
-            owner[node] = node
-            call = self.call(node)
-            if isinstance(call, (*_FRESH, calls.MetadataRead)) or (isinstance(call, calls.Add) and not _writes(node)):
-                continue
-            if node.op != "call_module" and node.target in _ARITHMETIC and "out" not in node.kwargs:
-                continue
-            for read in node.all_input_nodes:
-                owner[find(read)] = find(node)
-        return {node: find(node) for node in owner}
-
-    @cached_property
-    def _writes(self) -> dict[Node, list[int]]:
-        """For each representative of :attr:`_memory`, the indices of the nodes that write into it."""
-        writes: dict[Node, list[int]] = defaultdict(list)
-        for node, index in self.index.items():
-            for value in mutated_inputs(node, self.capture.module):
-                writes[self._memory[value]].append(index)
-        return writes
-
-    def written_in_place(self, attribute: Node) -> bool:
-        """Whether a node writes into the tensor that ``attribute``, a ``get_attr`` node, reads, or into a view of it.
-
-        Other than :meth:`mutated` this follows only what surely shares memory: views, identities, in-place operations.
-        """
-        return any(self._origin(value) is attribute for value in self._written_values)
-
-    def updated(self, attribute: Node) -> bool:
-        """Whether a BatchNorm that uses batch statistics updates the running ones that ``attribute`` reads."""
-        for reader in attribute.users:
-            call = self.call(reader)
-            if isinstance(call, calls.BatchNorm) and call.uses_batch_statistics:
-                return attribute.target in (call.running_mean, call.running_var)
-        return False
-
-    @cached_property
-    def written_names(self) -> frozenset[str]:
-        """Names of parameters and buffers that the graph writes into when it runs."""
-        origins = (self._origin(value) for value in self._written_values)
-        return frozenset(str(origin.target) for origin in origins if origin.op == "get_attr")
-
-    @cached_property
-    def _written_values(self) -> list[Node]:
-        return [value for node in self.index for value in mutated_inputs(node, self.capture.module)]
-
-    def _origin(self, value: Node) -> Node:
-        """Follow views and in-place operations back to the value whose memory they share."""
-        views = (calls.Passing, calls.Reshape, calls.Permute, calls.Slice, calls.Item, calls.Split)
-        while True:
-            written = mutated_inputs(value, self.capture.module)
-            if written and value.op != "call_module":
-                value = written[0]
-            elif isinstance(call := self.call(value), views):
-                value = call.inputs[0]
-            else:
-                return value
-
-    def sharing_memory(self, value: Node) -> tuple[Node, ...]:
-        """Return the values that may share memory with ``value``, itself included."""
-        owner = self._memory[value]
-        return tuple(node for node, other in self._memory.items() if other is owner)
-
-    def mutated(self, value: Node) -> bool:
-        """Whether anything writes into the memory of ``value`` after it was computed, or may do so."""
-        return self.written_between(value, self.index[value], len(self.index))
-
-    def written_between(self, value: Node, first: int, last: int) -> bool:
-        """Whether a node between two indices, both exclusive, writes into the memory of ``value``, or may do so."""
-        return any(first < index < last for index in self._writes.get(self._memory[value], ()))
 
     def _attribute(self, node: Node) -> Any:
         try:
@@ -388,40 +293,3 @@ def _reads_metadata(user: Node, value: Node) -> bool:
 
 
 _LIKE = frozenset(("reshape_as", "view_as", "expand_as", "type_as"))
-
-
-def _writes(node: Node) -> bool:
-    return bool(mutated_inputs(node, nn.Module().get_submodule)) if node.op != "call_module" else False
-
-
-def _asserted_rank(user: Node) -> int | None:
-    """Read ``assert x.ndim == 4`` and bnfold's own guard off a reader of ``x``."""
-    if user.target is require_rank:
-        return int(user.args[1])  # type: ignore[arg-type]
-    reads_rank = (user.target is getattr and user.args[1:] == ("ndim",)) or (
-        user.op == "call_method" and user.target in ("dim", "ndimension")
-    )
-    if not reads_rank:
-        return None
-    for compared in user.users:
-        if getattr(compared.target, "__name__", "") != "eq" or not isinstance(compared.args[1], int):
-            continue
-        if any(getattr(check.target, "__name__", "") == "_assert" for check in compared.users):
-            return compared.args[1]
-    return None
-
-
-def _rank_after_reshape(node: Node) -> int | None:
-    """The rank that a view or flatten always gives, or None."""
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    arguments = [*node.args[1:], *node.kwargs.values()]
-    if name == "flatten":
-        start = node.kwargs.get("start_dim", node.args[1] if len(node.args) > 1 else 0)
-        end = node.kwargs.get("end_dim", node.args[2] if len(node.args) > 2 else -1)
-        return start + 1 if isinstance(start, int) and start >= 0 and end == -1 else None
-    if name in ("view", "reshape") and arguments:
-        sizes = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], (tuple, list)) else arguments
-        if len(arguments) == 1 and isinstance(arguments[0], Node):  # a size computed as a whole
-            return None
-        return len(sizes)
-    return None

@@ -16,7 +16,7 @@ from bnfold.fold.conditions import name_of
 from bnfold.fold.decision import Decision
 from bnfold.fold.rules import pull_rule, push_rule
 from bnfold.graph import calls
-from bnfold.graph.capture import Capture
+from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.report.chain import Link
 from bnfold.report.details import Affine, Details, Picture, Role, Vertex, Way, files_read

@@ -59,7 +59,7 @@ def evaluate(
             if not case.resized:
                 notes.append(f"The original does not run on {case.name}, which is left out: {in_words(error)}.")
             continue
-        if not evaluated and not _same(own, original.run(case.inputs)):
+        if not evaluated and not _same(own, original.run(case.inputs), original.eps):
             return "The original is not deterministic: two runs on the same inputs differ."
         if not case.given and not all(_finite(leaf) for leaf in own):
             notes.append(f"The original answers NaN or infinity on {case.name}, which is left out.")
@@ -71,7 +71,7 @@ def evaluate(
         difference = _oracle_difference(own, oracle)
         if difference is not None:
             return f"The original answers otherwise in float64: {difference}."
-        item = Evaluated.of(case, oracle, own)
+        item = Evaluated.of(case, oracle, own, original.eps)
         notes += [
             f"On {case.name} the original's own rounding moves {own[position].name} by {jump:.2g} of its peak; "
             "that output is not compared there."
@@ -93,14 +93,14 @@ def _oracle_difference(own: list[Leaf], oracle: list[Leaf]) -> str | None:
     return None
 
 
-def _same(left: list[Leaf], right: list[Leaf]) -> bool:
+def _same(left: list[Leaf], right: list[Leaf], eps: float) -> bool:
     """Return whether two runs gave the same answer, up to what an unordered sum on a GPU may change."""
     if [leaf.name for leaf in left] != [leaf.name for leaf in right]:
         return False
     for one, other in zip(left, right, strict=True):
         if one.is_tensor and other.is_tensor and one.value.is_floating_point() and one.value.shape == other.value.shape:
             error = measure(one.value, other.value)
-            if error.largest > 1000 * torch.finfo(one.value.dtype).eps * error.peak:
+            if error.largest > 1000 * max(eps, torch.finfo(one.value.dtype).eps) * error.peak:
                 return False
         elif structure_difference([one], [other]) is not None or (
             one.is_tensor and not torch.equal(one.value, other.value)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bnfold.verify.outputs import flatten
 
@@ -20,7 +22,7 @@ BATCHNORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 def unreached(exact: nn.Module, inputs: Sequence[Any], *, seed: int = 0) -> list[str]:
-    """Return the names of the BatchNorm layers that the outputs do not depend on, in any channel.
+    """Return the names of the BatchNorms that the outputs do not depend on, in any channel.
 
     Args:
         exact: the original in float64; runs under the caller's modes, and is left as it was.
@@ -28,43 +30,76 @@ def unreached(exact: nn.Module, inputs: Sequence[Any], *, seed: int = 0) -> list
         seed: of the weights by which the outputs are summed.
 
     Returns:
-        Names of layers whose values are read and have no effect. Empty where gradients cannot be had.
+        Names of layers whose values are read and have no effect; a bare ``F.batch_norm`` has the name of what holds
+        its running mean. Empty where gradients cannot be had.
     """
-    shifts: dict[str, list[Tensor]] = {}
-    handles = []
-    for name, layer in exact.named_modules():
-        if isinstance(layer, BATCHNORMS):
-            shifts[name] = []
-            handles.append(layer.register_forward_hook(_shifted(shifts[name])))
-    if not handles:
-        return []
+    shifted = _Shifted(exact)
     try:
         with torch.enable_grad():
-            leaves = [leaf.value for leaf in flatten(exact(*inputs)) if leaf.is_tensor]
+            with shifted:
+                leaves = [leaf.value for leaf in flatten(exact(*inputs)) if leaf.is_tensor]
             outputs = [value for value in leaves if value.is_floating_point() and value.requires_grad]
             generator = torch.Generator().manual_seed(seed)
             total = sum((torch.randn(value.shape, generator=generator).to(value) * value).sum() for value in outputs)
-            ran = [(name, shift) for name, found in shifts.items() for shift in found]
             if not outputs or not isinstance(total, Tensor):
                 return []
-            gradients = torch.autograd.grad(total, [shift for _, shift in ran], allow_unused=True)
+            gradients = torch.autograd.grad(total, [shift for _, shift in shifted.ran], allow_unused=True)
     except Exception:
         return []  # a model that writes in place, or has no gradient: nothing is said about it
     finally:
-        for handle in handles:
-            handle.remove()
+        shifted.remove()
     reached: dict[str, bool] = {}
-    for (name, _), gradient in zip(ran, gradients, strict=True):
+    for (name, _), gradient in zip(shifted.ran, gradients, strict=True):
         if gradient is not None:  # without a gradient nothing reads the layer, and no fold of it can matter
             reached[name] = reached.get(name, False) or bool((gradient != 0).any())
     return [name for name, does in reached.items() if not does]
 
 
-def _shifted(kept: list[Tensor]) -> Any:
-    def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+class _Shifted(TorchFunctionMode):
+    """Adds a shift of zeros after each BatchNorm: by hooks after the layers, and after bare calls while it is entered.
+
+    Attributes:
+        ran: name and shift of each that ran.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.ran: list[tuple[str, Tensor]] = []
+        self._owners = {id(buffer): name.rpartition(".")[0] or name for name, buffer in model.named_buffers()}
+        self._handles: list[Any] = []
+        self._depth = 0  # of layers that are running: what they call is theirs
+        for name, layer in model.named_modules():
+            if isinstance(layer, BATCHNORMS):
+                self._handles.append(layer.register_forward_pre_hook(self._enter))
+                self._handles.append(layer.register_forward_hook(self._leave(name)))
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = function(*args, **kwargs)
+        if self._depth or function not in (F.batch_norm, torch.batch_norm):
+            return output
+        # F.batch_norm has the running mean second, torch.batch_norm, which takes weight and bias first, fourth
+        position = 1 if function is F.batch_norm else 3
+        mean = kwargs.get("running_mean", args[position] if len(args) > position else None)
+        return self._shift(self._owners.get(id(mean), "a bare batch_norm"), output)
+
+    def _enter(self, _layer: nn.Module, _inputs: Any) -> None:
+        self._depth += 1
+
+    def _leave(self, name: str) -> Any:
+        def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            self._depth -= 1
+            return self._shift(name, output)
+
+        return hook
+
+    def _shift(self, name: str, output: Tensor) -> Tensor:
         channels = output.shape[1]
         shift = torch.zeros(channels, dtype=output.dtype, device=output.device, requires_grad=True)
-        kept.append(shift)
+        self.ran.append((name, shift))
         return output + shift.reshape(1, channels, *[1] * (output.ndim - 2))
-
-    return hook

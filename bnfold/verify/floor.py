@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -49,23 +49,30 @@ class Evaluated:
         jumps: positions of outputs that the original's own rounding moves beyond all proportion; the number is by how
             many times the peak. A tie is broken otherwise there (the index of a maximum), or the network is chaotic:
             a comparison would agree only by chance, so none is made.
+        eps: of the least precise weights of the original: it rounds as they do, whatever dtype its outputs are cast to.
     """
 
     case: Case
     oracle: list[Leaf]
     original: list[Leaf]
     jumps: Mapping[int, float] = field(default_factory=dict)
+    eps: float = 0.0
 
     @staticmethod
-    def of(case: Case, oracle: list[Leaf], original: list[Leaf]) -> Evaluated:
+    def of(case: Case, oracle: list[Leaf], original: list[Leaf], eps: float = 0.0) -> Evaluated:
         """Return the case with its jumps found."""
+        plain = Evaluated(case, oracle, original, eps=eps)
         jumps: dict[int, float] = {}
         for position, (exact, own) in enumerate(zip(oracle, original, strict=True)):
             if own.is_tensor and own.value.is_floating_point():
                 error = measure(exact.value, own.value)
-                if error.largest > JUMP * torch.finfo(own.value.dtype).eps * error.peak:
+                if error.largest > JUMP * plain.unit(position) * error.peak:
                     jumps[position] = error.largest / error.peak if error.peak > 0 else math.inf
-        return Evaluated(case, oracle, original, jumps)
+        return replace(plain, jumps=jumps)
+
+    def unit(self, position: int) -> float:
+        """Return the unit in the last place, relative to the value, with which a floating output was computed."""
+        return max(self.eps, torch.finfo(self.original[position].value.dtype).eps)
 
 
 class NoiseFloor:
@@ -117,8 +124,8 @@ class NoiseFloor:
             error: of the original's own export, folded by nobody, against the oracle. The caller knows that
                 the export agrees in float64.
         """
-        own, now = self._evaluated[number].original[position].value, self._floors[number][position]
-        if error.counted or error.largest > MISTAKE * torch.finfo(own.dtype).eps * error.peak:
+        now = self._floors[number][position]
+        if error.counted or error.largest > MISTAKE * self._evaluated[number].unit(position) * error.peak:
             return False
         raised = Floor(max(now.largest, SHARE * error.largest), max(now.mean, SHARE * error.mean))
         self._floors[number][position] = raised
@@ -143,7 +150,7 @@ class NoiseFloor:
             elif error.counted:
                 floors[position] = Floor(error.largest, 0.0)
             else:
-                least = _least(item.original[position].value)
+                least = _least(item, position)
                 floors[position] = Floor(
                     max(error.largest, max(typical, least) * error.peak),
                     max(error.mean, max(typical_mean, least / 2) * error.peak),
@@ -157,8 +164,6 @@ def _own_error(item: Evaluated, position: int) -> Error | None:
     return measure(exact.value, own.value)
 
 
-def _least(value: Tensor) -> float:
-    """Return the least floor of a dtype, relative to the peak: half an ulp, or for float64 what the algebra may err."""
-    if value.dtype in (torch.float64, torch.complex128):
-        return ALGEBRA / 10
-    return torch.finfo(value.dtype).eps / 2 if value.is_floating_point() or value.is_complex() else 0.0
+def _least(item: Evaluated, position: int) -> float:
+    """Return the least floor, relative to the peak: half an ulp, or for float64 what the algebra may err."""
+    return max(item.unit(position) / 2, ALGEBRA / 10)

@@ -7,7 +7,7 @@ verification does not care.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bnfold.verify.outputs import Leaf, flatten
 from bnfold.verify.reference import copied, copied_in_float64, everything_in_float64, fresh, in_float64
 
-__all__ = ["MOVED", "Original", "Run", "TorchOriginal", "moved_by_an_ulp"]
+__all__ = ["MOVED", "Original", "Run", "TorchOriginal", "coarsest", "moved_by_an_ulp"]
 
 Run = Callable[[Sequence[Any]], list[Leaf]]
 """From positional inputs to the flat outputs; the inputs are not changed."""
@@ -30,10 +30,12 @@ class Original(Protocol):
     Attributes:
         notes: sentences for the user about how the oracle was come by.
         input_names: of its positional inputs; empty where they have none.
+        eps: of the least precise of its floating weights; 0 where it has none.
     """
 
     notes: tuple[str, ...]
     input_names: tuple[str, ...]
+    eps: float
 
     @property
     def module(self) -> nn.Module | None:
@@ -63,6 +65,7 @@ class TorchOriginal:
         self.notes: tuple[str, ...] = ()
         self.input_names = _argument_names(module)
         self.module = module
+        self.eps = coarsest(tensor.dtype for tensor in (*module.parameters(), *module.buffers()))
         self.in_float64 = copied_in_float64(module)
         self._plain = copied(module)
 
@@ -85,6 +88,11 @@ class TorchOriginal:
                 seen.add(id(tensor))
                 tensor.data = moved_by_an_ulp(tensor, generator)
         return lambda inputs: flatten(module(*fresh(inputs)))
+
+
+def coarsest(dtypes: Iterable[torch.dtype]) -> float:
+    """Return the largest ``eps`` of those that are floating; 0 where none is."""
+    return max((torch.finfo(dtype).eps for dtype in set(dtypes) if dtype.is_floating_point), default=0.0)
 
 
 def _argument_names(module: nn.Module) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnfold.errors import BnfoldError
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
@@ -207,7 +207,7 @@ def allow_for_export(own: Witness, exactly: Witness, evaluated: Sequence[Evaluat
             if position in item.jumps or beyond_rounding(expected, leaf) or not expected.value.is_floating_point():
                 continue
             right = measure(oracle, wide.value)
-            constants = torch.finfo(expected.value.dtype).eps * right.peak  # the exporter computes some, and rounds
+            constants = item.unit(position) * right.peak  # the exporter computes some, and rounds
             if right.largest <= constants and floors.allow(number, position, measure(oracle, leaf.value)):
                 raised.append(item.case.name)
     return list(dict.fromkeys(raised))
@@ -254,7 +254,17 @@ def _paired(witness: Witness, item: Evaluated, answer: list[Leaf]) -> list[tuple
     wanted = [plain_name(expected[position].name) for position in positions]
     by_name = len(known) == len(answer) and known.keys() == set(wanted)
     ordered = [known[name] for name in wanted] if by_name else answer
-    return [(p, Leaf(expected[p].name, leaf.value)) for p, leaf in zip(positions, ordered, strict=True)]
+    return [
+        (p, Leaf(expected[p].name, _joined(expected[p].value, leaf.value)))
+        for p, leaf in zip(positions, ordered, strict=True)
+    ]
+
+
+def _joined(expected: Tensor, value: Tensor) -> Tensor:
+    """Return an export's output as complex where the original's is: exporters write the two parts last."""
+    if not expected.is_complex() or value.shape != (*expected.shape, 2) or not value.is_floating_point():
+        return value
+    return torch.view_as_complex(value.contiguous())
 
 
 def _in_float64(module: nn.Module) -> Callable[[Case], list[Leaf]]:

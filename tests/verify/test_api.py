@@ -620,3 +620,48 @@ def test_a_candidate_that_raises_fails():
     report = verify(model, wrong.eval(), normal(2, 3, 32, 32), onnx=False)
     assert report.verdict == "failed"
     assert "does not run on the example inputs" in report.reason
+
+
+# --- outputs of another dtype than the weights ------------------------------------------------------------------------
+
+
+class Wide(nn.Module):
+    """What comes after a float32 network may be computed in float64; it is no more precise for that."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).double() * 2
+
+
+class Spectrum(Wide):
+    def forward(self, x):
+        return torch.fft.rfft(self.norm(self.conv(x)))
+
+
+@pytest.mark.parametrize("kind", [Wide, Spectrum])
+def test_outputs_of_another_dtype_are_judged_by_the_precision_of_the_weights(kind):
+    model = built(kind)
+    inputs = normal(1, 3, 8, 8)
+    folding = bnfold.fold(model, inputs)
+    proto = to_onnx(folding.module, inputs)
+    report = verify(model, folding.module, inputs, onnx=proto)
+    assert report.passed, report.reason
+    assert len(report.comparisons) >= 4
+    assert not any("is not compared there" in note for note in report.notes)
+    with torch.no_grad():
+        folding.module.conv.weight[2, 1, 0, 0] *= 1.001
+    assert verify(model, folding.module, inputs, onnx=proto).verdict == "failed"
+    assert verify(model, model, inputs, onnx=broken(proto)).verdict == "failed"
+
+
+def test_a_float64_network_is_held_to_float64():
+    model = built(Wide).double()
+    inputs = normal(1, 3, 8, 8).double()
+    folding = bnfold.fold(model, inputs)
+    assert verify(model, folding.module, inputs, onnx=False).passed
+    with torch.no_grad():
+        folding.module.conv.weight[2, 1, 0, 0] *= 1 + 1e-7
+    assert verify(model, folding.module, inputs, onnx=False).verdict == "failed"

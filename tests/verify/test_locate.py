@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import bnfold
@@ -157,6 +158,43 @@ def test_a_batchnorm_behind_a_shut_gate_is_found(threshold, silent):
     with torch.no_grad():
         assert unreached(model, (normal(2, 3, 4, 4).double(),)) == silent
     assert not model.first._forward_hooks
+
+
+class BareGate(Gate):
+    """The same without layers' own forwards: both spellings of a bare call."""
+
+    def forward(self, x):
+        one, two = self.first, self.second
+        first = torch.batch_norm(
+            x,
+            one.weight,
+            one.bias,
+            one.running_mean,
+            one.running_var,
+            False,
+            0.1,
+            one.eps,
+            torch.backends.cudnn.enabled,
+        )
+        second = F.batch_norm(x, two.running_mean, two.running_var, weight=two.weight, bias=two.bias, eps=two.eps)
+        return first + torch.relu(second - self.threshold)
+
+
+@pytest.mark.parametrize(("threshold", "silent"), [(0.0, []), (1e9, ["second"])])
+def test_a_bare_call_behind_a_shut_gate_is_found(threshold, silent):
+    model = built(lambda: BareGate(threshold)).double()
+    x = normal(2, 3, 4, 4).double()
+    with torch.no_grad():
+        assert unreached(model, (x,)) == silent
+        assert torch.equal(model(x), Gate.forward(model, x))  # it computes what the layers do, with and without
+
+
+def test_a_fold_of_a_bare_call_that_nothing_shows_is_unverifiable_without_its_plan():
+    model = built(lambda: nn.Sequential(nn.Conv2d(3, 3, 1), BareGate(1e9)))
+    folding = bnfold.fold(model, normal(2, 3, 4, 4))
+    report = verify(model, folding.module, normal(2, 3, 4, 4), onnx=False)
+    assert report.verdict == "unverifiable"
+    assert "1.second does not reach the output on any input" in report.reason
 
 
 def test_one_open_channel_is_enough():

@@ -267,7 +267,7 @@ class Merger:
     def written(self, branch: Branch, members: tuple[str, ...], last: Node) -> bool:
         """Whether the value that a branch reads is written to while the branch runs."""
         first = min(self.facts.index[self.by_name[name]] for name in (*members, last.name))
-        return self.facts.written_between(self.by_name[branch.source], first - 1, self.facts.index[last])
+        return self.facts.memory.written_between(self.by_name[branch.source], first - 1, self.facts.index[last])
 
     def rank(self, value: Node) -> int | None:
         """Return the number of dimensions of a value, from the graph before the folds where that tells it."""

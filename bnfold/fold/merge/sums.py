@@ -260,7 +260,7 @@ class SumOfBranches:
     def _is_observed(self, target: Node, writer: Node) -> bool:
         """Whether anything besides this sum sees what an in-place sum writes to ``target``."""
         inside = {*self.tree, *(found.value for found in self.found)}
-        for node in self.facts.sharing_memory(target):
+        for node in self.facts.memory.sharing_memory(target):
             if node.op in ("placeholder", "get_attr"):
                 return True
             after = self.facts.index[writer]

@@ -1,0 +1,55 @@
+"""What a capture is: a graph, the model that it came from, and what was met on the way. Read-only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+__all__ = ["Capture"]
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """A model's graph.
+
+    Attributes:
+        graph: the graph; nobody changes it.
+        root: the model, which the graph's targets name parts of.
+        constants: tensors that the graph reads by name and the model does not hold.
+        way: ``"symbolic"`` or ``"export"``.
+        example_inputs: positional inputs, or None.
+        notes: sentences for the user.
+        shapes: of all tensors, for each of two batch sizes, where the capture knows them; else empty.
+        pieces: for a piecewise capture, the captures of the parts by name; ``graph`` is then empty.
+    """
+
+    graph: Graph
+    root: nn.Module
+    constants: dict[str, Tensor]
+    way: str
+    example_inputs: tuple[Any, ...] | None = None
+    notes: tuple[str, ...] = ()
+    shapes: tuple[dict[Node, tuple[int, ...]], ...] = ()
+    pieces: dict[str, Capture] = field(default_factory=dict)
+    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def module(self, name: str) -> nn.Module:
+        """Return the submodule called ``name``."""
+        found: nn.Module | None = self._cache.get(name)
+        if found is None:
+            found = self._cache[name] = self.root.get_submodule(name)
+        return found
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the parameter, buffer or constant called ``name``."""
+        constant = self.constants.get(name)
+        if constant is not None:
+            return constant
+        owner, _, attribute = name.rpartition(".")
+        value = getattr(self.module(owner) if owner else self.root, attribute)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}, not a tensor")
+        return value

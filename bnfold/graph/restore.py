@@ -1,0 +1,85 @@
+"""What a model's ``forward`` changes while it is traced, put back as it was; and whether it drew random numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnfold.graph.values import was_written
+
+__all__ = ["left_as_found", "put_back", "random_state"]
+
+
+@contextlib.contextmanager
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Undo what ``forward`` writes into modules while it is traced: attributes, buffers, counters, caches."""
+    found = []
+    for module in model.modules():
+        state = module.__dict__
+        containers = [value for value in state.values() if type(value) in _CONTAINERS]
+        contents = [(value, _content(value)) for value in containers if value]
+        empty = [value for value in containers if not value]
+        found.append((state, dict(state), contents, empty))
+    try:
+        yield
+    finally:
+        for state, before, contents, empty in found:
+            if [*state] != [*before] or [*map(id, state.values())] != [*map(id, before.values())]:
+                state.clear()
+                state.update(before)
+            for value, content in contents:
+                _restore(value, content)
+            for value in empty:
+                if value:
+                    value.clear()
+
+
+_CONTAINERS: frozenset[type] = frozenset((dict, list, set, OrderedDict, defaultdict))
+
+
+def _content(value: Any) -> Any:
+    """What a container holds now, and what the containers in it hold."""
+    inner = [(part, _content(part)) for part in _parts(value) if type(part) in _CONTAINERS]
+    return value.copy(), inner
+
+
+def _parts(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _restore(value: Any, content: Any) -> None:
+    """Put back what a container held; it is touched only where something changed."""
+    before, inner = content
+    same = len(before) == len(value) and (
+        [*map(id, value)] == [*map(id, before)] and [*map(id, value.values())] == [*map(id, before.values())]
+        if isinstance(value, dict)
+        else isinstance(value, set) or all(a is b for a, b in zip(before, value, strict=True))
+    )
+    if not same or isinstance(value, set):
+        value.clear()
+        (value.extend if isinstance(value, list) else value.update)(before)
+    for part, held in inner:
+        _restore(part, held)
+
+
+def random_state() -> tuple[Any, ...]:
+    """The state of the generators that a forward may draw from: torch's, Python's and numpy's."""
+    _, keys, position, *_ = np.random.get_state()
+    return torch.random.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), position
+
+
+def put_back(state: list[tuple[Tensor, int | None, Tensor]]) -> list[Tensor]:
+    """Restore the buffers that were written to, and return them."""
+    written = []
+    for buffer, before, content in state:
+        if was_written(buffer, before, content):
+            buffer.data.copy_(content)
+            written.append(buffer)
+    return written
