@@ -22,6 +22,7 @@ from bnfold.affine import ChannelAffine, affine_of_statistics, exact_terms
 from bnfold.fold.conditions import name_of
 from bnfold.fold.explicit import ExplicitAffine
 from bnfold.fold.merge.rewrite import Merging
+from bnfold.fold.module import FoldedModule
 from bnfold.fold.plan import Absorption, Explicit, Plan
 from bnfold.fold.weights import FoldedWeights, absorbed_weights
 from bnfold.graph import calls
@@ -97,7 +98,7 @@ class _Rewriter:
         Merging(self.graph, FoldedWeights(self.facts, steps.absorbed), self._hold_layer).run(steps.merges)
         self._sweep()
         self._hold_the_rest()
-        module = GraphModule(self.held, self.graph, f"Folded{type(self.capture.root).__name__}")
+        module = FoldedModule(self.held, self.graph, f"Folded{type(self.capture.root).__name__}")
         for part in module.modules():
             part.training = False
         return module

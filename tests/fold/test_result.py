@@ -205,6 +205,14 @@ def test_a_deepcopy_computes_the_same_on_its_own_memory(name: str) -> None:
     assert torch.equal(run(module, x), expected)
 
 
+def test_nothing_stands_between_a_call_and_forward() -> None:
+    folding = bnfold.fold(double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))))
+    again = copy.deepcopy(folding.module)
+    again.recompile()
+    for module in (folding.module, again):
+        assert type(module).__call__ is nn.Module.__call__
+
+
 @pytest.mark.parametrize("name", COPIED)
 def test_a_pickled_fold_computes_the_same(name: str) -> None:
     module, x = folded_copy(name)
