@@ -189,6 +189,26 @@ def test_what_holds_at_the_size_of_the_example_only_is_not_believed(side: int) -
     assert ("for inputs of shape" in decision.detail) == (side == 16)
 
 
+class Crop(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, 1:-1, 1:-1]
+
+
+class Spread(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.std((2, 3), keepdim=True) + x.mean((2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize(("layer", "side"), [(Crop(), 4), (Spread(), 2)])
+def test_a_size_at_which_a_layer_gives_nothing_speaks_neither_way(layer: nn.Module, side: int) -> None:
+    norm = nn.BatchNorm2d(4)
+    model = chain(nn.Conv2d(3, 4, 3, padding=1), layer, norm)
+    norm.weight.data.abs_()
+    with extend.passes(type(layer), scale="nonnegative"):
+        (decision,) = bnfold.plan(model, normal(2, 3, side, side).double())
+    assert decision.action == "fold", decision.detail
+
+
 def test_a_module_that_writes_into_its_input_is_not_believed() -> None:
     class Doubles(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

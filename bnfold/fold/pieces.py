@@ -136,7 +136,8 @@ def _plan_pieces(
     for name, module in capture.root.named_modules():
         if isinstance(module, _LAYERS) and not any((name + ".").startswith(path + ".") for path in capture.pieces):
             decisions.append(_outside(name, module, keep, steps))
-    notes = (*capture.notes, f"captured in {len(pieces)} pieces: {listed(tuple(pieces))}")
+    inside = tuple(f"In `{path}`: {note}" for path, piece in pieces.items() for note in piece.notes)
+    notes = (*capture.notes, f"captured in {len(pieces)} pieces: {listed(tuple(pieces))}", *inside)
     return Plan(tuple(decisions), capture.way, notes, tuple(merges), steps, pieces)
 
 

@@ -20,6 +20,7 @@ from bnfold.graph.captured import Capture
 from bnfold.graph.effects import has_effect
 from bnfold.graph.facts import Facts
 from bnfold.graph.names import refuse_names, require_writable
+from bnfold.graph.native import rewrite_native
 from bnfold.graph.proof import forget
 from bnfold.graph.proxies import is_foreign
 from bnfold.graph.restore import left_as_found, put_back, random_state
@@ -144,8 +145,9 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
             fix="Make it deterministic in eval mode.",
         )
     _remove_dead(graph, model)
+    left = rewrite_native(graph)
     require_writable(graph, type(model).__name__)
-    captured = Capture(graph, model, tracer.constants, "symbolic", inputs, _cache=dict(parts))
+    captured = Capture(graph, model, tracer.constants, "symbolic", inputs, left, _cache=dict(parts))
     _refuse_written_constants(captured)
     return captured
 
@@ -192,7 +194,8 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
             fix="Make it deterministic in eval mode.",
         )
     _remove_dead(graph, root)
-    return Capture(graph, root, {}, "export", inputs, notes, shapes)
+    left = rewrite_native(graph)
+    return Capture(graph, root, {}, "export", inputs, (*notes, *left), shapes)
 
 
 def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:

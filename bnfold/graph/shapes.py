@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 from torch.fx import Interpreter, Node
 
 from bnfold.graph.captured import Capture
@@ -18,6 +24,15 @@ from bnfold.graph.quiet import quiet
 from bnfold.graph.tracer import NARROW
 
 __all__ = ["Shapes", "shapes_of"]
+
+
+# What fake tensors cannot do, and real ones can.
+FAKE_LIMITS = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 
 
 class _Shapes(Interpreter):
@@ -78,6 +93,8 @@ def _run(capture: Capture, more: int) -> tuple[dict[Node, tuple[int, ...]], str 
     with quiet(), mode, torch.no_grad():
         try:
             runner.run(*[mode.from_tensor(value) if isinstance(value, Tensor) else value for value in inputs])
+        except FAKE_LIMITS:  # nothing is wrong with the inputs
+            return runner.found, None
         except Exception as error:  # whatever the user's code raises on fake tensors, and torch's own long tale of it
             return runner.found, _sentence(runner.at, error)
     return runner.found, None

@@ -30,8 +30,9 @@ def unreached(exact: nn.Module, inputs: Sequence[Any], *, seed: int = 0) -> list
         seed: of the weights by which the outputs are summed.
 
     Returns:
-        Names of layers whose values are read and have no effect; a bare ``F.batch_norm`` has the name of what holds
-        its running mean. Empty where gradients cannot be had.
+        Names of layers whose values are read and have no effect. A bare ``F.batch_norm`` with running statistics has
+        the name of what holds its running mean, or else of that buffer, or a number. Empty where gradients cannot be
+        had.
     """
     shifted = _Shifted(exact)
     try:
@@ -48,30 +49,32 @@ def unreached(exact: nn.Module, inputs: Sequence[Any], *, seed: int = 0) -> list
         return []  # a model that writes in place, or has no gradient: nothing is said about it
     finally:
         shifted.remove()
-    reached: dict[str, bool] = {}
-    for (name, _), gradient in zip(shifted.ran, gradients, strict=True):
+    reached: dict[tuple[str, int], bool] = {}
+    for (key, _), gradient in zip(shifted.ran, gradients, strict=True):
         if gradient is not None:  # without a gradient nothing reads the layer, and no fold of it can matter
-            reached[name] = reached.get(name, False) or bool((gradient != 0).any())
-    return [name for name, does in reached.items() if not does]
+            reached[key] = reached.get(key, False) or bool((gradient != 0).any())
+    return list(dict.fromkeys(name for (name, _), does in reached.items() if not does))
 
 
 class _Shifted(TorchFunctionMode):
     """Adds a shift of zeros after each BatchNorm: by hooks after the layers, and after bare calls while it is entered.
 
     Attributes:
-        ran: name and shift of each that ran.
+        ran: name, identity and shift of each that ran. Calls of one layer, or with one running mean, have one identity.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.ran: list[tuple[str, Tensor]] = []
+        self.ran: list[tuple[tuple[str, int], Tensor]] = []
         self._owners = {id(buffer): name.rpartition(".")[0] or name for name, buffer in model.named_buffers()}
         self._handles: list[Any] = []
+        self._unnamed = 0
         self._depth = 0  # of layers that are running: what they call is theirs
         for name, layer in model.named_modules():
             if isinstance(layer, BATCHNORMS):
                 self._handles.append(layer.register_forward_pre_hook(self._enter))
-                self._handles.append(layer.register_forward_hook(self._leave(name)))
+                # always called, so that the depth is right after a layer that raised
+                self._handles.append(layer.register_forward_hook(self._leave(name), always_call=True))
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -86,20 +89,27 @@ class _Shifted(TorchFunctionMode):
         # F.batch_norm has the running mean second, torch.batch_norm, which takes weight and bias first, fourth
         position = 1 if function is F.batch_norm else 3
         mean = kwargs.get("running_mean", args[position] if len(args) > position else None)
-        return self._shift(self._owners.get(id(mean), "a bare batch_norm"), output)
+        training = kwargs.get("training", args[5] if len(args) > 5 else False)
+        if mean is None or training:  # it has no fixed affine, and nobody folds it
+            return output
+        name = self._owners.get(id(mean))
+        if name is None:
+            self._unnamed += 1
+            return self._shift(f"bare batch_norm {self._unnamed}", self._unnamed, output)
+        return self._shift(name, id(mean), output)
 
     def _enter(self, _layer: nn.Module, _inputs: Any) -> None:
         self._depth += 1
 
     def _leave(self, name: str) -> Any:
-        def hook(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        def hook(layer: nn.Module, _inputs: Any, output: Any) -> Any:
             self._depth -= 1
-            return self._shift(name, output)
+            return self._shift(name, id(layer), output) if isinstance(output, Tensor) else output
 
         return hook
 
-    def _shift(self, name: str, output: Tensor) -> Tensor:
+    def _shift(self, name: str, identity: int, output: Tensor) -> Tensor:
         channels = output.shape[1]
         shift = torch.zeros(channels, dtype=output.dtype, device=output.device, requires_grad=True)
-        self.ran.append((name, shift))
+        self.ran.append(((name, identity), shift))
         return output + shift.reshape(1, channels, *[1] * (output.ndim - 2))

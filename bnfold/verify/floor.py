@@ -49,7 +49,7 @@ class Evaluated:
         jumps: positions of outputs that the original's own rounding moves beyond all proportion; the number is by how
             many times the peak. A tie is broken otherwise there (the index of a maximum), or the network is chaotic:
             a comparison would agree only by chance, so none is made.
-        eps: of the least precise weights of the original: it rounds as they do, whatever dtype its outputs are cast to.
+        eps: of the most precise weights of the original: an output that is cast to a wider dtype is no more precise.
     """
 
     case: Case

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.verify.onnx_double import FLOATS, evaluator, in_double, named_tensors
-from bnfold.verify.original import MOVED, Run, coarsest, moved_by_an_ulp
+from bnfold.verify.original import MOVED, Run, finest, moved_by_an_ulp
 from bnfold.verify.outputs import Leaf
 from bnfold.verify.reference import in_float64
 from bnfold.verify.runtime import OrtModel
@@ -29,6 +29,7 @@ __all__ = ["OnnxOriginal"]
 
 OWN_DRAW = -1  # the seed of the moved weights whose answer stands for the original's own, where there is no float64
 _DTYPES: dict[int, torch.dtype] = {
+    onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.FLOAT16: torch.float16,
     onnx.TensorProto.BFLOAT16: torch.bfloat16,
@@ -61,7 +62,7 @@ class OnnxOriginal:
             )
         self.input_names = self._session.input_names
         self.notes: tuple[str, ...] = ()
-        self.eps = coarsest(
+        self.eps = finest(
             _DTYPES[tensor.data_type] for tensor in named_tensors(self._model.graph) if tensor.data_type in _DTYPES
         )
         self._double: Any = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bnfold.verify.outputs import Leaf, flatten
 from bnfold.verify.reference import copied, copied_in_float64, everything_in_float64, fresh, in_float64
 
-__all__ = ["MOVED", "Original", "Run", "TorchOriginal", "coarsest", "moved_by_an_ulp"]
+__all__ = ["MOVED", "Original", "Run", "TorchOriginal", "finest", "moved_by_an_ulp"]
 
 Run = Callable[[Sequence[Any]], list[Leaf]]
 """From positional inputs to the flat outputs; the inputs are not changed."""
@@ -30,7 +30,7 @@ class Original(Protocol):
     Attributes:
         notes: sentences for the user about how the oracle was come by.
         input_names: of its positional inputs; empty where they have none.
-        eps: of the least precise of its floating weights; 0 where it has none.
+        eps: of the most precise of its floating weights; 0 where it has none.
     """
 
     notes: tuple[str, ...]
@@ -65,7 +65,7 @@ class TorchOriginal:
         self.notes: tuple[str, ...] = ()
         self.input_names = _argument_names(module)
         self.module = module
-        self.eps = coarsest(tensor.dtype for tensor in (*module.parameters(), *module.buffers()))
+        self.eps = finest(tensor.dtype for tensor in (*module.parameters(), *module.buffers()))
         self.in_float64 = copied_in_float64(module)
         self._plain = copied(module)
 
@@ -90,9 +90,12 @@ class TorchOriginal:
         return lambda inputs: flatten(module(*fresh(inputs)))
 
 
-def coarsest(dtypes: Iterable[torch.dtype]) -> float:
-    """Return the largest ``eps`` of those that are floating; 0 where none is."""
-    return max((torch.finfo(dtype).eps for dtype in set(dtypes) if dtype.is_floating_point), default=0.0)
+def finest(dtypes: Iterable[torch.dtype]) -> float:
+    """Return the least ``eps`` of those that are floating; 0 where none is.
+
+    Not the largest: one small buffer in half precision, which may not even be read, would excuse every error.
+    """
+    return min((torch.finfo(dtype).eps for dtype in set(dtypes) if dtype.is_floating_point), default=0.0)
 
 
 def _argument_names(module: nn.Module) -> tuple[str, ...]:

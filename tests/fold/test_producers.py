@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import bnfold
-from tests.fold.support import Net, double, folds, values
+from tests.fold.support import Net, double, error_of_peak, folds, run, values
 
 Built = tuple[nn.Module, Tensor]
 WAYS = ("symbolic", "export")
@@ -226,3 +226,50 @@ def test_old_weight_norms_live_in_hooks_and_are_refused(wrap: Any) -> None:
     folding = folds(model, image())
     assert [(decision.action, decision.reason) for decision in folding.plan] == [("affine", "hooks")]
     assert "carries hooks" in folding.plan[0].detail
+
+
+# --- other spellings of a BatchNorm -----------------------------------------------------------------------------------
+
+
+def native(x: Tensor, bn: nn.BatchNorm2d) -> Any:
+    return torch.native_batch_norm(x, bn.weight, bn.bias, bn.running_mean, bn.running_var, False, 0.1, bn.eps)
+
+
+SPELLINGS: dict[str, Any] = {
+    "native": lambda x, bn: native(x, bn)[0],
+    "aten native": lambda x, bn: torch.ops.aten.native_batch_norm(
+        x, bn.weight, bn.bias, bn.running_mean, bn.running_var, False, 0.1, bn.eps
+    )[0],
+    "aten no training": lambda x, bn: torch.ops.aten._native_batch_norm_legit_no_training(
+        x, bn.weight, bn.bias, bn.running_mean, bn.running_var, 0.1, bn.eps
+    )[0],
+    "aten packet": lambda x, bn: torch.ops.aten.batch_norm(
+        x, bn.weight, bn.bias, bn.running_mean, bn.running_var, False, 0.1, bn.eps, True
+    ),
+}
+
+
+class Spelled(nn.Module):
+    def __init__(self, spelling: Any) -> None:
+        super().__init__()
+        self.conv, self.bn, self.spelling = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), spelling
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.spelling(self.conv(x), self.bn))
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+def test_the_operators_of_decomposed_graphs_fold(spelling: str, capture: str) -> None:
+    net, x = double(Spelled(SPELLINGS[spelling])), values(2, 3, 8, 8)
+    folding = bnfold.fold(net, x, capture=capture)
+    into = ("conv",) if capture == "symbolic" else ("conv2d",)
+    assert [(d.batchnorm, d.action, d.into) for d in folding.plan] == [("bn", "fold", into)]
+    assert error_of_peak(run(net, x), run(folding.module, x)) <= 1e-12
+
+
+def test_one_whose_saved_statistics_are_read_is_left() -> None:
+    net, x = double(Spelled(lambda x, bn: native(x, bn)[0] + native(x, bn)[1].sum())), values(2, 3, 8, 8)
+    folding = bnfold.fold(net, x)
+    assert "is read for more than its output, and stays as it is." in folding.plan.notes[0]
+    assert torch.equal(run(net, x), run(folding.module, x))

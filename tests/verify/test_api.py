@@ -665,3 +665,11 @@ def test_a_float64_network_is_held_to_float64():
     with torch.no_grad():
         folding.module.conv.weight[2, 1, 0, 0] *= 1 + 1e-7
     assert verify(model, folding.module, inputs, onnx=False).verdict == "failed"
+
+
+def test_one_buffer_of_less_precision_excuses_nothing():
+    model = built(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)))
+    model.register_buffer("unread", torch.zeros(4).half())
+    wrong = copy.deepcopy(model)
+    wrong[1].eps = 1e-3
+    assert verify(model, wrong, normal(1, 3, 8, 8), onnx=False).verdict == "failed"

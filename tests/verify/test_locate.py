@@ -197,6 +197,59 @@ def test_a_fold_of_a_bare_call_that_nothing_shows_is_unverifiable_without_its_pl
     assert "1.second does not reach the output on any input" in report.reason
 
 
+class Bare(nn.Module):
+    """Bare calls on statistics of the model itself, of which the second has no effect."""
+
+    def __init__(self, *, shut: bool = True):
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        for name in ("one", "two"):
+            self.register_buffer(f"{name}_mean", torch.randn(3))
+            self.register_buffer(f"{name}_var", torch.rand(3) + 0.5)
+        self.gain = 0.0 if shut else 1.0
+
+    def forward(self, x):
+        first = F.batch_norm(self.conv(x), self.one_mean, self.one_var)
+        own = F.batch_norm(x, None, None, training=True)  # has no fixed affine, and is no fold's business
+        return first + own + self.gain * F.batch_norm(self.other(x), self.two_mean, self.two_var)
+
+
+def test_each_bare_call_is_asked_for_itself():
+    x = normal(2, 3, 4, 4)
+    for shut, silent in ((True, ["two_mean"]), (False, [])):
+        model = built(lambda shut=shut: Bare(shut=shut)).double()
+        with torch.no_grad():
+            assert unreached(model, (x.double(),)) == silent
+    inside = built(lambda: nn.Sequential(Bare())).double()
+    with torch.no_grad():
+        assert unreached(inside, (x.double(),)) == ["0"]
+
+
+def test_bare_calls_on_the_model_s_own_buffers_are_proved_where_they_stand():
+    model, x = built(Bare), normal(2, 3, 4, 4)
+    folding = bnfold.fold(model, x)
+    report = verify(model, folding.module, x, folding=folding, onnx=False)
+    assert report.verdict == "passed", report.reason
+    assert verify(model, folding.module, x, onnx=False).verdict == "unverifiable"
+
+
+def test_a_layer_that_raises_hides_no_call_after_it():
+    class Tries(Bare):
+        def __init__(self):
+            super().__init__()
+            self.picky = nn.BatchNorm2d(7)
+
+        def forward(self, x):
+            try:
+                return self.picky(x)
+            except (RuntimeError, ValueError):
+                return super().forward(x)
+
+    model = built(Tries).double()
+    with torch.no_grad():
+        assert unreached(model, (normal(2, 3, 4, 4).double(),)) == ["two_mean"]
+
+
 def test_one_open_channel_is_enough():
     model = built(lambda: Gate(0.0)).double()
     with torch.no_grad():

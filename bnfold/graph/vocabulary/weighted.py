@@ -107,6 +107,7 @@ FUNCTIONS: dict[Any, Row] = {
     torch.batch_norm: (_TORCH_BN, _batch_norm),
     F.batch_norm: (_BN, _batch_norm),
     aten.batch_norm.default: (_TORCH_BN, _batch_norm),
+    aten.batch_norm: (_TORCH_BN, _batch_norm),
     F.instance_norm: (_IN, _instance_norm),
     torch.instance_norm: (_TORCH_IN, _instance_norm),
     aten.instance_norm.default: (_TORCH_IN, _instance_norm),
