@@ -38,7 +38,14 @@ __all__ = [
     "TrainingModeError",
     "UnknownNameError",
     "UsageError",
+    "first_line",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a foreign error that says something, cut and without a full stop; else its type."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first[:200].rstrip(".")
 
 
 class BnfoldError(Exception):

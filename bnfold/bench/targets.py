@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.batch import as_tuple, batch_positions, with_batch
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, first_line
 from bnfold.graph.quiet import unlogged
 
 __all__ = ["TARGETS", "NotReadyError", "Target", "make_target"]
@@ -154,5 +154,4 @@ def _telling(what: str) -> Iterator[None]:
     except BnfoldError as error:
         raise NotReadyError(error.what.rstrip(".")) from error
     except Exception as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise NotReadyError(f"the model {what}: {first[:200].rstrip('.')}") from error
+        raise NotReadyError(f"the model {what}: {first_line(error)}") from error

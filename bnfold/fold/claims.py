@@ -37,13 +37,13 @@ def passes_as_taught(call: Any, demand: Demand, facts: Facts) -> Refusal | None:
     if refusal is not None:
         return refusal
     channels = demand.affine.channels
-    return _answer(call, facts, channels, lambda layer, x: _passing_error(layer, x, call, channels))
+    return _answer(call, facts, channels, lambda layer, x, plain: _passing_error(layer, x, plain, call, channels))
 
 
 def absorbs_as_taught(call: calls.TaughtAbsorber, demand: Demand, facts: Facts) -> Refusal | None:
     """``a f(x) + b`` is ``f`` with ``a`` times the weight and ``a`` times the bias plus ``b``."""
     channels = demand.affine.channels
-    return _answer(call, facts, None, lambda layer, x: _absorbing_error(layer, x, call, channels))
+    return _answer(call, facts, None, lambda layer, x, plain: _absorbing_error(layer, x, plain, call, channels))
 
 
 def _answer(call: Any, facts: Facts, channels: int | None, error_of: Any) -> Refusal | None:
@@ -74,16 +74,17 @@ def _checked(
                 plain = layer(x.clone())
             except Exception:  # does not take inputs of this shape
                 continue
-            if shape is not None and x.shape[1:] != shape[1:] and _says_nothing(plain):
+            elsewhere = shape is not None and x.shape[1:] != shape[1:]
+            if elsewhere and _says_nothing(plain):
                 continue
             ran = True
             try:
-                error = error_of(layer, x)
+                error = error_of(layer, x, plain)
             except Exception:  # runs on x, and not on an affine of it
                 error = float("inf")
         if not error <= LIMIT:
             much = "its output has other channels" if error == float("inf") else f"it is off by {error:.1e} of the peak"
-            if shape is not None and x.shape[1:] != shape[1:]:
+            if elsewhere:
                 much += f" for inputs of shape {tuple(x.shape)}"
             return Refusal("claim-is-false", f"what was taught about {kind} does not hold at {described(call)}: {much}")
     if not ran:
@@ -138,9 +139,8 @@ def _affines(channels: int, *, nonnegative: bool, unshifted: bool) -> Iterator[C
         yield ChannelAffine(scale, torch.zeros_like(shift) if unshifted else shift)
 
 
-def _passing_error(layer: Any, x: Tensor, call: calls.TaughtPassing, channels: int) -> float:
+def _passing_error(layer: Any, x: Tensor, plain: Any, call: calls.TaughtPassing, channels: int) -> float:
     worst = 0.0
-    plain = layer(x.clone())
     for affine in _affines(channels, nonnegative=call.nonnegative, unshifted=call.unshifted):
         given = affine(x)
         kept = given.clone()
@@ -153,9 +153,8 @@ def _passing_error(layer: Any, x: Tensor, call: calls.TaughtPassing, channels: i
     return worst
 
 
-def _absorbing_error(layer: Any, x: Tensor, call: calls.TaughtAbsorber, channels: int) -> float:
+def _absorbing_error(layer: Any, x: Tensor, plain: Any, call: calls.TaughtAbsorber, channels: int) -> float:
     worst = 0.0
-    plain = layer(x.clone())
     if not isinstance(plain, Tensor) or plain.ndim < 2 or plain.shape[1] != channels:
         return float("inf")
     weight, bias = layer._parameters[call.weight_name], layer._parameters.get(call.bias_name)

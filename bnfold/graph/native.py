@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph
 
 __all__ = ["rewrite_native"]
 
@@ -41,12 +41,8 @@ def rewrite_native(graph: Graph) -> tuple[str, ...]:
         with graph.inserting_before(node):
             new = graph.call_function(aten.batch_norm.default, (*arguments, True))
         new.meta.update({key: node.meta[key] for key in ("source", "module") if key in node.meta})
-        for user in list(node.users):
-            _replace(graph, user, new)
+        for output in list(node.users):
+            output.replace_all_uses_with(new)
+            graph.erase_node(output)
         graph.erase_node(node)
     return tuple(left)
-
-
-def _replace(graph: Graph, old: Node, new: Node) -> None:
-    old.replace_all_uses_with(new)
-    graph.erase_node(old)

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx import Interpreter, Node
 
+from bnfold.errors import first_line
 from bnfold.graph.captured import Capture
 from bnfold.graph.quiet import quiet
 from bnfold.graph.tracer import NARROW
@@ -27,7 +28,7 @@ __all__ = ["Shapes", "shapes_of"]
 
 
 # What fake tensors cannot do, and real ones can.
-FAKE_LIMITS = (
+_FAKE_LIMITS = (
     DataDependentOutputException,
     DynamicOutputShapeException,
     UnsupportedFakeTensorException,
@@ -93,7 +94,7 @@ def _run(capture: Capture, more: int) -> tuple[dict[Node, tuple[int, ...]], str 
     with quiet(), mode, torch.no_grad():
         try:
             runner.run(*[mode.from_tensor(value) if isinstance(value, Tensor) else value for value in inputs])
-        except FAKE_LIMITS:  # nothing is wrong with the inputs
+        except _FAKE_LIMITS:  # nothing is wrong with the inputs
             return runner.found, None
         except Exception as error:  # whatever the user's code raises on fake tensors, and torch's own long tale of it
             return runner.found, _sentence(runner.at, error)
@@ -102,10 +103,9 @@ def _run(capture: Capture, more: int) -> tuple[dict[Node, tuple[int, ...]], str 
 
 def _sentence(node: Node | None, error: Exception) -> str:
     where = "" if node is None else f" at `{node.target if node.op == 'call_module' else node.name}`"
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
         "Run on the example inputs to learn its shapes, the graph stopped"
-        f"{where}: {first[:200].rstrip('.')}. What needs shapes from there on is refused."
+        f"{where}: {first_line(error)}. What needs shapes from there on is refused."
     )
 
 

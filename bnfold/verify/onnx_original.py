@@ -28,13 +28,14 @@ from bnfold.verify.runtime import OrtModel
 __all__ = ["OnnxOriginal"]
 
 OWN_DRAW = -1  # the seed of the moved weights whose answer stands for the original's own, where there is no float64
+ALL = 1 / 2  # then all weights move, half of them up: what else is rounded on the way has no other part in the floor
+
 _DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.FLOAT16: torch.float16,
     onnx.TensorProto.BFLOAT16: torch.bfloat16,
 }
-ALL = 1 / 2  # then all weights move, half of them up: what else is rounded on the way has no other part in the floor
 
 
 class OnnxOriginal:
