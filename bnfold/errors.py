@@ -38,7 +38,6 @@ __all__ = [
     "TrainingModeError",
     "UnknownNameError",
     "UsageError",
-    "first_line",
 ]
 
 
