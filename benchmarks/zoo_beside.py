@@ -28,7 +28,7 @@ def fuse(subject: Subject, tolerance: float) -> Record:
     result: Record = {"takes": True, "seconds": since(start), "left": count_batch_norm_calls(fused)}
     del fused
     original = copy.deepcopy(subject.model).double()
-    inputs = in_double(fresh_inputs(subject.entry, subject.shape, batch=3, seed=subject.seed + 11))
+    inputs = in_double(fresh_inputs(subject.entry, subject.shape, batch=subject.images, seed=subject.seed + 11))
     try:
         with Throughout64():
             result["error"] = distance(call(original, inputs), call(usual(original), inputs))

@@ -31,6 +31,8 @@ DAMPING = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 4.0)
 NUDGE = 1e-5  # of the input, relative
 MOST_AMPLIFIED = 1e3  # of that, in units of the output's peak
 CALIBRATION_BATCH = 4
+IMAGES = 3  # in a comparison
+MANY_PARAMETERS, MANY_PIXELS = 250e6, 384**2  # from there on one image is compared, and two calibrate
 _DETECTORS = {"faster_rcnn", "mask_rcnn", "keypoint_rcnn", "retinanet", "fcos", "ssd", "ssdlite"}
 _FRAMES = {"s3d": 16, "mc3_18": 8, "r3d_18": 8, "r2plus1d_18": 8}  # of the models of videos
 
@@ -45,6 +47,7 @@ class Subject:
         entry: where it comes from.
         seed: that its numbers come from.
         damping: what the variances were multiplied by, to make the model less than chaotic; mostly 1.
+        images: how many are compared at a time: one where more would take too much memory.
     """
 
     model: nn.Module
@@ -52,6 +55,7 @@ class Subject:
     entry: Entry
     seed: int
     damping: float = 1.0
+    images: int = IMAGES
 
 
 def build(entry: Entry, *, seed: int = 0, at_least: int = 0) -> Subject:
@@ -71,10 +75,11 @@ def build(entry: Entry, *, seed: int = 0, at_least: int = 0) -> Subject:
     generator = torch.Generator().manual_seed(seed + 1)
     _move_constants(model, generator)
     _randomise(model, generator)
-    _calibrate(model, fresh_inputs(entry, shape, batch=CALIBRATION_BATCH, seed=seed + 2))
+    heavy = entry.parameters >= MANY_PARAMETERS or shape[-1] * shape[-2] >= MANY_PIXELS
+    _calibrate(model, fresh_inputs(entry, shape, batch=2 if heavy else CALIBRATION_BATCH, seed=seed + 2))
     _jitter(model, generator)
     damping = _damp(model, fresh_inputs(entry, shape, batch=2, seed=seed + 3), entry, generator)
-    return Subject(model.eval(), shape, entry, seed, damping)
+    return Subject(model.eval(), shape, entry, seed, damping, 1 if heavy else IMAGES)
 
 
 def fresh_inputs(entry: Entry, shape: tuple[int, ...], *, batch: int, seed: int) -> tuple[Any, ...]:

@@ -24,6 +24,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ TOLERANCE = 1e-9
 ROUNDING_FACTOR = 20.0  # how many times the original's own float32 error the fold's may be
 ROUNDING_FLOOR = 1e-5  # of the peak: an error below this is never called inexact
 NAMES_KEPT = 8
+TOO_LARGE_FOR_FUSE = 1e9  # parameters
 LARGER = (128, 224)  # input sizes to try next where some BatchNorms are not seen
 Record = dict[str, Any]
 
@@ -85,6 +87,7 @@ def _check(entry: Entry, seed: int, export: bool, merge: bool, *, at_least: int)
         _failed(record, "build-failed", "build", error)
     else:
         record["shape"], record["damping"] = list(subject.shape), subject.damping
+        record["images"] = subject.images
         record["seconds"]["build"] = since(start)
         examine(subject, record, export=export, merge=merge)
     record["seconds"]["total"] = since(start)
@@ -110,16 +113,22 @@ def _stages(subject: Subject, record: Record, export: bool, merge: bool) -> None
     except Exception as error:
         _failed(record, "crash" if stage.name not in ("run", "oracle") else "build-failed", stage.name, error)
     stage.enter("fuse")
-    try:
-        record["fuse"] = fuse(subject, TOLERANCE)
-    except Exception as error:
-        record["fuse"] = {"takes": False, "message": message(error)}
+    record["fuse"] = _fuse(subject)
     stage.enter("")
+
+
+def _fuse(subject: Subject) -> Record:
+    if subject.entry.parameters >= TOO_LARGE_FOR_FUSE:
+        return {"takes": None, "message": "not tried: it would hold several copies of the model in float64"}
+    try:
+        return fuse(subject, TOLERANCE)
+    except Exception as error:
+        return {"takes": False, "message": message(error)}
 
 
 def _examine(subject: Subject, record: Record, stage: Stage, export: bool, merge: bool) -> None:
     model = subject.model
-    inputs = fresh_inputs(subject.entry, subject.shape, batch=3, seed=subject.seed + 11)
+    inputs = fresh_inputs(subject.entry, subject.shape, batch=subject.images, seed=subject.seed + 11)
     before = call(model, inputs)
 
     stage.enter("fold")
@@ -143,16 +152,21 @@ def _examine(subject: Subject, record: Record, stage: Stage, export: bool, merge
         record["outcome"], record["message"] = "wrong", "the fold changed the model it was given"
         return
 
+    if export:
+        stage.enter("export")
+        record["export"] = export_to_onnx(folded, inputs)
+
     stage.enter("float64")
+    del folded
+    folding = replace(folding, module=nn.Identity())  # a model of a billion weights wants to be held few times
     double = in_double(inputs)
-    pair = folding.in_float64()
-    expected, computed = _plainly(pair, double, record)
+    expected, computed = _plainly(folding, double, record)
     stage.enter("oracle")
     oracle = _oracle(model, double, record)
     if not max(distance(expected, computed), distance(oracle or expected, expected)) <= TOLERANCE:
         stage.enter("float64 throughout")
         with Throughout64():
-            expected, computed = (call(graph, double) for graph in pair)
+            expected, computed = (call(graph, double) for graph in folding.in_float64())
     oracle = oracle or expected
     record["error"] = {
         "algebra": distance(expected, computed),
@@ -164,9 +178,6 @@ def _examine(subject: Subject, record: Record, stage: Stage, export: bool, merge
     _judge(record)
     stage.enter("unseen")
     record["unseen"] = _unseen(model, double, subject.seed)
-    if export:
-        stage.enter("export")
-        record["export"] = export_to_onnx(folded, inputs)
 
 
 def _judge(record: Record) -> None:
@@ -211,14 +222,14 @@ def _fold(subject: Subject, record: Record, merge: bool) -> api.Folding:
     return informed
 
 
-def _plainly(pair: tuple[nn.Module, nn.Module], double: tuple[Any, ...], record: Record) -> tuple[list[Any], list[Any]]:
+def _plainly(folding: api.Folding, double: tuple[Any, ...], record: Record) -> tuple[list[Any], list[Any]]:
     """Outputs of the captured graph and of the folded one in float64, as they come.
 
     Where code that was not captured insists on a narrower type they are rounded in the middle, or it raises, which the
     record keeps; then nothing is returned.
     """
     try:
-        expected, computed = (call(graph, double) for graph in pair)
+        expected, computed = (call(graph, double) for graph in folding.in_float64())
     except Exception as error:
         record["narrow"] = message(error)
         return [], [None]

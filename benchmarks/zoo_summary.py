@@ -150,7 +150,7 @@ def _middle_and_worst(values: Iterable[Any]) -> tuple[str, str]:
 
 
 def _fuse(rows: Sequence[Record]) -> str:
-    both = [row for row in rows if row.get("fuse")]
+    both = [row for row in rows if row.get("fuse") and row["fuse"]["takes"] is not None]
     if not both:
         return ""
     ours, theirs = _folded(both), [row for row in both if row["fuse"]["takes"]]
