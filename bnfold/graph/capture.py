@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -40,15 +40,18 @@ def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
     return (example_inputs,)
 
 
-def require_eval(model: nn.Module) -> None:
-    """Raise unless every part of the model is in eval mode.
+def require_eval(parts: Mapping[str, nn.Module]) -> None:
+    """Raise unless every part of a model is in eval mode.
+
+    Args:
+        parts: the model's modules by name, as ``named_modules`` gives them.
 
     Raises:
         TrainingModeError: naming up to five of the modules that are not.
     """
-    if not any(module.training for module in model.modules()):
+    training = [(name or "the model itself") for name, module in parts.items() if module.training]
+    if not training:
         return
-    training = [(name or "the model itself") for name, module in model.named_modules() if module.training]
     shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
     raise TrainingModeError(
         f"The model is in training mode, where a BatchNorm uses its batch's statistics: {shown}.",
@@ -76,13 +79,14 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
         )
     if how != "auto" and how not in _WAYS:
         raise UsageError(f"There is no capture called {how!r}.", fix=f"Use one of auto, {', '.join(_WAYS)}.")
-    require_eval(model)
+    parts = dict(model.named_modules())  # walked once: for deep models a walk is not cheap
+    require_eval(parts)
     refuse_wrappers(model)
-    refuse_names(model)
-    require_values(model)
+    refuse_names(parts)
+    require_values(parts)
     forget()
     inputs = as_inputs(example_inputs)
-    with left_as_found(model):
+    with left_as_found(parts.values()):
         if how != "auto":
             return _WAYS[how](model, inputs)
         return _automatic(model, inputs)

@@ -7,7 +7,7 @@ run as code. Names come out of files, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from keyword import iskeyword
 
 import torch
@@ -19,16 +19,19 @@ from bnfold.errors import CaptureError
 __all__ = ["refuse_names", "require_writable"]
 
 
-def refuse_names(model: nn.Module) -> None:
+def refuse_names(parts: Mapping[str, nn.Module]) -> None:
     """Raise for a name that would not stay a name in source.
+
+    Args:
+        parts: a model's modules by name.
 
     Raises:
         CaptureError: a part, a parameter or a buffer has such a name.
     """
-    for path, part in model.named_modules():
+    for path, part in parts.items():
         if isinstance(part, torch.jit.ScriptModule):  # its names were identifiers, to be compiled
             continue
-        _require_quotable((*part._modules, *part._parameters, *part._buffers), path or type(model).__name__)
+        _require_quotable((*part._modules, *part._parameters, *part._buffers), path or type(part).__name__)
 
 
 def require_writable(graph: Graph, owner: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ __all__ = ["left_as_found", "put_back", "random_state"]
 
 
 @contextlib.contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
+def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Undo what ``forward`` writes into modules while it is traced: attributes, buffers, counters, caches."""
     found = []
-    for module in model.modules():
+    for module in modules:
         state = module.__dict__
         containers = [value for value in state.values() if type(value) in _CONTAINERS]
         contents = [(value, _content(value)) for value in containers if value]

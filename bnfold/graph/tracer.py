@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, FrameType, MethodType
 from typing import Any
 
@@ -122,19 +122,20 @@ class ModelTracer(Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> Graph:
         """Trace ``root``, an ``nn.Module``."""
-        for path, part in root.named_modules():
+        parts = dict(root.named_modules())
+        for path, part in parts.items():
             for name, tensor in (*part._parameters.items(), *part._buffers.items()):
                 self._tensor_names.setdefault(id(tensor), f"{path}.{name}" if path else name)
         self._tensor_names.pop(id(None), None)
-        self._read_taught(root)
+        self._read_taught(root, parts)
         if "forward" in root.__dict__:  # one of its methods: self.forward = self.forward_fast
             self.traced_func_name = root.forward.__name__
         with _dimension_checks_recorded(), _autocast_refused():
             return super().trace(root, concrete_args)
 
-    def _read_taught(self, root: nn.Module) -> None:
+    def _read_taught(self, root: nn.Module, parts: Mapping[str, nn.Module]) -> None:
         """Read the layers that the user said are BatchNorms in eval mode, and name what they compute with."""
-        for path, part in root.named_modules():
+        for path, part in parts.items():
             claim = claim_of(part)
             if not isinstance(claim, Normalizes) or carries_hooks(part) or replaces_forward(part):
                 continue
@@ -154,7 +155,7 @@ class ModelTracer(Tracer):
         """Call a layer; one that the user said is a BatchNorm in eval mode is written as the function."""
         told = self._taught.get(m)
         if told is None or len(args) != 1 or kwargs:
-            return super().call_module(m, forward, args, kwargs)
+            return self._call(m, forward, args, kwargs)
         if told.rank is not None:
             self.create_proxy("call_function", require_rank, (args[0], told.rank, type(m).__name__), {})
         settings = {"training": False, "eps": told.eps}
@@ -162,6 +163,17 @@ class ModelTracer(Tracer):
         if any(tensor is not None and id(tensor) in self._constant_names for tensor in told.tensors):
             value.node.meta[NARROW] = _type_beside(m)
         return value
+
+    def _call(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Do as the base class does, but for its stack of modules, which nobody reads here."""
+        path, outer = self.path_of_module(m), self.scope.module_path
+        self.scope.module_path = path
+        try:
+            if self.is_leaf_module(m, path):
+                return self.create_proxy("call_module", path, args, kwargs)
+            return forward(*args, **kwargs)
+        finally:
+            self.scope.module_path = outer
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Leaves: torch's own layers, and whatever must be called as it is."""
@@ -180,6 +192,22 @@ class ModelTracer(Tracer):
     def proxy(self, node: Node) -> Proxy:
         """Wrap a node as a traced value."""
         return InPlaceProxy(node, self)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+        proxy_factory_fn: Callable[[Node], Proxy] | None = None,
+    ) -> Proxy:
+        """Add a node, and wrap it as a traced value."""
+        arguments = self.create_arg(args)
+        named = {key: self.create_arg(value) for key, value in kwargs.items()} if kwargs else {}
+        node = self.create_node(kind, target, arguments, named, name, type_expr)
+        return self.proxy(node) if proxy_factory_fn is None else proxy_factory_fn(node)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:  # noqa: ARG002
         """Return a traced value for a parameter, anything else as it is."""
@@ -201,6 +229,8 @@ class ModelTracer(Tracer):
             return a
         if kind is tuple:
             return tuple([self.create_arg(part) for part in a])
+        if kind is list:
+            return [self.create_arg(part) for part in a]
         if isinstance(a, torch.Tensor) and not issubclass(type(a), Proxy):
             name = self._tensor_names.get(id(a)) or self._constant_names.get(id(a))
             if name is None:

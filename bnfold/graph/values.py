@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -11,18 +13,29 @@ from bnfold.errors import UsageError
 __all__ = ["require_values", "version", "was_written"]
 
 
-def require_values(model: nn.Module) -> None:
+def require_values(parts: Mapping[str, nn.Module]) -> None:
     """Raise for weights that have no values yet.
+
+    Args:
+        parts: a model's modules by name.
 
     Raises:
         UsageError: a lazy layer has never run; or a tensor is on the meta device, and there are statistics to fold.
     """
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
-    if lazy is not None:
-        raise UsageError(f"`{lazy}` has no values yet: its layer is lazy.", fix="Run the model once, then fold it.")
-    meta = next((name for name, tensor in tensors if tensor.is_meta), None)
-    if meta is not None and any(name.rpartition(".")[2] == "running_mean" for name, _ in tensors):
+    meta, statistics = None, False
+    for path, part in parts.items():
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is None:
+                continue
+            full = f"{path}.{name}" if path else name
+            if is_lazy(tensor):
+                raise UsageError(
+                    f"`{full}` has no values yet: its layer is lazy.", fix="Run the model once, then fold it."
+                )
+            statistics |= name == "running_mean"
+            if meta is None and tensor.is_meta:
+                meta = full
+    if meta is not None and statistics:
         raise UsageError(
             f"`{meta}` has no values: it is on the meta device.", fix="Load the model's weights, then fold it."
         )
