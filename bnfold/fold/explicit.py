@@ -17,11 +17,10 @@ ONNX, input (N, C)     ``Mul`` and ``Add``                         a matrix has 
 The choice is made in ``forward``, so that it serves also who exports a folded module on their own.
 """
 
-from __future__ import annotations
-
-import torch
+import torch  # and no annotations as text: torch.jit.script reads those of the class as they are
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 
 from bnfold.graph.vocabulary import register_explicit_affine
 
@@ -44,7 +43,7 @@ class ExplicitAffine(nn.Module):
 
     zero: Tensor
     one: Tensor
-    finite = True
+    finite: bool = True
 
     def __init__(self, weight: Tensor, bias: Tensor, *, requires_grad: bool = False) -> None:
         super().__init__()
@@ -52,23 +51,24 @@ class ExplicitAffine(nn.Module):
         self.bias = nn.Parameter(bias, requires_grad=requires_grad)
         self.register_buffer("zero", torch.zeros_like(weight), persistent=False)
         self.register_buffer("one", torch.ones_like(weight), persistent=False)
-        if not weight.is_meta and not bool(torch.isfinite(weight).all() & torch.isfinite(bias).all()):
-            self.finite = False
+        self.finite = weight.is_meta or bool(torch.isfinite(weight).all() & torch.isfinite(bias).all())
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the affine, in the form that suits the target."""
-        if torch.onnx.is_in_onnx_export():
-            return self._for_onnx(x)
+        if not is_scripting():  # noqa: SIM102  torch.jit.script leaves out what is under this very condition
+            if torch.onnx.is_in_onnx_export():
+                return self._for_onnx(x)
         if not self.finite:
             return self._with_infinities(x)
         return torch.batch_norm(x, self.weight, self.bias, self.zero, self.one, False, 0.0, 0.0, False)
 
     def _with_infinities(self, x: Tensor) -> Tensor:
         """The form above would multiply infinity by its mean of 0; this one multiplies it by x alone."""
-        shape = (-1, *[1] * (x.ndim - 2))
+        shape = [-1] + [1] * (x.ndim - 2)  # TorchScript unpacks nothing
         return torch.addcmul(self.bias.view(shape), x.to(self.weight.dtype), self.weight.view(shape)).to(x.dtype)
 
+    @torch.jit.unused
     def _for_onnx(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         depthwise = _DEPTHWISE.get(x.ndim)

@@ -100,7 +100,7 @@ def _same(left: list[Leaf], right: list[Leaf], eps: float) -> bool:
     for one, other in zip(left, right, strict=True):
         if one.is_tensor and other.is_tensor and one.value.is_floating_point() and one.value.shape == other.value.shape:
             error = measure(one.value, other.value)
-            if error.largest > 1000 * max(eps, torch.finfo(one.value.dtype).eps) * error.peak:
+            if error.largest > 1000 * max(eps, torch.finfo(one.dtype).eps) * error.peak:
                 return False
         elif structure_difference([one], [other]) is not None or (
             one.is_tensor and not torch.equal(one.value, other.value)

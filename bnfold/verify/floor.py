@@ -72,7 +72,7 @@ class Evaluated:
 
     def unit(self, position: int) -> float:
         """Return the unit in the last place, relative to the value, with which a floating output was computed."""
-        return max(self.eps, torch.finfo(self.original[position].value.dtype).eps)
+        return max(self.eps, torch.finfo(self.original[position].dtype).eps)
 
 
 class NoiseFloor:

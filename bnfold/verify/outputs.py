@@ -6,8 +6,9 @@ import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 __all__ = ["Leaf", "Leaves", "flatten", "leaf_difference", "nest_difference", "plain_name", "structure_difference"]
@@ -20,15 +21,22 @@ class Leaf:
     Attributes:
         name: the way to it, as one would write it: ``output``, ``output[0]``, ``output['logits']``.
         value: a tensor, on the device where it was made, or whatever else the model returns.
+        held_as: the model's dtype where ``value`` is not of it: float8, which torch cannot compute with, is float32.
     """
 
     name: str
     value: Any
+    held_as: torch.dtype | None = None
 
     @property
     def is_tensor(self) -> bool:
         """Whether the value is a tensor."""
         return isinstance(self.value, Tensor)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the model returned a tensor."""
+        return self.held_as or cast(torch.dtype, self.value.dtype)
 
 
 class Leaves(list[Leaf]):
@@ -83,8 +91,8 @@ def leaf_difference(expected: Leaf, actual: Leaf) -> str | None:
         return None if _equal(left, right) else f"{expected.name} is {right!r:.80} instead of {left!r:.80}"
     if left.shape != right.shape:
         return f"{expected.name} has shape {tuple(right.shape)} instead of {tuple(left.shape)}"
-    if left.dtype != right.dtype:
-        return f"{expected.name} has dtype {_dtype(right)} instead of {_dtype(left)}"
+    if expected.dtype != actual.dtype:
+        return f"{expected.name} has dtype {_name_of(actual.dtype)} instead of {_name_of(expected.dtype)}"
     return None
 
 
@@ -125,7 +133,8 @@ def _walk(name: str, value: Any) -> Iterator[Leaf]:
         for attribute in dataclasses.fields(value):
             yield from _walk(f"{name}.{attribute.name}", getattr(value, attribute.name))
     else:
-        yield Leaf(name, value)
+        tiny = isinstance(value, Tensor) and value.is_floating_point() and value.itemsize == 1
+        yield Leaf(name, value.float(), value.dtype) if tiny else Leaf(name, value)
 
 
 def _equal(left: Any, right: Any) -> bool:
@@ -143,5 +152,5 @@ def _names(leaves: list[Leaf]) -> str:
     return shown or "nothing"
 
 
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -157,3 +157,20 @@ def test_the_model_s_copy_in_float16_keeps_the_layer_in_step() -> None:
     half = copy.deepcopy(module).half()
     x = values(2, 5, 4, 4)
     assert torch.allclose(run(half, x.half()).float(), run(module, x.float()), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("infinite", [False, True])
+def test_it_can_be_scripted(infinite: bool) -> None:
+    net = explicit_net(4).float()
+    if infinite:
+        net[1].bias.data[2] = torch.inf
+        x = torch.tensor([0.5, -1.0]).reshape(2, 1, 1, 1).expand(2, 5, 3, 4).contiguous()
+    else:
+        x = values(2, 5, 3, 4).float()
+    module = bnfold.fold(net).module
+    assert [type(part) for part in module.modules()].count(ExplicitAffine) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(module)
+    assert same_bits(scripted(x), module(x))
+    assert same_bits(module(x), net(x))

@@ -673,3 +673,26 @@ def test_one_buffer_of_less_precision_excuses_nothing():
     wrong = copy.deepcopy(model)
     wrong[1].eps = 1e-3
     assert verify(model, wrong, normal(1, 3, 8, 8), onnx=False).verdict == "failed"
+
+
+class Coarse(Wide):
+    def __init__(self, dtype: torch.dtype = torch.float8_e4m3fn) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).float().to(self.dtype)
+
+
+def test_float8_outputs_are_too_coarse_to_prove_anything():
+    model = built(Coarse)
+    inputs = (normal(2, 3, 8, 8),)
+    folding = bnfold.fold(model)
+    report = verify(model, folding.module, inputs)
+    assert report.verdict == "unverifiable"
+    assert "float8" in report.reason
+    other = Coarse(torch.float8_e5m2).eval()
+    other.load_state_dict(model.state_dict())
+    report = verify(model, other, inputs, onnx=False)
+    assert report.verdict == "failed"
+    assert "dtype float8_e5m2 instead of float8_e4m3fn" in report.reason
