@@ -251,8 +251,10 @@ def _channels_agree(
         way.guards.append((call.node, needed - 1 if isinstance(call, calls.Embedding) else needed))
     if weight is not None and not weight.is_floating_point():
         return Refusal("weight-type", f"the weight of {described(call)} is {weight.dtype}")
-    if output_channels(call, weight) != demand.affine.channels:
-        return other
+    given, wanted = output_channels(call, weight), demand.affine.channels
+    if given != wanted:
+        text = f"{described(call)} gives {given} channels, and the affine is of {wanted}"
+        return Refusal("channel-dimension", text)
     return None
 
 

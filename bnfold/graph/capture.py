@@ -6,6 +6,7 @@ capture holds.
 
 from __future__ import annotations
 
+import inspect
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -59,6 +60,20 @@ def require_eval(parts: Mapping[str, nn.Module]) -> None:
     )
 
 
+def _require_room(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # written in C, or a signature of its own
+        return
+    kinds = [parameter.kind for parameter in parameters]
+    room = sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+    if len(inputs) > room and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        raise UsageError(
+            f"{len(inputs)} example inputs are given, and {type(model).__name__}.forward takes {room}.",
+            fix="Pass one tensor, or a tuple with one for each input.",
+        )
+
+
 def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> Capture:
     """Capture the graph of a model in eval mode.
 
@@ -71,7 +86,8 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
     Raises:
         TrainingModeError: part of the model is in training mode.
         CaptureError: the model cannot be captured; says where in the user's source it stopped.
-        UsageError: ``how`` is not the name of a way; or the model's weights have no values.
+        UsageError: ``how`` is not the name of a way; the model's weights have no values; or more example inputs are
+            given than ``forward`` takes.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -86,6 +102,7 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
     require_values(parts)
     forget()
     inputs = as_inputs(example_inputs)
+    _require_room(model, inputs or ())
     with left_as_found(parts.values()):
         if how != "auto":
             return _WAYS[how](model, inputs)

@@ -216,6 +216,30 @@ def test_what_is_no_module_and_ways_that_do_not_exist_are_usage_errors() -> None
         bnfold.plan(nn.Sequential().eval(), capture="magic")
 
 
+class TakesAny(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.net(inputs[0])
+
+
+def test_more_inputs_than_forward_takes_are_a_usage_error() -> None:
+    net = pair(lambda s, x: s.bn(s.conv(x)))
+    with pytest.raises(bnfold.UsageError, match="2 example inputs are given, and .* takes 1"):
+        bnfold.plan(net, (values(*IMAGES), torch.zeros(3)))
+    assert bnfold.plan(TakesAny(net), (values(*IMAGES), torch.zeros(3))).summary["fold"] == 1
+
+
+def test_channels_that_cannot_fit_are_named() -> None:
+    net = pair(lambda s, x: s.bn(s.conv(x)))
+    net.bn = nn.BatchNorm2d(5).eval()
+    (decision,) = bnfold.plan(net)
+    assert "gives 4 channels, and the affine is of 5" in decision.detail
+
+
 @pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random], ids=["torch", "random"])
 def test_a_number_drawn_in_forward_is_refused(draw: Any) -> None:
     with pytest.raises(bnfold.CaptureError, match="draws random numbers"):
