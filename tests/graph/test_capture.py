@@ -228,7 +228,7 @@ class TakesAny(nn.Module):
 
 def test_more_inputs_than_forward_takes_are_a_usage_error() -> None:
     net = pair(lambda s, x: s.bn(s.conv(x)))
-    with pytest.raises(bnfold.UsageError, match="2 example inputs are given, and .* takes 1"):
+    with pytest.raises(bnfold.UsageError, match=r"2 example inputs are given, and .* takes 1"):
         bnfold.plan(net, (values(*IMAGES), torch.zeros(3)))
     assert bnfold.plan(TakesAny(net), (values(*IMAGES), torch.zeros(3))).summary["fold"] == 1
 
