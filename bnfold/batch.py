@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from bnfold.errors import UsageError
 
@@ -20,10 +21,11 @@ def as_tuple(example_inputs: Any) -> tuple[Any, ...]:
     """Return ``example_inputs`` as a tuple of positional inputs.
 
     Raises:
-        UsageError: it is neither a tensor nor a tuple or list that holds one.
+        UsageError: it is neither a tensor nor a tuple or list that holds one, be it inside of a list or dict.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    if not isinstance(inputs, (tuple, list)) or not any(isinstance(value, Tensor) for value in inputs):
+    leaves = pytree.tree_leaves(inputs)
+    if not isinstance(inputs, (tuple, list)) or not any(isinstance(leaf, Tensor) for leaf in leaves):
         kind = type(example_inputs).__name__
         raise UsageError(
             "No example inputs are given." if inputs is None else f"The example inputs, a {kind}, hold no tensor.",
@@ -36,7 +38,8 @@ def batch_positions(inputs: Sequence[Any]) -> tuple[int, ...]:
     """Return the positions of the inputs whose first dimension is the batch.
 
     The batch is the first dimension of the first input that has one; every other tensor whose first dimension is of the
-    same size has it too. Scalars (0-d tensors) and what is not a tensor have no batch.
+    same size has it too. Scalars (0-d tensors) and what is not a tensor have no batch, nor have tensors inside of a
+    list: detectors take a list of images, each ``(C, H, W)``.
 
     >>> batch_positions((torch.zeros(4, 3), torch.tensor(1.0), torch.zeros(4), torch.zeros(7), 5))
     (0, 2)

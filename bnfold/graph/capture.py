@@ -24,9 +24,9 @@ from bnfold.graph.names import refuse_names, require_writable
 from bnfold.graph.native import rewrite_native
 from bnfold.graph.proof import forget
 from bnfold.graph.proxies import is_foreign
-from bnfold.graph.restore import left_as_found, put_back, random_state
+from bnfold.graph.restore import buffers_of, left_as_found, put_back, random_state
 from bnfold.graph.tracer import ModelTracer, carries_hooks
-from bnfold.graph.values import require_values, version
+from bnfold.graph.values import require_values
 from bnfold.graph.wrappers import refuse_wrappers, wrapper_refusal
 
 __all__ = ["as_inputs", "capture", "require_eval"]
@@ -139,8 +139,7 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset
     parts = dict(model.named_modules())
     tracer = ModelTracer(inputs or (), named)
     before = random_state()
-    held = dict.fromkeys(buffer for part in parts.values() for buffer in part._buffers.values() if buffer is not None)
-    state = [(buffer, version(buffer), buffer.clone()) for buffer in held]
+    state = buffers_of(model)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")

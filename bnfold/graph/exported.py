@@ -2,11 +2,13 @@
 
 Export runs the model on fake tensors of the example inputs' shapes. Python control flow is decided by these shapes, so
 the graph is right for them only: every dimension but the batch is fixed, and a guard at the head of the graph says so
-to who calls it otherwise.
+to who calls it otherwise. The batch is left open only where export finds the graph right for all batches of two and
+more; that it is right for a batch of one, too, is tried.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any, TypeAlias
 
@@ -14,19 +16,29 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node, Proxy
 from torch.fx.node import has_side_effect
+from torch.utils import _pytree as pytree
 
 from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.quiet import quiet
+from bnfold.graph.restore import buffers_of, put_back
 from bnfold.graph.shells import shell
 
-__all__ = ["export_graph", "require_shape"]
+__all__ = ["OtherShapeError", "export_graph", "require_batch", "require_shape"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
+class OtherShapeError(ValueError):
+    """A folded model is called with inputs of a shape that it was not captured for."""
+
+
 @has_side_effect
 def require_shape(value: Any, shape: tuple[int | None, ...], name: str) -> None:
-    """Raise unless an input has the shape that the graph was captured for; None stands for any size."""
+    """Raise unless an input has the shape that the graph was captured for; None stands for any size.
+
+    Raises:
+        OtherShapeError: it has another.
+    """
     if isinstance(value, Proxy):  # a graph is traced again, when it is unpickled or folded again
         value.tracer.create_proxy("call_function", require_shape, (value, shape, name), {})
         return
@@ -35,9 +47,34 @@ def require_shape(value: Any, shape: tuple[int | None, ...], name: str) -> None:
         want is not None and want != have for want, have in zip(shape, actual, strict=True)
     ):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(
+        raise OtherShapeError(
             f"input {name!r} has shape {actual}, and this graph was captured by torch.export for ({wanted}). Fold the "
             "model again with example_inputs of the shape that you need."
+        )
+
+
+@has_side_effect
+def require_batch(value: Any, least: int, name: str, like: Any = None) -> None:
+    """Raise unless an input's batch is one that the graph was captured for.
+
+    Args:
+        value: the input.
+        least: the smallest batch.
+        name: of the input.
+        like: another input, which must have as large a batch.
+
+    Raises:
+        OtherShapeError: it is none.
+    """
+    if isinstance(value, Proxy):
+        value.tracer.create_proxy("call_function", require_batch, (value, least, name, like), {})
+        return
+    size = value.shape[0]
+    if size < least or (like is not None and size != like.shape[0]):
+        wanted = f"at least {least}" if size < least else f"the other inputs' {like.shape[0]}"
+        raise OtherShapeError(
+            f"input {name!r} has a batch of {size}, and this graph was captured by torch.export for {wanted}. Fold the "
+            "model again with example_inputs of the batch that you need."
         )
 
 
@@ -53,19 +90,24 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
     model = _with_plain_batch_norms(model)
     grown = tuple(_two_or_more(value) for value in inputs)
     batch = next((value.shape[0] for value in grown if isinstance(value, Tensor) and value.ndim), None)
-    dynamic = tuple(
-        {0: torch.export.Dim.AUTO} if isinstance(v, Tensor) and v.ndim and v.shape[0] == batch else None for v in grown
-    )
+    # not Dim.AUTO, which would narrow the batch in silence where the code looks at it
+    dim = torch.export.Dim("batch")
+    dynamic = tuple({0: dim} if isinstance(v, Tensor) and v.ndim and v.shape[0] == batch else None for v in grown)
     notes: tuple[str, ...] = ()
+    least = 1
     with quiet(), torch.no_grad():
         try:
             program = torch.export.export(model, grown, dynamic_shapes=(dynamic,) if _variadic(model) else dynamic)
+            module = program.module(check_guards=False)
+            if not _right_for_one(model, module, inputs, dynamic):
+                least = 2
+                if any(value is not old for value, old in zip(grown, inputs, strict=True)):
+                    raise ValueError("a batch of one is what was asked for")
         except Exception:
-            program = torch.export.export(model, inputs)
-        module = program.module(check_guards=False)
+            module = torch.export.export(model, inputs).module(check_guards=False)
     graph = module.graph
     _inline_regions(graph, module)
-    fixed = _add_guards(graph)
+    fixed = _add_guards(graph, least)
     if fixed:
         notes = (f"captured by torch.export: the folded model takes inputs of {fixed}",)
     shapes = tuple({node: _sizes(node.meta["val"], batch) for node in _tensors(graph)} for batch in (5, 7))
@@ -142,9 +184,46 @@ def _variadic(model: nn.Module) -> bool:
     return bool(code is not None and code.co_flags & 0x04)
 
 
-def _add_guards(graph: Graph) -> str:
-    """Check, at the head of the graph, the sizes that the export took for granted; return them in words."""
+def _right_for_one(model: nn.Module, module: nn.Module, inputs: tuple[Any, ...], dynamic: tuple[Any, ...]) -> bool:
+    """Whether the graph answers a batch of one as the model does; ``torch.export`` takes for granted that none comes.
+
+    Code that asks for it, a ``squeeze()`` say, is recorded as for larger batches.
+    """
+    single = tuple(value if dim is None else value[:1] for value, dim in zip(inputs, dynamic, strict=True))
+    answers: list[list[Any]] = []
+    for run in (model, module):
+        state = buffers_of(model)
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                answers.append(pytree.tree_leaves(run(*copy.deepcopy(single))))
+        except Exception:  # it takes no such batch
+            return False
+        finally:
+            put_back(state)
+    return [*map(_kind, answers[0])] == [*map(_kind, answers[1])] and all(map(_alike, *answers))
+
+
+def _kind(value: Any) -> Any:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else type(value)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor) or not one.is_floating_point() or one.numel() == 0:
+        return True
+    peak = float(one.abs().max().nan_to_num(0.0, 0.0))
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-3 * peak, equal_nan=True)
+
+
+def _add_guards(graph: Graph, least: int) -> str:
+    """Check, at the head of the graph, the sizes that the export took for granted; return them in words.
+
+    Args:
+        graph: of an export; guards are added.
+        least: the smallest batch that it is right for, where the batch is open.
+    """
     words = []
+    first: Node | None = None
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     if not placeholders:
         return ""
@@ -152,11 +231,20 @@ def _add_guards(graph: Graph) -> str:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             continue
-        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        shape = tuple(map(_fixed, value.shape))
         with graph.inserting_after(placeholders[-1]):
+            if shape and shape[0] is None and (least > 1 or first is not None):
+                graph.call_function(require_batch, (node, least, node.name, first))
             graph.call_function(require_shape, (node, shape, node.name))
+        first = node if first is None and shape and shape[0] is None else first
         words.append("(" + ", ".join("N" if size is None else str(size) for size in shape) + ")")
-    return " and ".join(words)
+    return " and ".join(words) + (f" with N of at least {least}" if first is not None and least > 1 else "")
+
+
+def _fixed(size: Any) -> int | None:
+    """Return a size that is the same for all inputs, be it as a symbol that stands for one number; None for others."""
+    known: int | None = size if isinstance(size, int) else size.node.maybe_as_int()
+    return known
 
 
 def _tensors(graph: Graph) -> list[Node]:

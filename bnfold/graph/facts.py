@@ -16,7 +16,7 @@ from bnfold.graph import calls
 from bnfold.graph.captured import Capture
 from bnfold.graph.constants import evaluate
 from bnfold.graph.effects import is_pure
-from bnfold.graph.exported import require_shape
+from bnfold.graph.exported import require_batch, require_shape
 from bnfold.graph.memory import Memory
 from bnfold.graph.ranks import asserted_rank, rank_after_reshape
 from bnfold.graph.shapes import Shapes, shapes_of
@@ -286,7 +286,7 @@ class Facts:
 
 def _reads_metadata(user: Node, value: Node) -> bool:
     """Whether a reader takes only the shape or the dtype of ``value``: a guard, or the model of a reshape."""
-    if user.target in (require_rank, require_shape):
+    if user.target in (require_rank, require_shape, require_batch):
         return True
     name = str(user.target) if user.op == "call_method" else getattr(user.target, "__name__", "")
     return name.partition(".")[0] in _LIKE and value in user.args[1:] and user.args[0] is not value

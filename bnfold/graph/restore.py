@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnfold.graph.values import was_written
+from bnfold.graph.values import version, was_written
 
-__all__ = ["left_as_found", "put_back", "random_state"]
+__all__ = ["buffers_of", "left_as_found", "put_back", "random_state"]
 
 
 @contextlib.contextmanager
@@ -73,6 +73,12 @@ def random_state() -> tuple[Any, ...]:
     """The state of the generators that a forward may draw from: torch's, Python's and numpy's."""
     _, keys, position, *_ = np.random.get_state()
     return torch.random.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), position
+
+
+def buffers_of(model: nn.Module) -> list[tuple[Tensor, int | None, Tensor]]:
+    """Return the buffers of a model with what :func:`put_back` needs."""
+    held = dict.fromkeys(buffer for part in model.modules() for buffer in part._buffers.values() if buffer is not None)
+    return [(buffer, version(buffer), buffer.clone()) for buffer in held]
 
 
 def put_back(state: list[tuple[Tensor, int | None, Tensor]]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from bnfold.fold.pieces import unfolded_model
 from bnfold.report.details import SiteError
 from bnfold.verify.locate import distance, twins
 from bnfold.verify.outputs import flatten
-from bnfold.verify.reference import everything_in_float64, exact_arithmetic, fresh, in_float64
+from bnfold.verify.reference import everything_in_float64, exact_arithmetic, fresh, fresh_in_float64
 
 if TYPE_CHECKING:
     from bnfold.fold.api import Folding
@@ -50,7 +50,7 @@ def site_errors_of(folding: Folding, inputs: Sequence[Any]) -> tuple[tuple[SiteE
         with exact_arithmetic():
             keeper = _Keeper(oracle, {one for _, sides in pairs for side in sides for one, _ in side})
             with everything_in_float64():
-                keeper.run(*(in_float64(value) for value in fresh(inputs)))
+                keeper.run(*fresh_in_float64(inputs))
             floors = _errors(original, [sides[0] for _, sides in pairs], keeper.kept, inputs)
             errors = _errors(folded, [sides[1] for _, sides in pairs], keeper.kept, inputs)
     except Exception as error:

@@ -22,7 +22,7 @@ from bnfold.export import onnx_of
 from bnfold.verify.exercise import BATCHNORMS
 from bnfold.verify.floor import Evaluated, NoiseFloor
 from bnfold.verify.locate import Located, locate, locate_by_name
-from bnfold.verify.reference import copied_in_float64, everything_in_float64, fresh, in_float64
+from bnfold.verify.reference import copied_in_float64, everything_in_float64, fresh_in_float64
 from bnfold.verify.report import Comparison
 from bnfold.verify.witness import Witness, compare, of_onnx
 
@@ -65,7 +65,7 @@ def culprit(
     found: Located | None = None
     # a graph that cannot be run node by node, or that raises as the candidate did, is not located: the verdict stands
     with contextlib.suppress(Exception), everything_in_float64():
-        inputs = tuple(in_float64(value) for value in fresh(case.inputs))
+        inputs = fresh_in_float64(case.inputs)
         if folding is not None:
             graph, exact = folding.in_float64()
             found = locate(graph, exact, folding.plan, inputs, exact=True)

@@ -69,8 +69,11 @@ def evaluate(
         except Exception as error:
             return f"The original does not run in float64: {in_words(error)}."
         difference = _oracle_difference(own, oracle)
-        if difference is not None:
+        if difference is not None and case.given:
             return f"The original answers otherwise in float64: {difference}."
+        if difference is not None:
+            notes.append(f"The original answers otherwise in float64 on {case.name}, which is left out: {difference}.")
+            continue
         item = Evaluated.of(case, oracle, own, original.eps)
         notes += [
             f"On {case.name} the original's own rounding moves {own[position].name} by {jump:.2g} of its peak; "

@@ -92,9 +92,9 @@ class NoiseFloor:
         self._seed = seed
         self._floors: list[dict[int, Floor]] = [{} for _ in evaluated]
         self._drawn: set[int] = set()
-        for position, leaf in enumerate(evaluated[0].original if evaluated else ()):
-            if leaf.is_tensor:
-                self._measure(position)
+        # a detector answers a list with as many entries as there are images: later cases may have more outputs
+        for position in range(max((len(item.original) for item in evaluated), default=0)):
+            self._measure(position)
 
     def of(self, number: int, position: int) -> Floor:
         """Return the floor of case ``number`` and output ``position``."""
@@ -134,17 +134,21 @@ class NoiseFloor:
     def _raise(self, number: int, answer: Sequence[Leaf]) -> None:
         """Raise the floors of a case to the errors of another answer of the original."""
         for position, now in list(self._floors[number].items()):
+            if position >= len(answer):
+                continue
             exact, value = self._evaluated[number].oracle[position].value, answer[position].value
             if isinstance(value, Tensor) and value.shape == exact.shape:
                 error = measure(exact, value)
                 self._floors[number][position] = Floor(max(now.largest, error.largest), max(now.mean, error.mean))
 
     def _measure(self, position: int) -> None:
-        errors = [None if position in item.jumps else _own_error(item, position) for item in self._evaluated]
+        errors = [_own_error(item, position) for item in self._evaluated]
         numbers = [error for error in errors if error is not None and not error.counted and error.peak > 0]
         typical = statistics.median([error.largest / error.peak for error in numbers] or [0.0])
         typical_mean = statistics.median([error.mean / error.peak for error in numbers] or [0.0])
         for item, floors, error in zip(self._evaluated, self._floors, errors, strict=True):
+            if position >= len(item.original):
+                continue
             if error is None:
                 floors[position] = Floor(0.0, 0.0)
             elif error.counted:
@@ -158,6 +162,8 @@ class NoiseFloor:
 
 
 def _own_error(item: Evaluated, position: int) -> Error | None:
+    if position in item.jumps or position >= len(item.original):
+        return None
     own, exact = item.original[position], item.oracle[position]
     if not own.is_tensor or not exact.is_tensor or own.value.shape != exact.value.shape:
         return None

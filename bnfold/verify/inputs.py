@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from bnfold.batch import as_tuple, batch_positions
 from bnfold.errors import UsageError
@@ -47,7 +48,7 @@ def given_case(name: str, inputs: Any) -> Case:
     """
     values = as_tuple(inputs)
     for position, value in enumerate(values):
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not all(_finite(leaf) for leaf in pytree.tree_leaves(value)):
             raise UsageError(
                 f"Input {position} of {name} holds NaN or infinity.", fix="Compare on inputs that are finite numbers."
             )
@@ -76,7 +77,11 @@ def seeded_cases(example: Sequence[Any], *, seed: int, thorough: bool = False) -
             ("small", 1, _small),
         ]
     generator = torch.Generator().manual_seed(seed)
-    return [Case(f"{name}, batch {size}", _drawn(example, size, draw, generator)) for name, size, draw in plan]
+    batched = bool(batch_positions(example))
+    return [
+        Case(f"{name}, batch {size}" if batched else name, _drawn(example, size, draw, generator))
+        for name, size, draw in plan
+    ]
 
 
 def other_size(example: Sequence[Any], *, seed: int) -> Case | None:
@@ -102,10 +107,23 @@ def other_size(example: Sequence[Any], *, seed: int) -> Case | None:
 
 def _drawn(example: Sequence[Any], size: int, draw: Draw, generator: torch.Generator) -> tuple[Any, ...]:
     positions = batch_positions(example)
+
+    def inside(value: Any) -> Any:  # of a list or a dict: no batch, so of the example's size
+        many = isinstance(value, Tensor) and value.ndim > 0
+        return _like(value, value.shape[0], draw, generator) if many else value
+
     return tuple(
-        _like(value, size, draw, generator) if position in positions else value
+        _like(value, size, draw, generator)
+        if position in positions
+        else value
+        if isinstance(value, Tensor)
+        else pytree.tree_map(inside, value)
         for position, value in enumerate(example)
     )
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
 def _like(value: Tensor, size: int, draw: Draw, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.verify.outputs import Leaf, flatten
-from bnfold.verify.reference import copied, copied_in_float64, everything_in_float64, fresh, in_float64
+from bnfold.verify.reference import (
+    copied,
+    copied_in_float64,
+    everything_in_float64,
+    fresh,
+    fresh_in_float64,
+)
 
 __all__ = ["MOVED", "Original", "Run", "TorchOriginal", "finest", "moved_by_an_ulp"]
 
@@ -76,18 +82,33 @@ class TorchOriginal:
     def exact(self, inputs: Sequence[Any]) -> list[Leaf]:
         """Answer in float64 throughout."""
         with everything_in_float64():
-            return flatten(self.in_float64(*(in_float64(value) for value in fresh(inputs))))
+            return flatten(self.in_float64(*fresh_in_float64(inputs)))
 
     def moved(self, seed: int) -> Run:
         """Return a copy with some of its weights moved by one unit in the last place."""
-        module = copied(self.module)
-        generator = torch.Generator().manual_seed(seed)
-        seen: set[int] = set()
-        for tensor in (*module.parameters(), *module.buffers()):
-            if id(tensor) not in seen and tensor.is_floating_point():
-                seen.add(id(tensor))
-                tensor.data = moved_by_an_ulp(tensor, generator)
+        module = _moved(copied(self.module), seed)
         return lambda inputs: flatten(module(*fresh(inputs)))
+
+    def moved_in_float64(self, seed: int) -> Run:
+        """Return the oracle with some of its weights moved by one unit in the last place of float64."""
+        module = _moved(copied_in_float64(self.module), seed)
+
+        def run(inputs: Sequence[Any]) -> list[Leaf]:
+            with everything_in_float64():
+                return flatten(module(*fresh_in_float64(inputs)))
+
+        return run
+
+
+def _moved(module: nn.Module, seed: int) -> nn.Module:
+    """Move some of a module's weights by one unit in the last place."""
+    generator = torch.Generator().manual_seed(seed)
+    seen: set[int] = set()
+    for tensor in (*module.parameters(), *module.buffers()):
+        if id(tensor) not in seen and tensor.is_floating_point():
+            seen.add(id(tensor))
+            tensor.data = moved_by_an_ulp(tensor, generator)
+    return module
 
 
 def finest(dtypes: Iterable[torch.dtype]) -> float:

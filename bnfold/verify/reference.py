@@ -30,6 +30,7 @@ __all__ = [
     "everything_in_float64",
     "exact_arithmetic",
     "fresh",
+    "fresh_in_float64",
     "in_float64",
 ]
 
@@ -96,7 +97,16 @@ def copied_in_float64(module: nn.Module) -> nn.Module:
 
 def fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:
     """Return inputs for one run: copies, since a model may write into what it is given."""
-    return tuple(value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value) for value in inputs)
+
+    def copied(value: Any) -> Any:
+        return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+    return tuple(pytree.tree_map(copied, tuple(inputs)))
+
+
+def fresh_in_float64(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Return inputs for one run in float64: copies, those inside of lists and dicts too."""
+    return tuple(pytree.tree_map(in_float64, fresh(inputs)))
 
 
 @contextlib.contextmanager

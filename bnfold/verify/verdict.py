@@ -14,7 +14,7 @@ from bnfold.verify.floor import ALGEBRA, Evaluated
 from bnfold.verify.inputs import Case
 from bnfold.verify.locate import site_errors
 from bnfold.verify.original import TorchOriginal
-from bnfold.verify.reference import everything_in_float64, fresh, in_float64
+from bnfold.verify.reference import everything_in_float64, fresh_in_float64
 from bnfold.verify.report import Comparison, Report
 from bnfold.verify.weights import WEIGHTS
 
@@ -54,7 +54,7 @@ def with_reach(report: Report, original: TorchOriginal, folding: Any, evaluated:
     fair = [item for item in evaluated if not item.case.resized]
     for number, item in enumerate(reversed(fair)):
         with everything_in_float64():
-            names = unreached(original.in_float64, tuple(in_float64(value) for value in fresh(item.case.inputs)))
+            names = unreached(original.in_float64, fresh_in_float64(item.case.inputs))
         silent = names if number == 0 else [name for name in silent if name in names]
         if not silent:
             return report
@@ -74,7 +74,7 @@ def _right_at_their_sites(folding: Any, case: Case) -> set[str]:
     graph, exact = folding.in_float64()
     with everything_in_float64():
         try:
-            errors = site_errors(graph, exact, folding.plan, tuple(in_float64(value) for value in fresh(case.inputs)))
+            errors = site_errors(graph, exact, folding.plan, fresh_in_float64(case.inputs))
         except Exception:
             return set()  # a graph that cannot be run node by node proves nothing
     compared = {decision.site for decision, _ in errors}
@@ -92,7 +92,7 @@ def _proves_nothing(evaluated: Sequence[Evaluated]) -> str | None:
     """Return why the comparisons could not have failed, or None if they could."""
     fair = [item for item in evaluated if not item.case.resized]
     values = [
-        [item.oracle[position].value for item in fair if position not in item.jumps]
+        [item.oracle[position].value for item in _answering(fair, position) if position not in item.jumps]
         for position, leaf in enumerate(fair[0].oracle)
         if leaf.is_tensor and leaf.value.numel() > 0
     ]
@@ -122,8 +122,13 @@ def _constant_outputs(evaluated: Sequence[Evaluated]) -> list[str]:
         if leaf.is_tensor
         and leaf.value.is_floating_point()
         and leaf.value.numel() > 0
-        and not _varies([item.oracle[position].value for item in fair])
+        and not _varies([item.oracle[position].value for item in _answering(fair, position)])
     ]
+
+
+def _answering(evaluated: Sequence[Evaluated], position: int) -> list[Evaluated]:
+    """Return the cases on which there is a tensor at a position: an answer for each image of a list, say."""
+    return [item for item in evaluated if position < len(item.oracle) and item.oracle[position].is_tensor]
 
 
 def _varies(values: Sequence[Tensor]) -> bool:

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.errors import BnfoldError
+from bnfold.graph.exported import OtherShapeError
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case
 from bnfold.verify.outputs import Leaf, flatten, nest_difference, plain_name
-from bnfold.verify.reference import copied, copied_in_float64, everything_in_float64, fresh, in_float64
+from bnfold.verify.reference import copied, copied_in_float64, everything_in_float64, fresh, fresh_in_float64
 from bnfold.verify.report import Comparison, Stage
 from bnfold.verify.runtime import Optimisation, OrtModel, counted
 
@@ -159,6 +160,9 @@ def compare(
             if case.resized:
                 notes.append(f"The candidate takes no other size than the example's: {in_words(problem)}.")
                 continue
+            if isinstance(problem, OtherShapeError) and not case.given:
+                notes.append(f"Not compared on {case.name}: {in_words(problem)}.")
+                continue
             yield _failure(witness, case, f"it does not run on {case.name}: {in_words(problem)}")
             return
         pairs = _paired(witness, item, answer)
@@ -167,6 +171,8 @@ def compare(
             return
         for position, leaf in pairs:
             expected = (item.oracle if witness.in_float64 else item.original)[position]
+            if position in item.jumps and _differ_in_shape(expected, leaf):
+                continue  # how many boxes a detector keeps may hang on rounding, too
             problem_found = beyond_rounding(expected, leaf)
             if problem_found is not None:
                 yield _failure(witness, case, f"{problem_found}, on {case.name}")
@@ -217,6 +223,10 @@ def in_words(error: BaseException) -> str:
     """Return an error's message in one line without a full stop."""
     text = error.what if isinstance(error, BnfoldError) else str(error)
     return " ".join(text.split())[:300].rstrip(".") or type(error).__name__
+
+
+def _differ_in_shape(one: Leaf, other: Leaf) -> bool:
+    return one.is_tensor and other.is_tensor and one.value.shape != other.value.shape
 
 
 def _judged(
@@ -270,7 +280,7 @@ def _joined(expected: Tensor, value: Tensor) -> Tensor:
 def _in_float64(module: nn.Module) -> Callable[[Case], list[Leaf]]:
     def run(case: Case) -> list[Leaf]:
         with everything_in_float64():
-            return flatten(module(*(in_float64(value) for value in fresh(case.inputs))))
+            return flatten(module(*fresh_in_float64(case.inputs)))
 
     return run
 
