@@ -38,6 +38,7 @@ from benchmarks.zoo_measure import Throughout64, call, count_batch_norm_calls, d
 from bnfold import __version__
 from bnfold.errors import BnfoldError, CaptureError
 from bnfold.fold import api
+from bnfold.graph.exported import OtherShapeError
 
 __all__ = ["TOLERANCE", "check", "examine"]
 
@@ -45,6 +46,7 @@ TOLERANCE = 1e-9
 ROUNDING_FACTOR = 20.0  # how many times the original's own float32 error the fold's may be
 ROUNDING_FLOOR = 1e-5  # of the peak: an error below this is never called inexact
 NAMES_KEPT = 8
+EXAMPLE_BATCH = 2  # another than is compared: a fold holds for any
 TOO_LARGE_FOR_FUSE = 1e9  # parameters
 LARGER = (128, 224)  # input sizes to try next where some BatchNorms are not seen
 Record = dict[str, Any]
@@ -147,7 +149,12 @@ def _examine(subject: Subject, record: Record, stage: Stage, export: bool, merge
     record["left"] = count_batch_norm_calls(folded)
 
     stage.enter("run folded")
-    after = call(folded, inputs)
+    try:
+        after = call(folded, inputs)
+    except OtherShapeError:  # captured for the example's batch alone
+        record["batch"] = EXAMPLE_BATCH
+        inputs = fresh_inputs(subject.entry, subject.shape, batch=EXAMPLE_BATCH, seed=subject.seed + 11)
+        before, after = call(model, inputs), call(folded, inputs)
     if distance(before, call(model, inputs)) != 0.0 or any(module.training for module in model.modules()):
         record["outcome"], record["message"] = "wrong", "the fold changed the model it was given"
         return
@@ -199,7 +206,7 @@ def _judge(record: Record) -> None:
 
 def _fold(subject: Subject, record: Record, merge: bool) -> api.Folding:
     """Fold without example inputs; where that fails or leaves something, with them, and keep the better."""
-    example = fresh_inputs(subject.entry, subject.shape, batch=2, seed=subject.seed + 10)
+    example = fresh_inputs(subject.entry, subject.shape, batch=EXAMPLE_BATCH, seed=subject.seed + 10)
     without: api.Folding | None = None
     with timed(record["seconds"]):
         try:
