@@ -38,7 +38,7 @@ from benchmarks.zoo_measure import Throughout64, call, count_batch_norm_calls, d
 from bnfold import __version__
 from bnfold.errors import BnfoldError, CaptureError
 from bnfold.fold import api
-from bnfold.graph.exported import OtherShapeError
+from bnfold.graph.tracer import OtherInputError
 
 __all__ = ["TOLERANCE", "check", "examine"]
 
@@ -151,7 +151,7 @@ def _examine(subject: Subject, record: Record, stage: Stage, export: bool, merge
     stage.enter("run folded")
     try:
         after = call(folded, inputs)
-    except OtherShapeError:  # captured for the example's batch alone
+    except OtherInputError:  # captured for the example's batch alone
         record["batch"] = EXAMPLE_BATCH
         inputs = fresh_inputs(subject.entry, subject.shape, batch=EXAMPLE_BATCH, seed=subject.seed + 11)
         before, after = call(model, inputs), call(folded, inputs)

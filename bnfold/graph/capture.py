@@ -135,7 +135,7 @@ def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
         raise CaptureError(f"{first.what} {second.what} {error.what}", fix=error.fix) from error
 
 
-def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: frozenset[str] = frozenset()) -> Capture:
+def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[str, Any] | None = None) -> Capture:
     parts = dict(model.named_modules())
     tracer = ModelTracer(inputs or (), named)
     before = random_state()
@@ -228,7 +228,7 @@ def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
         if wrapper_refusal(part) is not None or isinstance(part, nn.modules.batchnorm._BatchNorm):
             return None
         try:
-            return _symbolic(part, args, frozenset(kwargs))
+            return _symbolic(part, args, kwargs)
         except CaptureError:
             return None
 

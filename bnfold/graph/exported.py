@@ -22,14 +22,11 @@ from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.quiet import quiet
 from bnfold.graph.restore import buffers_of, put_back
 from bnfold.graph.shells import shell
+from bnfold.graph.tracer import OtherInputError, require_value
 
-__all__ = ["OtherShapeError", "export_graph", "require_batch", "require_shape"]
+__all__ = ["export_graph", "require_batch", "require_shape"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-
-
-class OtherShapeError(ValueError):
-    """A folded model is called with inputs of a shape that it was not captured for."""
 
 
 @has_side_effect
@@ -37,7 +34,7 @@ def require_shape(value: Any, shape: tuple[int | None, ...], name: str) -> None:
     """Raise unless an input has the shape that the graph was captured for; None stands for any size.
 
     Raises:
-        OtherShapeError: it has another.
+        OtherInputError: it has another.
     """
     if isinstance(value, Proxy):  # a graph is traced again, when it is unpickled or folded again
         value.tracer.create_proxy("call_function", require_shape, (value, shape, name), {})
@@ -47,7 +44,7 @@ def require_shape(value: Any, shape: tuple[int | None, ...], name: str) -> None:
         want is not None and want != have for want, have in zip(shape, actual, strict=True)
     ):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise OtherShapeError(
+        raise OtherInputError(
             f"input {name!r} has shape {actual}, and this graph was captured by torch.export for ({wanted}). Fold the "
             "model again with example_inputs of the shape that you need."
         )
@@ -64,7 +61,7 @@ def require_batch(value: Any, least: int, name: str, like: Any = None) -> None:
         like: another input, which must have as large a batch.
 
     Raises:
-        OtherShapeError: it is none.
+        OtherInputError: it is none.
     """
     if isinstance(value, Proxy):
         value.tracer.create_proxy("call_function", require_batch, (value, least, name, like), {})
@@ -72,7 +69,7 @@ def require_batch(value: Any, least: int, name: str, like: Any = None) -> None:
     size = value.shape[0]
     if size < least or (like is not None and size != like.shape[0]):
         wanted = f"at least {least}" if size < least else f"the other inputs' {like.shape[0]}"
-        raise OtherShapeError(
+        raise OtherInputError(
             f"input {name!r} has a batch of {size}, and this graph was captured by torch.export for {wanted}. Fold the "
             "model again with example_inputs of the batch that you need."
         )
@@ -230,6 +227,9 @@ def _add_guards(graph: Graph, least: int) -> str:
     for node in placeholders:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
+            if "val" in node.meta and isinstance(value, (bool, int, float, str, type(None))):
+                with graph.inserting_after(placeholders[-1]):
+                    graph.call_function(require_value, (node, value, node.name))
             continue
         shape = tuple(map(_fixed, value.shape))
         with graph.inserting_after(placeholders[-1]):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from bnfold.graph.shells import shell
+from bnfold.graph.tracer import CHOICES
 
 __all__ = ["calls_of_parts", "find_pieces"]
 
@@ -91,6 +92,15 @@ def find_pieces(
 
 
 def _alike(calls: list[Call]) -> bool:
-    """Whether all calls of a part give the same arguments, in number and name."""
+    """Whether all calls of a part give the same arguments, in number and name, and make the same choices by them."""
     first = (len(calls[0][0]), sorted(calls[0][1]))
-    return all((len(args), sorted(kwargs)) == first for args, kwargs in calls)
+    if any((len(args), sorted(kwargs)) != first for args, kwargs in calls):
+        return False
+    return all(_choices(call) == _choices(calls[0]) for call in calls[1:])
+
+
+def _choices(call: Call) -> dict[Any, Any]:
+    args, kwargs = call
+    given: dict[Any, Any] = dict(enumerate(args))
+    given.update(kwargs)
+    return {where: value for where, value in given.items() if isinstance(value, CHOICES)}

@@ -6,7 +6,7 @@ What it does differently from :class:`torch.fx.Tracer`:
 * ``x += y`` stays in place (:mod:`bnfold.graph.inplace`), so that what else looks at ``x`` sees it;
 * ``isinstance(x, torch.Tensor)`` is answered as of a tensor (:mod:`bnfold.graph.proxies`);
 * arguments with a default that the caller did not give take that default, guarded, so that ``if mask is not None``
-  means what it says;
+  means what it says; and so do choices that the caller gives: None, a flag, the name of a mode;
 * parameters and buffers are found by identity in one look, where the base class searches all of them each time;
 * a module that carries hooks, or whose ``forward`` was replaced on the instance, is a leaf, so that these run;
 * each node knows the source line and the module it came from, in ``node.meta["source"]`` and ``["module"]``.
@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 from types import CodeType, FrameType, MethodType
 from typing import Any
 
@@ -31,21 +32,41 @@ from bnfold.graph.proof import behaves_like_batch_norm
 from bnfold.graph.proxies import InPlaceProxy, is_foreign
 from bnfold.graph.taught import Normalizes, Statistics, claim_of, statistics_of
 
-__all__ = ["NARROW", "ModelTracer", "carries_hooks", "replaces_forward", "require_default", "require_rank"]
+__all__ = [
+    "CHOICES",
+    "NARROW",
+    "ModelTracer",
+    "OtherInputError",
+    "carries_hooks",
+    "replaces_forward",
+    "require_rank",
+    "require_value",
+]
 
-_SIMPLE = (bool, int, float, str, type(None))
+_SIMPLE = (bool, int, float, str, type(None), torch.dtype, torch.device)
+
+# What code asks with `is`, or branches on. A traced value would answer the first wrongly, and stop at the second.
+CHOICES = (bool, str, type(None), Enum, torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+
+class OtherInputError(ValueError):
+    """A folded model is called with an input for which its graph is not right."""
 
 
 @has_side_effect
-def require_default(value: Any, default: Any, name: str) -> None:
-    """Raise unless an argument still has the default that the graph was captured with."""
+def require_value(value: Any, captured: Any, name: str) -> None:
+    """Raise unless an argument, or a value inside of one, is what the graph was captured with.
+
+    Raises:
+        OtherInputError: it is not.
+    """
     if isinstance(value, Proxy):  # a graph is traced again, when it is unpickled or folded again
-        value.tracer.create_proxy("call_function", require_default, (value, default, name), {})
+        value.tracer.create_proxy("call_function", require_value, (value, captured, name), {})
         return
-    if value is not default and not (isinstance(value, _SIMPLE) and value == default):
-        raise ValueError(
-            f"argument {name!r} was captured with its default, {default!r}. To use another value, pass it in "
-            "example_inputs when folding."
+    if value is not captured and not (isinstance(value, _SIMPLE) and value == captured):
+        raise OtherInputError(
+            f"argument {name!r} was captured as {captured!r}. To use another value, pass it in example_inputs when "
+            "folding."
         )
 
 
@@ -104,15 +125,15 @@ class ModelTracer(Tracer):
 
     Args:
         given: the positional arguments that the caller gives, for their classes; later ones with a default keep it.
-        named: names of arguments that the caller gives by keyword.
+        named: arguments that the caller gives by keyword.
     """
 
     proxy_buffer_attributes = False
 
-    def __init__(self, given: tuple[Any, ...], named: frozenset[str] = frozenset()) -> None:
+    def __init__(self, given: tuple[Any, ...], named: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.given = given
-        self.named = named
+        self.named = named or {}
         self.constants: dict[str, torch.Tensor] = {}
         self._constant_names: dict[int, str] = {}
         self._tensor_names: dict[int, str] = {}
@@ -283,19 +304,24 @@ class ModelTracer(Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        """Make the placeholders, and put defaults in place of those that the caller does not give."""
+        """Make the placeholders, and put values in place of those that are choices, or not given."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         position = 0
         for index, arg in enumerate(args):
             if not isinstance(arg, Proxy) or arg.node.op != "placeholder":
                 continue
-            if position < len(self.given):
-                arg.node.meta["class"] = type(self.given[position])
-            has_default = bool(arg.node.args) and not str(arg.node.target).startswith("*")
-            if has_default and position >= len(self.given) and arg.node.target not in self.named:
-                default = arg.node.args[0]
-                self.create_node("call_function", require_default, (arg.node, default, str(arg.node.target)), {})
-                args[index] = default
+            name = str(arg.node.target)
+            frozen = not name.startswith("*")
+            if position < len(self.given) or name in self.named:
+                value = self.given[position] if position < len(self.given) else self.named[name]
+                arg.node.meta["class"] = type(value)
+                frozen = frozen and isinstance(value, CHOICES)
+            else:
+                frozen = frozen and bool(arg.node.args)
+                value = arg.node.args[0] if frozen else None  # the default
+            if frozen:
+                self.create_node("call_function", require_value, (arg.node, value, name), {})
+                args[index] = value
             position += 1
         return function, args
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.errors import BnfoldError
-from bnfold.graph.exported import OtherShapeError
+from bnfold.graph.tracer import OtherInputError
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case
@@ -160,7 +160,7 @@ def compare(
             if case.resized:
                 notes.append(f"The candidate takes no other size than the example's: {in_words(problem)}.")
                 continue
-            if isinstance(problem, OtherShapeError) and not case.given:
+            if isinstance(problem, OtherInputError) and not case.given:
                 notes.append(f"Not compared on {case.name}: {in_words(problem)}.")
                 continue
             yield _failure(witness, case, f"it does not run on {case.name}: {in_words(problem)}")

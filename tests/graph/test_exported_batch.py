@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
-from bnfold.graph.exported import OtherShapeError
+from bnfold.graph.tracer import OtherInputError
 from tests.fold.support import ALGEBRA, Net, double, error_of_peak, run, values
 
 
@@ -49,7 +49,7 @@ def test_every_batch_is_answered_rightly_or_refused(name: str, example: int) -> 
         x = values(size, 3, 9, 9)
         try:
             got = run(folding.module, x)
-        except OtherShapeError:
+        except OtherInputError:
             continue
         assert error_of_peak(run(net, x), got) <= ALGEBRA, size
         answered.append(size)
@@ -77,7 +77,7 @@ def test_inputs_that_had_one_batch_must_have_one_batch() -> None:
     assert folding.plan.capture == "export"
     x, y = values(5, 3, 9, 9), values(5, 4, 7, 7)
     assert error_of_peak(run(net, x, y), run(folding.module, x, y)) <= ALGEBRA
-    with pytest.raises(OtherShapeError, match=r"a batch of 1, and this graph .* the other inputs' 5"):
+    with pytest.raises(OtherInputError, match=r"a batch of 1, and this graph .* the other inputs' 5"):
         folding.module(x, y[:1])
 
 

@@ -1,0 +1,91 @@
+"""Inputs that are no tensors: the folded model is right for what it was captured with, and refuses the rest."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bnfold
+from bnfold.graph.tracer import OtherInputError
+from tests.fold.support import ALGEBRA, double, error_of_peak, run, values
+
+
+class Mode(Enum):
+    ONE = 1
+    TWO = 2
+
+
+class Chooses(nn.Module):
+    def __init__(self, forward: Any) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.choose = forward
+
+    def forward(self, x: Tensor, choice: Any) -> Tensor:
+        return self.choose(self.bn(self.conv(x)), choice)  # type: ignore[no-any-return]
+
+
+def repeated(y: Tensor, n: int) -> Tensor:
+    for _ in range(n):
+        y = y * 2
+    return y
+
+
+# what the model does with its second input, the example's and another
+CHOICES: dict[str, tuple[Any, Any, Any]] = {
+    "none": (lambda y, c: y if c is None else y * c, None, torch.tensor(3.0, dtype=torch.float64)),
+    "is true": (lambda y, c: y * 2 if c is True else y, True, False),
+    "flag": (lambda y, c: y * 2 if c else y, False, True),
+    "name": (lambda y, c: y * 2 if c == "a" else y, "a", "b"),
+    "enum": (lambda y, c: y * 2 if c is Mode.ONE else y, Mode.ONE, Mode.TWO),
+    "count": (repeated, 2, 3),
+    "compared": (lambda y, c: y * 2 if c > 1.5 else y, 2.0, 1.0),
+    "in a dict": (lambda y, c: y * 2 if c["n"] > 1 else y, {"n": 2}, {"n": 1}),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_is_captured_and_another_is_refused(name: str) -> None:
+    forward, choice, other = CHOICES[name]
+    net, x = double(Chooses(forward)), values(2, 3, 9, 9)
+    folding = bnfold.fold(net, (x, choice))
+    assert folding.plan.summary["fold"] == 1
+    assert error_of_peak(run(net, x, choice), run(folding.module, x, choice)) <= ALGEBRA
+    assert error_of_peak(run(net, x, other), run(net, x, choice)) > 0.1
+    with pytest.raises(OtherInputError, match=r"captured as .* pass it in example_inputs"):
+        folding.module(x, other)
+
+
+def test_a_number_that_is_only_computed_with_stays_an_input() -> None:
+    net, x = double(Chooses(lambda y, c: y * c)), values(2, 3, 9, 9)
+    folding = bnfold.fold(net, (x, 2.0))
+    assert folding.plan.capture == "symbolic"
+    assert error_of_peak(run(net, x, 5.0), run(folding.module, x, 5.0)) <= ALGEBRA
+
+
+class CallsTwice(nn.Module):
+    """Its own forward cannot be captured, and it calls a part with two different choices."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        super().__init__()
+        self.part = Chooses(lambda y, c: y * 2 if c is None else y)
+        self.head = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+        self.calls = (first, second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.sum()) > 1e9:
+            return x
+        return self.head(self.part(x, choice=self.calls[0]) + self.part(x, choice=self.calls[1]))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("first", [None, "a"])
+@pytest.mark.parametrize("second", [None, "a"])
+def test_a_part_that_is_called_with_two_choices_is_right_for_both(first: Any, second: Any) -> None:
+    net, x = double(CallsTwice(first, second)), values(2, 3, 9, 9)
+    folding = bnfold.fold(net, x, capture="piecewise")
+    assert folding.plan.summary["fold"] == (2 if first == second else 1)
+    assert error_of_peak(run(net, x), run(folding.module, x)) <= ALGEBRA
