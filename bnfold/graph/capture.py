@@ -62,7 +62,7 @@ def require_eval(parts: Mapping[str, nn.Module]) -> None:
 
 def _require_room(model: nn.Module, inputs: tuple[Any, ...]) -> None:
     try:
-        parameters = inspect.signature(model.forward).parameters.values()
+        parameters = inspect.signature(model.forward, follow_wrapped=False).parameters.values()
     except (TypeError, ValueError):  # written in C, or a signature of its own
         return
     kinds = [parameter.kind for parameter in parameters]
@@ -103,20 +103,21 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
     forget()
     inputs = as_inputs(example_inputs)
     _require_room(model, inputs or ())
+    if how == "auto":
+        return _automatic(model, inputs, parts)
     with left_as_found(parts.values()):
-        if how != "auto":
-            return _WAYS[how](model, inputs)
-        return _automatic(model, inputs)
+        return _WAYS[how](model, inputs)
 
 
 class _ImpureError(CaptureError):
     """``forward`` does more than compute its output from its input, and no graph records that."""
 
 
-def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
+def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None, parts: Mapping[str, nn.Module]) -> Capture:
     """Trace symbolically; where that fails, export; where that fails too, say both."""
     try:
-        return _symbolic(model, inputs)
+        with left_as_found(parts.values()):
+            return _symbolic(model, inputs)
     except CaptureError as error:
         if isinstance(error, _ImpureError):  # another way to capture it would freeze the same
             raise CaptureError(error.what, fix=error.fix) from error
@@ -126,11 +127,13 @@ def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
             first.what, fix="Pass example_inputs, so that torch.export can capture it by running it."
         ) from first
     try:
-        return _exported(model, inputs)
+        with left_as_found(parts.values()):
+            return _exported(model, inputs)
     except CaptureError as error:
         second = error
     try:
-        return _piecewise(model, inputs)
+        with left_as_found(parts.values()):
+            return _piecewise(model, inputs)
     except CaptureError as error:
         raise CaptureError(f"{first.what} {second.what} {error.what}", fix=error.fix) from error
 

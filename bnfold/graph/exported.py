@@ -8,7 +8,6 @@ more; that it is right for a batch of one, too, is tried.
 
 from __future__ import annotations
 
-import copy
 import re
 from typing import Any, TypeAlias
 
@@ -20,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.quiet import quiet
-from bnfold.graph.restore import buffers_of, put_back
+from bnfold.graph.restore import buffers_of, left_as_found, put_back
 from bnfold.graph.shells import shell
 from bnfold.graph.tracer import OtherInputError, require_value
 
@@ -30,15 +29,26 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 @has_side_effect
-def require_shape(value: Any, shape: tuple[int | None, ...], name: str) -> None:
-    """Raise unless an input has the shape that the graph was captured for; None stands for any size.
+def require_shape(value: Any, shape: tuple[int | None, ...], name: str, dtype: torch.dtype | None = None) -> None:
+    """Raise unless an input has the shape and the kind of numbers that the graph was captured for.
+
+    Args:
+        value: the input.
+        shape: None stands for any size.
+        name: of the input.
+        dtype: a floating one stands for all of them: what was captured in float32 is right for ``.half()``.
 
     Raises:
         OtherInputError: it has another.
     """
     if isinstance(value, Proxy):  # a graph is traced again, when it is unpickled or folded again
-        value.tracer.create_proxy("call_function", require_shape, (value, shape, name), {})
+        value.tracer.create_proxy("call_function", require_shape, (value, shape, name, dtype), {})
         return
+    if dtype is not None and value.dtype != dtype and not (dtype.is_floating_point and value.dtype.is_floating_point):
+        raise OtherInputError(
+            f"input {name!r} is of {value.dtype}, and this graph was captured by torch.export for {dtype}. Fold the "
+            "model again with example_inputs of the dtype that you need."
+        )
     actual = tuple(value.shape)
     if len(actual) != len(shape) or any(
         want is not None and want != have for want, have in zip(shape, actual, strict=True)
@@ -85,8 +95,10 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
         Exception: whatever ``torch.export`` raises, with the batch dynamic and without.
     """
     model = _with_plain_batch_norms(model)
-    grown = tuple(_two_or_more(value) for value in inputs)
-    batch = next((value.shape[0] for value in grown if isinstance(value, Tensor) and value.ndim), None)
+    inputs = pytree.tree_map(_own, inputs)  # export takes one tensor that is given twice for one input
+    batch = next((value.shape[0] for value in inputs if isinstance(value, Tensor) and value.ndim), None)
+    grown = tuple(map(_two_or_more, inputs)) if batch == 1 else inputs
+    batch = 2 if batch == 1 else batch
     # not Dim.AUTO, which would narrow the batch in silence where the code looks at it
     dim = torch.export.Dim("batch")
     dynamic = tuple({0: dim} if isinstance(v, Tensor) and v.ndim and v.shape[0] == batch else None for v in grown)
@@ -98,7 +110,7 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
             module = program.module(check_guards=False)
             if not _right_for_one(model, module, inputs, dynamic):
                 least = 2
-                if any(value is not old for value, old in zip(grown, inputs, strict=True)):
+                if grown is not inputs:
                     raise ValueError("a batch of one is what was asked for")
         except Exception:
             module = torch.export.export(model, inputs).module(check_guards=False)
@@ -169,6 +181,10 @@ def _inline_regions(graph: Graph, module: nn.Module) -> None:
         graph.erase_node(node)
 
 
+def _own(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
 def _two_or_more(value: Any) -> Any:
     """A batch of one would be taken for a constant: repeat it."""
     if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1:
@@ -187,17 +203,28 @@ def _right_for_one(model: nn.Module, module: nn.Module, inputs: tuple[Any, ...],
     Code that asks for it, a ``squeeze()`` say, is recorded as for larger batches.
     """
     single = tuple(value if dim is None else value[:1] for value, dim in zip(inputs, dynamic, strict=True))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = tuple(
+            torch.randn_like(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for value in single
+        )
+    return all(_agree(model, module, tried) for tried in (single, drawn))
+
+
+def _agree(model: nn.Module, module: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether a model and its graph, which holds the same tensors, answer alike; nothing is changed by their runs."""
     answers: list[list[Any]] = []
+    state = buffers_of(model)
     for run in (model, module):
-        state = buffers_of(model)
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                answers.append(pytree.tree_leaves(run(*copy.deepcopy(single))))
-        except Exception:  # it takes no such batch
-            return False
-        finally:
-            put_back(state)
+        with left_as_found(model.modules()), torch.random.fork_rng():
+            torch.manual_seed(0)
+            try:
+                answers.append(pytree.tree_leaves(run(*pytree.tree_map(_own, inputs))))
+            except Exception:  # it takes no such batch
+                return False
+            finally:
+                put_back(state)
     return [*map(_kind, answers[0])] == [*map(_kind, answers[1])] and all(map(_alike, *answers))
 
 
@@ -206,8 +233,10 @@ def _kind(value: Any) -> Any:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    if not isinstance(one, Tensor) or not one.is_floating_point() or one.numel() == 0:
-        return True
+    if not isinstance(one, Tensor):
+        return bool(one == other)
+    if not one.is_floating_point() or one.numel() == 0:
+        return torch.equal(one, other)
     peak = float(one.abs().max().nan_to_num(0.0, 0.0))
     return torch.allclose(one, other, rtol=1e-3, atol=1e-3 * peak, equal_nan=True)
 
@@ -233,9 +262,9 @@ def _add_guards(graph: Graph, least: int) -> str:
             continue
         shape = tuple(map(_fixed, value.shape))
         with graph.inserting_after(placeholders[-1]):
-            if shape and shape[0] is None and (least > 1 or first is not None):
+            if shape and shape[0] is None:
                 graph.call_function(require_batch, (node, least, node.name, first))
-            graph.call_function(require_shape, (node, shape, node.name))
+            graph.call_function(require_shape, (node, shape, node.name, value.dtype))
         first = node if first is None and shape and shape[0] is None else first
         words.append("(" + ", ".join("N" if size is None else str(size) for size in shape) + ")")
     return " and ".join(words) + (f" with N of at least {least}" if first is not None and least > 1 else "")

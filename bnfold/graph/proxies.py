@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Node, Proxy
-from torch.fx.proxy import Attribute
+from torch.fx.proxy import Attribute, TraceError
 
 from bnfold.graph.inplace import IN_PLACE
 
@@ -40,10 +40,25 @@ def _seen_class(self: Proxy) -> type:
     return class_of(self.node, self.tracer.root) or type(self)  # type: ignore[attr-defined]
 
 
+def _hash(self: Proxy) -> int:
+    """Refuse to be looked up in a set or dict as a number: a traced one equals none, and the answer would be no.
+
+    A tensor is looked up by its identity, and so is what stands for it.
+    """
+    if not is_foreign(sys._getframe(1).f_code.co_filename):
+        unread = isinstance(self, InPlaceAttribute) and self._node is None
+        name, root = getattr(self, "attr", ""), self.tracer.root  # type: ignore[attr-defined]
+        kind = _ATTRIBUTES.get(name) if unread else class_of(self.node, root)
+        if kind is not None and not issubclass(kind, Tensor):
+            raise TraceError(f"a traced {kind.__name__} is looked up in a set or dict")
+    return object.__hash__(self)
+
+
 class InPlaceProxy(Proxy):
     """A traced value whose in-place operators are recorded as in place."""
 
     __class__ = property(_seen_class)
+    __hash__ = _hash
 
     def __getattr__(self, k: str) -> Attribute:
         return InPlaceAttribute(self, k)
@@ -53,6 +68,7 @@ class InPlaceAttribute(Attribute):
     """An attribute of a traced value, such as ``x.data``, whose in-place operators are recorded as in place."""
 
     __class__ = property(_seen_class)
+    __hash__ = _hash
 
 
 def _record(function: Callable[[Any, Any], Any]) -> Callable[[Proxy, Any], Any]:

@@ -6,7 +6,7 @@ What it does differently from :class:`torch.fx.Tracer`:
 * ``x += y`` stays in place (:mod:`bnfold.graph.inplace`), so that what else looks at ``x`` sees it;
 * ``isinstance(x, torch.Tensor)`` is answered as of a tensor (:mod:`bnfold.graph.proxies`);
 * arguments with a default that the caller did not give take that default, guarded, so that ``if mask is not None``
-  means what it says; and so do choices that the caller gives: None, a flag, the name of a mode;
+  means what it says; and so do choices that the caller gives: None, a flag, a number, the name of a mode;
 * parameters and buffers are found by identity in one look, where the base class searches all of them each time;
 * a module that carries hooks, or whose ``forward`` was replaced on the instance, is a leaf, so that these run;
 * each node knows the source line and the module it came from, in ``node.meta["source"]`` and ``["module"]``.
@@ -45,8 +45,20 @@ __all__ = [
 
 _SIMPLE = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
-# What code asks with `is`, or branches on. A traced value would answer the first wrongly, and stop at the second.
-CHOICES = (bool, str, type(None), Enum, torch.dtype, torch.device, torch.layout, torch.memory_format)
+# What code asks with `is`, for its type, or branches on. A traced value would answer wrongly, or stop.
+CHOICES = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    type(None),
+    Enum,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
 
 
 class OtherInputError(ValueError):

@@ -84,13 +84,14 @@ def verify(
         floors = NoiseFloor(evaluated, measured.moved, seed=seed)
         own_export = OwnExport(measured.module, example)
         comparisons: list[Comparison] = []
+        skipped: set[str] = set()
         for done, witness in _witnesses(measured, candidate, example, onnx, folding, notes, clock):
             if isinstance(witness, Comparison):
                 comparisons.append(witness)
                 continue
             clock(witness.name, f"comparing: {witness.name}", done)
             held = once_proven(witness) if _proven(comparisons) else witness
-            made_of_it = list(compare(held, evaluated, floors, notes))
+            made_of_it = list(compare(held, evaluated, floors, notes, skipped))
             if held.limits is None and isinstance(measured, TorchOriginal):
                 made_of_it = _where_steady(held, made_of_it, measured, evaluated, floors, notes, seed)
             if held.exported and not all(comparison.passed for comparison in made_of_it):
@@ -104,13 +105,14 @@ def verify(
                 comparisons += made
             else:  # it tells of the exporter, and nothing of the candidate
                 notes.append(f"Exporting the original itself goes wrong: {wrong.detail}.")
-        report = verdict(comparisons, evaluated, notes)
+        compared = [item for item in evaluated if item.case.name not in skipped]
+        report = verdict(comparisons, compared, list(dict.fromkeys(notes)))
         if report.verdict == "failed":
             clock("the cause", "finding the cause", 0.95)
             report = _with_cause(report, measured, candidate, own_export, folding, evaluated, floors)
         elif report.passed and isinstance(measured, TorchOriginal):
             clock("reach", "looking whether every BatchNorm reaches the output", 0.95)
-            report = with_reach(report, measured, folding, evaluated)
+            report = with_reach(report, measured, folding, compared)
     clock.say("compared", 1.0)
     return replace(report, seconds=clock.stopped())
 
@@ -160,10 +162,12 @@ def _witnesses(
     if folding is not None and original.module is not None:
         clock("float64 algebra", "applying the plan in float64", 0.4)
         exact = folding.in_float64()[1]
+        weights = None  # compared before anything runs, which may write into buffers
+        if not _is_onnx(candidate):
+            clock(WEIGHTS, f"comparing: {WEIGHTS}", 0.4)
+            weights = compare_weights(original.module, exact, _module(candidate))
         yield 0.4, of_algebra(exact)
         if not _is_onnx(candidate):
-            clock(WEIGHTS, f"comparing: {WEIGHTS}", 0.45)
-            weights = compare_weights(original.module, exact, _module(candidate))
             del exact
             if weights is not None:
                 proven = weights.passed

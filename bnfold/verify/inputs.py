@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.batch import as_tuple, batch_positions
 from bnfold.errors import UsageError
+from bnfold.verify.outputs import computable
 
 __all__ = ["Case", "given_case", "other_size", "seeded_cases"]
 
@@ -56,7 +57,7 @@ def given_case(name: str, inputs: Any) -> Case:
 
 
 def seeded_cases(example: Sequence[Any], *, seed: int, thorough: bool = False) -> list[Case]:
-    """Return cases of several distributions and of batch sizes 1, 2 and 3, the same for the same seed.
+    """Return cases of several distributions, of batch sizes 1, 2, 3 and the example's, the same for the same seed.
 
     Args:
         example: the user's example inputs.
@@ -77,7 +78,11 @@ def seeded_cases(example: Sequence[Any], *, seed: int, thorough: bool = False) -
             ("small", 1, _small),
         ]
     generator = torch.Generator().manual_seed(seed)
-    batched = bool(batch_positions(example))
+    positions = batch_positions(example)
+    batched = bool(positions)
+    own = example[positions[0]].shape[0] if positions else 0
+    if own > 0 and own not in (size for _, size, _ in plan):
+        plan.append(("normal", own, _normal))  # a candidate may take the example's batch alone
     return [
         Case(f"{name}, batch {size}" if batched else name, _drawn(example, size, draw, generator))
         for name, size, draw in plan
@@ -123,7 +128,9 @@ def _drawn(example: Sequence[Any], size: int, draw: Draw, generator: torch.Gener
 
 
 def _finite(value: Any) -> bool:
-    return not isinstance(value, Tensor) or not value.is_floating_point() or bool(torch.isfinite(value).all())
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return True
+    return bool(torch.isfinite(computable(value)).all())
 
 
 def _like(value: Tensor, size: int, draw: Draw, generator: torch.Generator) -> Tensor:

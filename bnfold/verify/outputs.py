@@ -11,7 +11,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["Leaf", "Leaves", "flatten", "leaf_difference", "nest_difference", "plain_name", "structure_difference"]
+__all__ = [
+    "Leaf",
+    "Leaves",
+    "computable",
+    "flatten",
+    "leaf_difference",
+    "nest_difference",
+    "plain_name",
+    "structure_difference",
+]
 
 
 @dataclass(frozen=True)
@@ -133,8 +142,15 @@ def _walk(name: str, value: Any) -> Iterator[Leaf]:
         for attribute in dataclasses.fields(value):
             yield from _walk(f"{name}.{attribute.name}", getattr(value, attribute.name))
     else:
-        tiny = isinstance(value, Tensor) and value.is_floating_point() and value.itemsize == 1
-        yield Leaf(name, value.float(), value.dtype) if tiny else Leaf(name, value)
+        plain = computable(value) if isinstance(value, Tensor) else value
+        held_as = value.dtype if isinstance(value, Tensor) and plain.dtype != value.dtype else None
+        yield Leaf(name, plain, held_as)
+
+
+def computable(tensor: Tensor) -> Tensor:
+    """Return a tensor with which torch can compute: dense, and float8 as float32."""
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return dense.float() if dense.is_floating_point() and dense.itemsize == 1 else dense
 
 
 def _equal(left: Any, right: Any) -> bool:

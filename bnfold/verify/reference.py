@@ -97,9 +97,12 @@ def copied_in_float64(module: nn.Module) -> nn.Module:
 
 def fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:
     """Return inputs for one run: copies, since a model may write into what it is given."""
+    made: dict[int, Tensor] = {}  # one tensor given twice stays one, for code that asks whether it is
 
     def copied(value: Any) -> Any:
-        return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        if not isinstance(value, Tensor):
+            return copy.deepcopy(value)
+        return made.setdefault(id(value), value.detach().clone())
 
     return tuple(pytree.tree_map(copied, tuple(inputs)))
 

@@ -8,7 +8,7 @@ may err is not compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from bnfold.verify.reference import fresh_in_float64
 __all__ = ["mark_unsteady"]
 
 DRAWS = 6
+FACTOR = 1000.0  # times what the nudges moved an output: another order of all operations rounds more than one nudge
 
 
 def mark_unsteady(
@@ -56,11 +57,12 @@ def mark_unsteady(
         generator = torch.Generator().manual_seed(seed)
         moved: dict[int, float] = {}
         for draw in range(DRAWS):
-            if open_positions <= moved.keys():
+            if _excused(otherwise, moved) >= open_positions:
                 break
             run = original.moved_in_float64(seed * DRAWS + draw)
-            moved = {**_moved(item.oracle, run(_nudged(inputs, generator))), **moved}
-        if not open_positions <= moved.keys():
+            for position, by in _moved(item.oracle, run(_nudged(inputs, generator))).items():
+                moved[position] = max(by, moved.get(position, 0.0))
+        if not _excused(otherwise, moved) >= open_positions:
             return notes
         found = sorted(moved.keys() - item.jumps.keys())
         evaluated[number] = replace(item, jumps={**moved, **item.jumps})
@@ -71,6 +73,11 @@ def mark_unsteady(
             f"{max(moved[position] for position in found):.2g} of the peak, in float64: not compared there."
         )
     return notes
+
+
+def _excused(otherwise: Mapping[int, float], moved: Mapping[int, float]) -> set[int]:
+    """Return the outputs whose error is of the size that a nudge makes."""
+    return {position for position, by in moved.items() if otherwise.get(position, 0.0) <= FACTOR * by}
 
 
 def _moved(oracle: Sequence[Leaf], answer: Sequence[Leaf]) -> dict[int, float]:

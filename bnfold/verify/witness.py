@@ -134,7 +134,11 @@ def of_onnx(model: Any, optimisation: Optimisation, names: Sequence[str] = ()) -
 
 
 def compare(
-    witness: Witness, evaluated: Sequence[Evaluated], floors: NoiseFloor, notes: list[str]
+    witness: Witness,
+    evaluated: Sequence[Evaluated],
+    floors: NoiseFloor,
+    notes: list[str],
+    skipped: set[str] | None = None,
 ) -> Iterator[Comparison]:
     """Run a witness on every case and yield one comparison per output, or the one that says what is wrong.
 
@@ -143,6 +147,7 @@ def compare(
         evaluated: the cases, with what the oracle and the original answered.
         floors: their noise floors; those of a case that stands out are measured again.
         notes: sentences for the user are added here.
+        skipped: names of cases for which the candidate was not captured are added here.
     """
     errors: dict[int, list[tuple[int, Error]]] = {}
     names: dict[int, str] = {}
@@ -162,6 +167,8 @@ def compare(
                 continue
             if isinstance(problem, OtherInputError) and not case.given:
                 notes.append(f"Not compared on {case.name}: {in_words(problem)}.")
+                if skipped is not None:
+                    skipped.add(case.name)
                 continue
             yield _failure(witness, case, f"it does not run on {case.name}: {in_words(problem)}")
             return

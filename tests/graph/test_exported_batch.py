@@ -33,6 +33,7 @@ LOOKS_AT_THE_BATCH: dict[str, Any] = {
     "even": lambda s, x: s.bn(s.conv(x)) if x.shape[0] % 2 == 0 else s.bn(s.conv(x)) * 2,
     "a loop": one_by_one,
     "squeeze": squeezed,
+    "integers": lambda s, x: s.bn(s.conv(x)).argmax(1) + (1 if x.shape[0] == 1 else 0),
     "nothing": lambda s, x: s.bn(s.conv(x)) if x.shape[2] > 2 else s.bn(s.conv(x)) * 2,
 }
 
@@ -84,13 +85,16 @@ def test_inputs_that_had_one_batch_must_have_one_batch() -> None:
 def test_trying_a_batch_of_one_moves_nothing() -> None:
     def forward(s: Any, x: Tensor) -> Tensor:
         s.seen.add_(1)
+        s.count = s.count + 1
         return s.bn(s.conv(x)) + torch.rand_like(x).mean() if x.shape[2] > 2 else x
 
     net = convolved(forward)
     net.register_buffer("seen", torch.zeros(()))
+    net.register_buffer("count", torch.zeros(()))
     state = torch.random.get_rng_state()
     folding = bnfold.fold(net, values(2, 3, 9, 9))
     assert folding.plan.capture == "export"
     assert float(net.seen) == 0
+    assert float(net.count) == 0
     assert torch.equal(torch.random.get_rng_state(), state)
     assert folding.module(values(1, 3, 9, 9)).shape == (1, 4, 7, 7)

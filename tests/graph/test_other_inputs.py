@@ -60,11 +60,47 @@ def test_a_choice_is_captured_and_another_is_refused(name: str) -> None:
         folding.module(x, other)
 
 
-def test_a_number_that_is_only_computed_with_stays_an_input() -> None:
-    net, x = double(Chooses(lambda y, c: y * c)), values(2, 3, 9, 9)
-    folding = bnfold.fold(net, (x, 2.0))
-    assert folding.plan.capture == "symbolic"
-    assert error_of_peak(run(net, x, 5.0), run(folding.module, x, 5.0)) <= ALGEBRA
+@pytest.mark.parametrize(
+    "factor",
+    [lambda n: 2.0 if n in {1, 2} else 1.0, lambda n: {1: 5.0}.get(n, 1.0)],
+    ids=["in a set", "key of a dict"],
+)
+def test_a_size_that_is_looked_up_is_a_size(factor: Any) -> None:
+    net = double(Chooses(lambda y, _: y * factor(y.shape[0])))
+    for size in (1, 2, 3):
+        x = values(size, 3, 9, 9)
+        folding = bnfold.fold(net, (x, None))
+        assert error_of_peak(run(net, x, None), run(folding.module, x, None)) <= ALGEBRA
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.uint8], ids=str)
+def test_the_kind_of_numbers_that_was_captured_is_asked_for(kind: torch.dtype) -> None:
+    net = double(Chooses(lambda y, z: y * 2 if z.dtype == torch.uint8 else y))
+    x, given = values(2, 3, 9, 9), torch.zeros(2, 4, 7, 7).to(kind)
+    folding = bnfold.fold(net, (x, given))
+    assert folding.plan.capture == "export"
+    assert error_of_peak(run(net, x, given), run(folding.module, x, given)) <= ALGEBRA
+    other = given.to(torch.uint8 if kind.is_floating_point else torch.float32)
+    with pytest.raises(OtherInputError, match=r"is of torch\.\w+, and this graph was captured by torch.export for"):
+        folding.module(x, other)
+
+
+def test_one_tensor_given_twice_is_two_inputs() -> None:
+    net = double(Chooses(lambda y, z: y - 2 * z if z.shape[2] > 2 else y))
+    z = values(2, 4, 7, 7)
+    net.conv = nn.Conv2d(4, 4, 1).double().eval()
+    folding = bnfold.fold(net, (z, z))
+    assert folding.plan.capture == "export"
+    other = values(2, 4, 7, 7) * 3 + 1
+    assert error_of_peak(run(net, z, other), run(folding.module, z, other)) <= ALGEBRA
+
+
+def test_an_input_of_size_one_is_no_batch_of_one() -> None:
+    net = double(Chooses(lambda y, k: y * k if y.shape[2] > 2 else y))
+    x, k = values(2, 3, 9, 9), values(1, 1, 1, 1)
+    folding = bnfold.fold(net, (x, k))
+    assert error_of_peak(run(net, x, k), run(folding.module, x, k)) <= ALGEBRA
+    assert error_of_peak(run(net, x[:1], k), run(folding.module, x[:1], k)) <= ALGEBRA
 
 
 class CallsTwice(nn.Module):

@@ -91,3 +91,102 @@ def test_inputs_without_any_tensor_are_refused_however_nested() -> None:
         verify(nn.Identity().eval(), nn.Identity().eval(), ([1, {"a": 2}],), onnx=False)
     with pytest.raises(UsageError, match="holds NaN or infinity"):
         verify(nn.Identity().eval(), nn.Identity().eval(), ([torch.full((2,), torch.nan)],), onnx=False)
+
+
+class OneByOne(nn.Module):
+    """A loop over the images: a fold is captured for one batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return torch.stack([y[i] * (i + 1) for i in range(x.shape[0])])
+
+
+def test_a_fold_for_one_batch_is_not_proved_by_an_example_of_zeros() -> None:
+    model = built(OneByOne)
+    x = torch.zeros(4, 3, 8, 8)
+    folding = bnfold.fold(model, x)
+    report = verify(model, folding.module, x, onnx=False)
+    assert report.verdict == "passed", str(report)
+    assert "normal, batch 4" in report.cases
+    with torch.no_grad():
+        dict(folding.module.named_parameters())["body.0.weight"] *= 1.001
+    assert verify(model, folding.module, x, onnx=False).verdict == "failed"
+
+
+class Steep(nn.Module):
+    """Its second output moves a lot at a nudge, and not by as much as it can be wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.two = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(x), torch.sin(self.two(x) * 1e6)
+
+
+def test_a_nudge_excuses_no_error_that_is_far_larger() -> None:
+    model = built(Steep).double()
+    x = normal(2, 3, 8, 8).double()
+    right = bnfold.fold(model, x)
+    assert verify(model, right.module, x, onnx=False, folding=right).verdict == "passed"
+    other = built(Steep).double()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        other.two[0].weight *= 1.1
+    wrong = bnfold.fold(other, x)
+    assert verify(model, wrong.module, x, onnx=False, folding=wrong).verdict == "failed"
+
+
+class SameOrNot(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        return self.body(q) * (2.0 if q is k else 1.0)
+
+
+def test_one_tensor_given_twice_is_given_twice_to_both_models() -> None:
+    model = built(SameOrNot)
+    x = normal(2, 3, 8, 8)
+    folding = bnfold.fold(model, (x, x))
+    assert not torch.allclose(folding.module(x, x), model(x, x))  # a graph cannot record that question
+    assert verify(model, folding.module, (x, x), onnx=False).verdict == "failed"
+
+
+class Remembers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.register_buffer("last", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last.copy_(x.mean())
+        return self.body(x) + self.last
+
+
+def test_a_buffer_that_a_run_writes_is_no_wrong_weight() -> None:
+    model = built(Remembers)
+    x = normal(2, 3, 8, 8)
+    folding = bnfold.fold(model, x)
+    assert verify(model, folding.module, x, onnx=False, folding=folding).verdict == "passed"
+    assert float(model.last) == 0
+
+
+def test_a_sparse_output_is_compared() -> None:
+    class Sparse(SameOrNot):
+        def forward(self, q: Tensor) -> Tensor:  # type: ignore[override]
+            return self.body(q).relu().to_sparse()
+
+    model = built(Sparse)
+    x = normal(2, 3, 8, 8)
+    folding = bnfold.fold(model, x)
+    assert verify(model, folding.module, x, onnx=False).verdict == "passed"
+    with torch.no_grad():
+        dict(folding.module.named_parameters())["body.0.weight"] *= 1.001
+    assert verify(model, folding.module, x, onnx=False).verdict == "failed"
