@@ -47,7 +47,7 @@ ROUNDING_FACTOR = 20.0  # how many times the original's own float32 error the fo
 ROUNDING_FLOOR = 1e-5  # of the peak: an error below this is never called inexact
 NAMES_KEPT = 8
 EXAMPLE_BATCH = 2  # another than is compared: a fold holds for any
-TOO_LARGE_FOR_FUSE = 1e9  # parameters
+TOO_LARGE_FOR_FUSE = 6e8  # parameters
 LARGER = (128, 224)  # input sizes to try next where some BatchNorms are not seen
 Record = dict[str, Any]
 
