@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from torch.fx import GraphModule
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch.fx import GraphModule, Proxy
 from torch.fx.graph import PythonCode
+
+from bnfold.graph.tracer import OtherInputError
 
 __all__ = ["FoldedModule"]
 
@@ -21,4 +28,42 @@ class FoldedModule(GraphModule):
         own = type(self)  # torch.fx makes a class for each instance, and puts the wrapper there
         if "__call__" in vars(own):
             del own.__call__
+        info = getattr(self.graph._codegen, "pytree_info", None)
+        if info is not None and info.in_spec is not None and _is_nest(info.in_spec):
+            own.forward = _checked(own.forward, info.in_spec.children()[0])
         return code
+
+
+def _is_nest(spec: Any) -> bool:
+    """Whether an argument is a list, a tuple or a dict; the arguments are a tuple, and a dict of named ones."""
+    return any(argument.type is not None for part in spec.children() for argument in part.children())
+
+
+def _checked(forward: Any, spec: Any) -> Any:
+    """Return ``forward`` that refuses nests of another structure: the code of torch.fx ignores what is more."""
+    signature = inspect.signature(forward)
+
+    @functools.wraps(forward)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        given = list(signature.bind(*args, **kwargs).arguments.values())[1:]
+        for name, value, wanted in zip(list(signature.parameters)[1:], given, spec.children(), strict=False):
+            if not _fits(value, wanted):
+                raise OtherInputError(
+                    f"argument {name!r} holds other parts than this graph was captured for by torch.export. Fold the "
+                    "model again with example_inputs of the structure that you need."
+                )
+        return forward(*args, **kwargs)
+
+    return checked
+
+
+def _fits(value: Any, spec: Any) -> bool:
+    if spec.type is None or isinstance(value, Proxy):  # one value, or a graph that is traced again
+        return True
+    children = spec.children()
+    if isinstance(value, Mapping):
+        same = len(value) == len(children) and set(value) == set(spec.context)
+        return same and all(_fits(value[key], child) for key, child in zip(spec.context, children, strict=True))
+    if isinstance(value, (list, tuple)):
+        return len(value) == len(children) and all(map(_fits, value, children))
+    return False

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bnfold.graph.values import version, was_written
 
-__all__ = ["buffers_of", "left_as_found", "put_back", "random_state"]
+__all__ = ["buffers_of", "left_as_found", "put_back", "random_state", "same_random_numbers"]
 
 
 @contextlib.contextmanager
@@ -73,6 +73,18 @@ def random_state() -> tuple[Any, ...]:
     """The state of the generators that a forward may draw from: torch's, Python's and numpy's."""
     _, keys, position, *_ = np.random.get_state()
     return torch.random.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), position
+
+
+@contextlib.contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Leave the generators as they were: torch's, Python's and numpy's."""
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
 
 
 def buffers_of(model: nn.Module) -> list[tuple[Tensor, int | None, Tensor]]:

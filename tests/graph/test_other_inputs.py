@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import random
+import warnings
 from enum import Enum
 from typing import Any
 
@@ -125,3 +129,53 @@ def test_a_part_that_is_called_with_two_choices_is_right_for_both(first: Any, se
     folding = bnfold.fold(net, x, capture="piecewise")
     assert folding.plan.summary["fold"] == (2 if first == second else 1)
     assert error_of_peak(run(net, x), run(folding.module, x)) <= ALGEBRA
+
+
+class OfNest(nn.Module):
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.kind = kind
+
+    def forward(self, images: Any) -> list[Tensor]:
+        parts = images.values() if self.kind is dict else images
+        return [self.bn(self.conv(each[None]))[0] for each in parts]
+
+
+def nest(kind: type, count: int) -> Any:
+    images = list(values(count, 3, 9, 9))
+    return {f"image{i}": image for i, image in enumerate(images)} if kind is dict else kind(images)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_a_nest_of_other_parts_is_refused(kind: type) -> None:
+    net = double(OfNest(kind))
+    folding = bnfold.fold(net, (nest(kind, 2),), capture="export")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what its own unpickling does
+        copies = (copy.deepcopy(folding.module), pickle.loads(pickle.dumps(folding.module)))
+    for module in (folding.module, *copies):
+        for expected, got in zip(run(net, nest(kind, 2)), run(module, nest(kind, 2)), strict=True):
+            assert error_of_peak(expected, got) <= ALGEBRA
+    for count in (1, 3):
+        with pytest.raises(OtherInputError, match="holds other parts"):
+            folding.module(nest(kind, count))
+
+
+def test_a_piecewise_capture_leaves_inputs_buffers_and_generators() -> None:
+    class Careless(CallsTwice):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.add_(1)
+            x.mul_(2)
+            random.random()
+            torch.rand(())
+            return super().forward(x)
+
+    net, x = double(Careless(None, None)), values(2, 3, 9, 9)
+    net.register_buffer("seen", torch.zeros(()))
+    before = (x.clone(), torch.random.get_rng_state(), random.getstate())
+    bnfold.plan(net, x, capture="piecewise")
+    assert torch.equal(x, before[0])
+    assert float(net.seen) == 0
+    assert torch.equal(torch.random.get_rng_state(), before[1])
+    assert random.getstate() == before[2]
