@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Proxy
+from torch.fx import Graph, GraphModule, Node, Proxy
 from torch.fx.node import has_side_effect
 from torch.utils import _pytree as pytree
 
@@ -23,7 +23,7 @@ from bnfold.graph.restore import buffers_of, left_as_found, put_back
 from bnfold.graph.shells import shell
 from bnfold.graph.tracer import OtherInputError, require_value
 
-__all__ = ["export_graph", "require_batch", "require_shape"]
+__all__ = ["export_graph", "require_batch", "require_shape", "takes_one_batch"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
@@ -83,6 +83,12 @@ def require_batch(value: Any, least: int, name: str, like: Any = None) -> None:
             f"input {name!r} has a batch of {size}, and this graph was captured by torch.export for {wanted}. Fold the "
             "model again with example_inputs of the batch that you need."
         )
+
+
+def takes_one_batch(module: nn.Module) -> bool:
+    """Whether a folded model was captured for one batch size."""
+    nodes = (node for part in module.modules() if isinstance(part, GraphModule) for node in part.graph.nodes)
+    return any(node.target is require_shape and node.args[1][:1] not in ((), (None,)) for node in nodes)
 
 
 Shapes: TypeAlias = "tuple[dict[Node, tuple[int, ...]], ...]"

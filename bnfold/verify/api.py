@@ -14,6 +14,7 @@ from torch import nn
 from bnfold.batch import as_tuple
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.export import onnx_of
+from bnfold.graph.exported import takes_one_batch
 from bnfold.mode import require_eval
 from bnfold.verify.blame import UNFOLDED, OwnExport, blame_of_export, culprit
 from bnfold.verify.evaluate import cases_of, evaluate
@@ -74,7 +75,8 @@ def verify(
         measured = _original(original, example)
         notes += measured.notes
         evaluated: list[Evaluated] = []
-        cases = cases_of(example, inputs, seed=seed, thorough=thorough)
+        fixed = isinstance(candidate, nn.Module) and takes_one_batch(candidate)
+        cases = cases_of(example, inputs, seed=seed, thorough=thorough, own_batch=fixed)
         clock("the original and the oracle")
         reason = evaluate(measured, cases, evaluated, notes, lambda sentence, done: clock.say(sentence, 0.4 * done))
         if all(item.case.resized for item in evaluated):

@@ -18,11 +18,13 @@ from bnfold.verify.witness import in_words
 __all__ = ["cases_of", "evaluate"]
 
 
-def cases_of(example: tuple[Any, ...], inputs: Sequence[Any], *, seed: int, thorough: bool) -> list[Case]:
+def cases_of(
+    example: tuple[Any, ...], inputs: Sequence[Any], *, seed: int, thorough: bool, own_batch: bool
+) -> list[Case]:
     """Return the example inputs, the user's own, seeded ones of several kinds, and some of another spatial size."""
     cases = [given_case("the example inputs", example)]
     cases += [given_case(f"given inputs {number}", values) for number, values in enumerate(inputs, 1)]
-    cases += seeded_cases(example, seed=seed, thorough=thorough)
+    cases += seeded_cases(example, seed=seed, thorough=thorough, own_batch=own_batch)
     resized = other_size(example, seed=seed)
     return cases if resized is None else [*cases, resized]
 

@@ -56,13 +56,14 @@ def given_case(name: str, inputs: Any) -> Case:
     return Case(name, values, given=True)
 
 
-def seeded_cases(example: Sequence[Any], *, seed: int, thorough: bool = False) -> list[Case]:
-    """Return cases of several distributions, of batch sizes 1, 2, 3 and the example's, the same for the same seed.
+def seeded_cases(example: Sequence[Any], *, seed: int, thorough: bool = False, own_batch: bool = False) -> list[Case]:
+    """Return cases of several distributions and of batch sizes 1, 2 and 3, the same for the same seed.
 
     Args:
         example: the user's example inputs.
         seed: of the generator.
         thorough: four more of them, from another seed.
+        own_batch: one of them is of the example's batch size, for a candidate that takes no other.
     """
     plan: list[tuple[str, int, Draw]] = [
         ("normal", 2, _normal),
@@ -81,8 +82,8 @@ def seeded_cases(example: Sequence[Any], *, seed: int, thorough: bool = False) -
     positions = batch_positions(example)
     batched = bool(positions)
     own = example[positions[0]].shape[0] if positions else 0
-    if own > 0 and own not in (size for _, size, _ in plan):
-        plan.append(("normal", own, _normal))  # a candidate may take the example's batch alone
+    if own_batch and own > 0 and own not in (size for _, size, _ in plan):
+        plan.append(("normal", own, _normal))
     return [
         Case(f"{name}, batch {size}" if batched else name, _drawn(example, size, draw, generator))
         for name, size, draw in plan

@@ -13,6 +13,8 @@ from tests.networks import normal
 def test_batch_sizes_one_two_and_three_are_among_them():
     cases = seeded_cases((normal(4, 3, 8, 8),), seed=0)
     assert {case.inputs[0].shape[0] for case in cases} == {1, 2, 3}
+    own = seeded_cases((normal(4, 3, 8, 8),), seed=0, own_batch=True)
+    assert {case.inputs[0].shape[0] for case in own} == {1, 2, 3, 4}
     assert all(case.inputs[0].shape[1:] == (3, 8, 8) for case in cases)
     assert len({case.name for case in cases}) == len(cases)
 
