@@ -19,7 +19,7 @@ __all__ = ["cases_of", "evaluate"]
 
 
 def cases_of(
-    example: tuple[Any, ...], inputs: Sequence[Any], *, seed: int, thorough: bool, own_batch: bool
+    example: tuple[Any, ...], inputs: Sequence[Any], *, seed: int, thorough: bool, own_batch: bool = False
 ) -> list[Case]:
     """Return the example inputs, the user's own, seeded ones of several kinds, and some of another spatial size."""
     cases = [given_case("the example inputs", example)]
