@@ -105,19 +105,23 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
     _require_room(model, inputs or ())
     if how == "auto":
         return _automatic(model, inputs, parts)
-    with left_as_found(parts.values()):
-        return _WAYS[how](model, inputs)
+    return _one_way(how, model, inputs, parts)
 
 
 class _ImpureError(CaptureError):
     """``forward`` does more than compute its output from its input, and no graph records that."""
 
 
+def _one_way(how: str, model: nn.Module, inputs: tuple[Any, ...] | None, parts: Mapping[str, nn.Module]) -> Capture:
+    """Capture in one way, which leaves the model as it found it, also for the next way."""
+    with left_as_found(parts.values()):
+        return _WAYS[how](model, inputs)
+
+
 def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None, parts: Mapping[str, nn.Module]) -> Capture:
     """Trace symbolically; where that fails, export; where that fails too, say both."""
     try:
-        with left_as_found(parts.values()):
-            return _symbolic(model, inputs)
+        return _one_way("symbolic", model, inputs, parts)
     except CaptureError as error:
         if isinstance(error, _ImpureError):  # another way to capture it would freeze the same
             raise CaptureError(error.what, fix=error.fix) from error
@@ -127,13 +131,11 @@ def _automatic(model: nn.Module, inputs: tuple[Any, ...] | None, parts: Mapping[
             first.what, fix="Pass example_inputs, so that torch.export can capture it by running it."
         ) from first
     try:
-        with left_as_found(parts.values()):
-            return _exported(model, inputs)
+        return _one_way("export", model, inputs, parts)
     except CaptureError as error:
         second = error
     try:
-        with left_as_found(parts.values()):
-            return _piecewise(model, inputs)
+        return _one_way("piecewise", model, inputs, parts)
     except CaptureError as error:
         raise CaptureError(f"{first.what} {second.what} {error.what}", fix=error.fix) from error
 
@@ -142,7 +144,7 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[s
     parts = dict(model.named_modules())
     tracer = ModelTracer(inputs or (), named)
     before = random_state()
-    state = buffers_of(model)
+    state = buffers_of(parts.values())
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")

@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 
 from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.quiet import quiet
-from bnfold.graph.restore import buffers_of, left_as_found, put_back
+from bnfold.graph.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
 from bnfold.graph.shells import shell
-from bnfold.graph.tracer import OtherInputError, require_value
+from bnfold.graph.tracer import SIMPLE, OtherInputError, require_value
 
 __all__ = ["export_graph", "require_batch", "require_shape", "takes_one_batch"]
 
@@ -101,7 +101,7 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
         Exception: whatever ``torch.export`` raises, with the batch dynamic and without.
     """
     model = _with_plain_batch_norms(model)
-    inputs = pytree.tree_map(_own, inputs)  # export takes one tensor that is given twice for one input
+    inputs = own_copies(inputs)  # export takes one tensor that is given twice for one input
     batch = next((value.shape[0] for value in inputs if isinstance(value, Tensor) and value.ndim), None)
     grown = tuple(map(_two_or_more, inputs)) if batch == 1 else inputs
     batch = 2 if batch == 1 else batch
@@ -114,7 +114,7 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
         try:
             program = torch.export.export(model, grown, dynamic_shapes=(dynamic,) if _variadic(model) else dynamic)
             module = program.module(check_guards=False)
-            if not _right_for_one(model, module, inputs, dynamic):
+            if any(dynamic) and not _right_for_one(model, module, inputs, dynamic):
                 least = 2
                 if grown is not inputs:
                     raise ValueError("a batch of one is what was asked for")
@@ -187,10 +187,6 @@ def _inline_regions(graph: Graph, module: nn.Module) -> None:
         graph.erase_node(node)
 
 
-def _own(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
 def _two_or_more(value: Any) -> Any:
     """A batch of one would be taken for a constant: repeat it."""
     if isinstance(value, Tensor) and value.ndim and value.shape[0] == 1:
@@ -209,7 +205,7 @@ def _right_for_one(model: nn.Module, module: nn.Module, inputs: tuple[Any, ...],
     Code that asks for it, a ``squeeze()`` say, is recorded as for larger batches.
     """
     single = tuple(value if dim is None else value[:1] for value, dim in zip(inputs, dynamic, strict=True))
-    with torch.random.fork_rng():
+    with same_random_numbers():
         torch.manual_seed(0)
         drawn = tuple(
             torch.randn_like(value) if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -221,12 +217,12 @@ def _right_for_one(model: nn.Module, module: nn.Module, inputs: tuple[Any, ...],
 def _agree(model: nn.Module, module: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Whether a model and its graph, which holds the same tensors, answer alike; nothing is changed by their runs."""
     answers: list[list[Any]] = []
-    state = buffers_of(model)
+    state = buffers_of(model.modules())
     for run in (model, module):
-        with left_as_found(model.modules()), torch.random.fork_rng():
+        with left_as_found(model.modules()), same_random_numbers():
             torch.manual_seed(0)
             try:
-                answers.append(pytree.tree_leaves(run(*pytree.tree_map(_own, inputs))))
+                answers.append(pytree.tree_leaves(run(*own_copies(inputs))))
             except Exception:  # it takes no such batch
                 return False
             finally:
@@ -262,7 +258,7 @@ def _add_guards(graph: Graph, least: int) -> str:
     for node in placeholders:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
-            if "val" in node.meta and isinstance(value, (bool, int, float, str, type(None))):
+            if "val" in node.meta and isinstance(value, SIMPLE):
                 with graph.inserting_after(placeholders[-1]):
                     graph.call_function(require_value, (node, value, node.name))
             continue

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from bnfold.graph.restore import buffers_of, put_back, same_random_numbers
+from bnfold.graph.restore import buffers_of, own_copies, put_back, same_random_numbers
 from bnfold.graph.shells import shell
 from bnfold.graph.tracer import CHOICES
 
@@ -59,19 +58,15 @@ def calls_of_parts(
             module.register_forward_pre_hook(before(name), with_kwargs=True)
             module.register_forward_hook(after, always_call=False)
     stopped: Exception | None = None
-    state = buffers_of(model)
+    state = buffers_of(model.modules())
     with torch.no_grad(), same_random_numbers():
         try:
-            copy(*pytree.tree_map(_own, inputs))
+            copy(*own_copies(inputs))
         except Exception as error:  # whatever the model's code raises
             stopped = error
         finally:
             put_back(state)
     return calls, entered, stopped
-
-
-def _own(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def find_pieces(

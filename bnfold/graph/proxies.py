@@ -35,9 +35,14 @@ def _seen_class(self: Proxy) -> type:
     code = sys._getframe(1).f_code
     if code is not _IS_TENSOR and is_foreign(code.co_filename):
         return type(self)
+    return _class_to_be(self) or type(self)
+
+
+def _class_to_be(self: Proxy) -> type | None:
+    """The class that the value will have; None where that cannot be said."""
     if isinstance(self, InPlaceAttribute) and self._node is None:  # asking must not record a read
-        return _ATTRIBUTES.get(self.attr, type(self))
-    return class_of(self.node, self.tracer.root) or type(self)  # type: ignore[attr-defined]
+        return _ATTRIBUTES.get(self.attr)
+    return class_of(self.node, self.tracer.root)  # type: ignore[attr-defined]
 
 
 def _hash(self: Proxy) -> int:
@@ -46,9 +51,7 @@ def _hash(self: Proxy) -> int:
     A tensor is looked up by its identity, and so is what stands for it.
     """
     if not is_foreign(sys._getframe(1).f_code.co_filename):
-        unread = isinstance(self, InPlaceAttribute) and self._node is None
-        name, root = getattr(self, "attr", ""), self.tracer.root  # type: ignore[attr-defined]
-        kind = _ATTRIBUTES.get(name) if unread else class_of(self.node, root)
+        kind = _class_to_be(self)
         if kind is not None and not issubclass(kind, Tensor):
             raise TraceError(f"a traced {kind.__name__} is looked up in a set or dict")
     return object.__hash__(self)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from bnfold.graph.values import version, was_written
 
-__all__ = ["buffers_of", "left_as_found", "put_back", "random_state", "same_random_numbers"]
+__all__ = ["buffers_of", "left_as_found", "own_copies", "put_back", "random_state", "same_random_numbers"]
 
 
 @contextlib.contextmanager
@@ -87,9 +88,14 @@ def same_random_numbers() -> Iterator[None]:
         np.random.set_state(arrays)
 
 
-def buffers_of(model: nn.Module) -> list[tuple[Tensor, int | None, Tensor]]:
-    """Return the buffers of a model with what :func:`put_back` needs."""
-    held = dict.fromkeys(buffer for part in model.modules() for buffer in part._buffers.values() if buffer is not None)
+def own_copies(inputs: tuple[Any, ...]) -> Any:
+    """Return inputs for one run, which may write into them: every tensor a copy of its own."""
+    return pytree.tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, inputs)
+
+
+def buffers_of(modules: Iterable[nn.Module]) -> list[tuple[Tensor, int | None, Tensor]]:
+    """Return the buffers of a model's modules with what :func:`put_back` needs."""
+    held = dict.fromkeys(buffer for part in modules for buffer in part._buffers.values() if buffer is not None)
     return [(buffer, version(buffer), buffer.clone()) for buffer in held]
 
 

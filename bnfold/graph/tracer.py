@@ -35,6 +35,7 @@ from bnfold.graph.taught import Normalizes, Statistics, claim_of, statistics_of
 __all__ = [
     "CHOICES",
     "NARROW",
+    "SIMPLE",
     "ModelTracer",
     "OtherInputError",
     "carries_hooks",
@@ -43,22 +44,10 @@ __all__ = [
     "require_value",
 ]
 
-_SIMPLE = (bool, int, float, str, type(None), torch.dtype, torch.device)
+SIMPLE = (bool, int, float, str, type(None), torch.dtype, torch.device)
 
 # What code asks with `is`, for its type, or branches on. A traced value would answer wrongly, or stop.
-CHOICES = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    type(None),
-    Enum,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-)
+CHOICES = (*SIMPLE, complex, Enum, torch.layout, torch.memory_format)
 
 
 class OtherInputError(ValueError):
@@ -75,7 +64,7 @@ def require_value(value: Any, captured: Any, name: str) -> None:
     if isinstance(value, Proxy):  # a graph is traced again, when it is unpickled or folded again
         value.tracer.create_proxy("call_function", require_value, (value, captured, name), {})
         return
-    if value is not captured and not (isinstance(value, _SIMPLE) and value == captured):
+    if value is not captured and not (isinstance(value, SIMPLE) and value == captured):
         raise OtherInputError(
             f"argument {name!r} was captured as {captured!r}. To use another value, pass it in example_inputs when "
             "folding."

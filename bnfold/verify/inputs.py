@@ -80,12 +80,11 @@ def seeded_cases(example: Sequence[Any], *, seed: int, thorough: bool = False, o
         ]
     generator = torch.Generator().manual_seed(seed)
     positions = batch_positions(example)
-    batched = bool(positions)
-    own = example[positions[0]].shape[0] if positions else 0
-    if own_batch and own > 0 and own not in (size for _, size, _ in plan):
+    own = example[positions[0]].shape[0] if own_batch and positions else 0
+    if own > 0 and own not in (size for _, size, _ in plan):
         plan.append(("normal", own, _normal))
     return [
-        Case(f"{name}, batch {size}" if batched else name, _drawn(example, size, draw, generator))
+        Case(f"{name}, batch {size}" if positions else name, _drawn(example, size, draw, generator))
         for name, size, draw in plan
     ]
 
@@ -118,14 +117,12 @@ def _drawn(example: Sequence[Any], size: int, draw: Draw, generator: torch.Gener
         many = isinstance(value, Tensor) and value.ndim > 0
         return _like(value, value.shape[0], draw, generator) if many else value
 
-    return tuple(
-        _like(value, size, draw, generator)
-        if position in positions
-        else value
-        if isinstance(value, Tensor)
-        else pytree.tree_map(inside, value)
-        for position, value in enumerate(example)
-    )
+    def drawn(position: int, value: Any) -> Any:
+        if position in positions:
+            return _like(value, size, draw, generator)
+        return value if isinstance(value, Tensor) else pytree.tree_map(inside, value)
+
+    return tuple(drawn(position, value) for position, value in enumerate(example))
 
 
 def _finite(value: Any) -> bool:

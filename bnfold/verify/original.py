@@ -22,7 +22,7 @@ from bnfold.verify.reference import (
     fresh_in_float64,
 )
 
-__all__ = ["MOVED", "Original", "Run", "TorchOriginal", "finest", "moved_by_an_ulp"]
+__all__ = ["MOVED", "Original", "Run", "TorchOriginal", "answer_in_float64", "finest", "moved_by_an_ulp"]
 
 Run = Callable[[Sequence[Any]], list[Leaf]]
 """From positional inputs to the flat outputs; the inputs are not changed."""
@@ -81,8 +81,7 @@ class TorchOriginal:
 
     def exact(self, inputs: Sequence[Any]) -> list[Leaf]:
         """Answer in float64 throughout."""
-        with everything_in_float64():
-            return flatten(self.in_float64(*fresh_in_float64(inputs)))
+        return answer_in_float64(self.in_float64, inputs)
 
     def moved(self, seed: int) -> Run:
         """Return a copy with some of its weights moved by one unit in the last place."""
@@ -92,12 +91,13 @@ class TorchOriginal:
     def moved_in_float64(self, seed: int) -> Run:
         """Return the oracle with some of its weights moved by one unit in the last place of float64."""
         module = _moved(copied_in_float64(self.module), seed)
+        return lambda inputs: answer_in_float64(module, inputs)
 
-        def run(inputs: Sequence[Any]) -> list[Leaf]:
-            with everything_in_float64():
-                return flatten(module(*fresh_in_float64(inputs)))
 
-        return run
+def answer_in_float64(module: nn.Module, inputs: Sequence[Any]) -> list[Leaf]:
+    """Return the outputs of a module whose weights are in float64, computed in float64 throughout."""
+    with everything_in_float64():
+        return flatten(module(*fresh_in_float64(inputs)))
 
 
 def _moved(module: nn.Module, seed: int) -> nn.Module:
