@@ -31,7 +31,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import bnfold  # noqa: E402
-from bnfold.verify.outputs import flatten  # noqa: E402
+from bnfold.capture.nests import flatten  # noqa: E402
 
 NETWORKS: dict[str, Any] = import_module("tests.networks").NETWORKS
 random_net: Any = import_module("tests.fold.random_graphs").random_net

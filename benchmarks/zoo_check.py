@@ -38,7 +38,7 @@ from benchmarks.zoo_measure import Throughout64, call, count_batch_norm_calls, d
 from bnfold import __version__
 from bnfold.errors import BnfoldError, CaptureError
 from bnfold.fold import api
-from bnfold.graph.tracer import OtherInputError
+from bnfold.errors import OtherInputError
 
 __all__ = ["TOLERANCE", "check", "examine"]
 

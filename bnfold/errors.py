@@ -11,6 +11,7 @@
     ├── FileAccessError         reading or writing failed               5
     ├── CaptureError            the model's graph cannot be captured    6
     │   └── NeedsInputsError    shapes are needed and no input is given
+    ├── OtherInputError         a folded model got an input it is not right for  6
     ├── ExportError             the ONNX or torch.export export failed  6
     ├── MissingPackageError     an optional package is not installed    6
     ├── NotFiniteError          a rounded weight overflowed             6
@@ -34,6 +35,7 @@ __all__ = [
     "NotEquivalentError",
     "NotFiniteError",
     "NotFoldedError",
+    "OtherInputError",
     "RefusedFileError",
     "TrainingModeError",
     "UnknownNameError",
@@ -117,6 +119,12 @@ class CaptureError(BnfoldError):
 
 class NeedsInputsError(CaptureError):
     """Something needs the shapes of values, and no example input was given."""
+
+
+class OtherInputError(BnfoldError, ValueError):
+    """A folded model is called with an input for which its graph is not right."""
+
+    exit_code = 6
 
 
 class ExportError(BnfoldError):

@@ -62,7 +62,7 @@ def find_inputs(model: nn.Module, *, seed: int = 0) -> FoundInputs:
     if not names:
         raise UsageError(f"The forward of {type(model).__name__} takes no input.", fix="Pass a model that has one.")
     try:
-        search = _Search(Probe(model), len(names))
+        search = _Search(model, len(names))
     except Exception as error:
         raise UsageError(
             f"The input shape of {type(model).__name__} cannot be searched for: a copy of it fails ({error}).",
@@ -72,7 +72,7 @@ def find_inputs(model: nn.Module, *, seed: int = 0) -> FoundInputs:
     if found is None:
         raise UsageError(
             f"No input shape was found on which {type(model).__name__} runs and keeps its batch "
-            f"({search.count} were tried{search.last_error}).",
+            f"({search.count} were tried{search.furthest}).",
             fix=_FIX,
         )
     guesses, size, how = found
@@ -108,17 +108,18 @@ Found = tuple[tuple[Guess, ...], int, str]
 class _Search:
     """The search for one model: what was tried, and what came of it."""
 
-    def __init__(self, probe: Probe, inputs: int) -> None:
-        self.probe = probe
+    def __init__(self, model: nn.Module, inputs: int) -> None:
+        self.probe = Probe(model)
+        self._model = model
         self._inputs = inputs
         self.count = 0
         self._known: dict[tuple[tuple[Guess, ...], int, int], Trial] = {}
-        self._last = ""
+        self._furthest = Trial()
 
     @property
-    def last_error(self) -> str:
-        """What the last run failed of, for a message; empty if it ran."""
-        return f"; the last stopped with {self._last}" if self._last else ""
+    def furthest(self) -> str:
+        """What the run failed of that came furthest, for a message; empty if none failed."""
+        return f"; the one that came furthest stopped with {self._furthest.error}" if self._furthest.error else ""
 
     def told(self, model: nn.Module) -> Found | None:
         """Use the input size that timm's models carry with them."""
@@ -147,7 +148,9 @@ class _Search:
         if key not in self._known:
             self.count += 1
             self._known[key] = self.probe.run(guesses, batch, size)
-            self._last = self._known[key].error
+            trial = self._known[key]
+            if trial.error and trial.reached > self._furthest.reached:
+                self._furthest = trial
         return self._known[key]
 
     def works(self, guesses: tuple[Guess, ...], size: int) -> bool:
@@ -160,8 +163,10 @@ class _Search:
     def _layouts(self) -> Iterator[tuple[Guess, ...]]:
         """Yield what the inputs may look like, the likeliest first, each once."""
         seen = set()
-        for space in (2, 0, 1, 3):
-            start = (Guess(3 if space >= 2 else 1, space),) * self._inputs
+        starts = [Guess(3 if space >= 2 else 1, space) for space in (2, 0, 1, 3)]
+        starts += [*_first_layers(self._model), Guess(0, 1)]
+        for guess in starts:
+            start = (guess,) * self._inputs
             for guesses in self._repaired(start):
                 if guesses not in seen:
                     seen.add(guesses)
@@ -180,6 +185,9 @@ class _Search:
             unmet = trial.unmet
             if unmet is None or unmet.kind == "linear":
                 break
+            if unmet.kind in ("conv", "norm"):  # or the code swaps the channels to their place
+                last = Guess(unmet.want, guesses[unmet.index].space or 1, channels_last=True)
+                others.append(_with(guesses, unmet.index, last))
             fitted = _fitted(guesses[unmet.index], unmet.kind, unmet.have, unmet.want, unmet.space)
             if fitted is None:
                 break
@@ -239,6 +247,14 @@ class _Search:
         """Return how many numbers arrive, at this size, where ``want`` are wanted; 0 if the run does not get there."""
         hints: list[Hint] = self.trial(guesses, size).hints
         return next((hint.have for hint in reversed(hints) if hint.want == want), 0)
+
+
+def _first_layers(model: nn.Module) -> list[Guess]:
+    """Return what the first convolution takes, by the order in which layers are held: code may ask before it is met."""
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd) and not layer.transposed:
+            return [Guess(layer.in_channels, len(layer.kernel_size))]
+    return []
 
 
 def _with(guesses: tuple[Guess, ...], index: int, guess: Guess) -> tuple[Guess, ...]:

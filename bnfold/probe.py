@@ -1,36 +1,33 @@
 """Try a model on inputs without values: which shapes does it take, and what does each layer want?
 
-A :class:`Probe` holds a copy of the model whose parameters are fake tensors: they have a shape and no memory, and a run
-computes shapes alone. The model itself is not touched. A watch over the run tells where it stopped, and which size
-would have fitted there.
+A :class:`Probe` runs the model's own code on tensors that have a shape and no memory, so that a run computes shapes
+alone. The model is left as it was found. A watch over the run tells where it stopped, and which size would have fitted
+there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import inspect
-import logging
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-)
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from bnfold.capture.recorder import Recorder, WrittenLaterError
+from bnfold.capture.restore import buffers_of, left_as_found, put_back, same_random_numbers
+from bnfold.errors import BnfoldError
+from bnfold.graph.dataless import leaves, settle
+from bnfold.graph.quiet import unlogged
+
+_MOST_RUNS = 12  # each finds a line that makes tensors which get values of the data later
+
 __all__ = ["Guess", "Hint", "Need", "Probe", "Trial", "kept_batch", "required_inputs"]
 
-_NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException)
 _CONVOLUTIONS = {f"conv{way}{n}d": n for n in (1, 2, 3) for way in ("", "_transpose")}
 
 
@@ -39,7 +36,7 @@ class Guess:
     """What one input may look like; its spatial size is left open.
 
     Attributes:
-        channels: number of channels, or of features.
+        channels: number of channels, or of features; 0 where the input has no such dimension: sound, ``(N, length)``.
         space: number of spatial dimensions, 0 to 3.
         channels_last: ``(N, *space, channels)`` instead of ``(N, channels, *space)``.
         values: for an input of integers, how many values there are: they index an embedding. ``channels`` is 0 then.
@@ -53,7 +50,7 @@ class Guess:
     def shape(self, batch: int, size: int) -> tuple[int, ...]:
         """Return the shape for ``batch`` samples of ``size`` in every spatial dimension."""
         spatial = (size,) * self.space
-        if self.values is not None:
+        if self.values is not None or self.channels == 0:
             return (batch, *spatial)
         return (batch, *spatial, self.channels) if self.channels_last else (batch, self.channels, *spatial)
 
@@ -99,12 +96,14 @@ class Trial:
         error: what it failed of.
         needs: what the first layers on the way wanted, by input.
         hints: sizes seen and wanted, in the order of the run.
+        reached: how many calls of torch the run came to.
     """
 
     outputs: list[tuple[int, ...]] | None = None
     error: str = ""
     needs: dict[int, Need] = field(default_factory=dict)
     hints: list[Hint] = field(default_factory=list)
+    reached: int = 0
 
     @property
     def unmet(self) -> Need | None:
@@ -126,34 +125,30 @@ def required_inputs(model: nn.Module) -> list[str]:
 
 
 class Probe:
-    """A copy of a model that runs on shapes.
+    """Runs a model on shapes.
 
     Args:
-        model: in eval mode; not changed.
+        model: in eval mode; left as it is found.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._real: nn.Module | None = None
+        self._parts = [*model.modules()]
+        self._state = buffers_of(self._parts)
+        self._data_lines: set[str | None] = set()
+        self._needs_values = False
         floating = next((p for p in model.parameters() if p.is_floating_point()), None)
         self.dtype = torch.float32 if floating is None else floating.dtype
         self.device = torch.device("cpu") if floating is None else floating.device
-        memo: dict[int, Any] = {}
-        for tensor in (*model.parameters(), *model.buffers()):
-            memo[id(tensor)] = self._mode.from_tensor(tensor, static_shapes=True)
-        with self._mode:
-            self._fake = copy.deepcopy(model, memo)
 
     def run(self, guesses: Sequence[Guess], batch: int, size: int) -> Trial:
-        """Run on inputs of the guessed shapes. Where the way depends on values, a second copy runs on real ones."""
-        try:
-            with self._mode:
-                return self._watched(self._fake, self.inputs(guesses, batch, size))
-        except _NEEDS_VALUES:
-            if self._real is None:
-                self._real = copy.deepcopy(self._model)
-            return self._watched(self._real, self.inputs(guesses, batch, size))
+        """Run on inputs of the guessed shapes: without values, or with real ones where the way depends on values."""
+        if not self._needs_values:
+            trial = self._recorded(guesses, batch, size)
+            if trial is not None:
+                return trial
+            self._needs_values = True
+        return self._real(self.inputs(guesses, batch, size))
 
     def inputs(
         self, guesses: Sequence[Guess], batch: int, size: int, generator: torch.Generator | None = None
@@ -168,32 +163,47 @@ class Probe:
                 made.append(torch.randint(guess.values, shape, generator=generator).to(self.device))
         return made
 
-    def _watched(self, model: nn.Module, inputs: list[Tensor]) -> Trial:
+    def _recorded(self, guesses: Sequence[Guess], batch: int, size: int) -> Trial | None:
+        """Record a run on shapes alone; None where that cannot be done: the model's way depends on values, say."""
+        for _ in range(_MOST_RUNS):
+            trial = Trial()
+            recorder = Recorder(self._model, device=self.device, data_lines=self._data_lines)
+            inputs = []
+            for index, guess in enumerate(guesses):
+                dtype = self.dtype if guess.values is None else torch.int64
+                like = torch.empty(guess.shape(batch, size), dtype=dtype, device="meta")
+                inputs.append(recorder.enter_tensor(like, recorder.graph.placeholder(f"input_{index}")))
+            try:
+                with unlogged(), same_random_numbers(), left_as_found(self._parts), recorder.running():
+                    with _Watch(inputs, trial):
+                        outputs = self._model(*inputs)
+            except WrittenLaterError as error:
+                if error.line in self._data_lines:
+                    return None
+                self._data_lines.add(error.line)
+            except BnfoldError:
+                return None
+            except Exception as error:
+                trial.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                return trial
+            else:
+                trial.outputs = [tuple(leaf.shape) for leaf in _leaves(outputs)]
+                return trial
+            finally:
+                put_back(self._state)
+        return None
+
+    def _real(self, inputs: list[Tensor]) -> Trial:
         trial = Trial()
         try:
-            with torch.no_grad(), _quiet(), _Watch(inputs, trial):
-                outputs = model(*inputs)
-        except _NEEDS_VALUES:
-            raise
+            with torch.no_grad(), unlogged(), same_random_numbers(), left_as_found(self._parts), _Watch(inputs, trial):
+                outputs = self._model(*inputs)
+            trial.outputs = [tuple(leaf.shape) for leaf in _leaves(outputs)]
         except Exception as error:
             trial.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        else:
-            trial.outputs = [tuple(leaf.shape) for leaf in _leaves(outputs)]
+        finally:
+            put_back(self._state, by_content=True)
         return trial
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging a traceback, and Python from warning, for each shape that does not fit."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before = log.disabled
-    log.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.disabled = before
 
 
 def _leaves(outputs: Any) -> list[Tensor]:
@@ -221,12 +231,21 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        reads = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        met_layer = bool(reads) and self._look(name, reads, args, kwargs)
+        if name == "__get__":
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # a recorder would take these for questions of the model's
+            reads = [value for value in leaves((args, kwargs), []) if isinstance(value, Tensor)]
+            met_layer = bool(reads) and self._look(name, reads, settle(args, _same), settle(kwargs, _same))
+            self._trial.reached += 1
         result = func(*args, **kwargs)
-        if any(id(value) in self._derived for value in reads):
-            self._follow(reads, result, met_layer)
+        with torch._C.DisableTorchFunction():
+            if any(self._is_derived(value) for value in reads):
+                self._follow(reads, result, met_layer)
         return result
+
+    def _is_derived(self, value: Tensor) -> bool:
+        """Whether a value depends on the inputs; without data, all that are on the meta device do."""
+        return value.is_meta or id(value) in self._derived
 
     def _follow(self, reads: Sequence[Tensor], result: Any, met_layer: bool) -> None:
         origins = {self._origin[id(value)] for value in reads if id(value) in self._origin}
@@ -248,10 +267,10 @@ class _Watch(TorchFunctionMode):
         elif name in ("add", "__add__", "add_", "__iadd__") and len(reads) == 2:
             self._look_at_sum(*reads)
         if name == "embedding" and len(reads) == 2:
-            x, table = reads if id(reads[0]) in self._derived else reads[::-1]
+            x, table = reads if self._is_derived(reads[0]) else reads[::-1]
             self._need(x, "embedding", have=0, want=table.shape[0])
             return True
-        if not weights or id(x) not in self._derived:
+        if not weights or not self._is_derived(x):
             return False
         if name in _CONVOLUTIONS:
             space = _CONVOLUTIONS[name]
@@ -283,7 +302,7 @@ class _Watch(TorchFunctionMode):
     def _look_at_view(self, x: Tensor, args: Sequence[Any]) -> None:
         """Flattening to ``(-1, K)`` or ``(batch, K)``: a sample must hold K numbers."""
         target = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
-        if id(x) not in self._derived or len(target) < 2 or not all(isinstance(size, int) for size in target):
+        if not self._is_derived(x) or len(target) < 2 or not all(isinstance(size, int) for size in target):
             return
         lead, rest = target[0], target[1:]
         if lead in (-1, self._batch) and all(size > 0 for size in rest) and x.shape[0] == self._batch:
@@ -291,12 +310,16 @@ class _Watch(TorchFunctionMode):
 
     def _look_at_sum(self, left: Tensor, right: Tensor) -> None:
         """A sum with a parameter of fixed size, such as an embedding of positions."""
-        if (id(left) in self._derived) == (id(right) in self._derived) or left.ndim != right.ndim:
+        if self._is_derived(left) == self._is_derived(right) or left.ndim != right.ndim:
             return
-        x, parameter = (left, right) if id(left) in self._derived else (right, left)
+        x, parameter = (left, right) if self._is_derived(left) else (right, left)
         extents = list(zip(x.shape[1:], parameter.shape[1:], strict=True))
         if sum(have != want for have, want in extents) <= 1:
             self._trial.hints += [Hint(have, want) for have, want in extents if 1 not in (have, want)]
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _groups(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:

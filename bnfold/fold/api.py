@@ -19,10 +19,9 @@ from bnfold.fold.denormals import denormals_made, flush, told
 from bnfold.fold.overflow import require_finite
 from bnfold.fold.pieces import plan_model, rewrite_model, unfolded_model
 from bnfold.fold.plan import Plan
-from bnfold.graph.capture import capture
-from bnfold.graph.captured import Capture
+from bnfold.capture.ways import capture
+from bnfold.graph.captured import NARROW, Capture
 from bnfold.graph.shells import double_shell
-from bnfold.graph.tracer import NARROW
 
 __all__ = ["Folding", "fold", "plan"]
 
@@ -39,7 +38,7 @@ class Folding:
         module: the folded model, in eval mode, called like the original.
         plan: one decision per BatchNorm call.
         captured: the graph of the original, for proofs.
-        seconds: how long each step took: ``"capture"``, ``"plan"`` and ``"rewrite"``, in wall time.
+        seconds: how long each step took: ``"capture"``, ``"check"``, ``"plan"`` and ``"rewrite"``, in wall time.
     """
 
     module: nn.Module
@@ -74,12 +73,13 @@ def plan(
     capture: str = "auto",
     merge: bool = False,
     share: Literal["clone", "keep"] = "clone",
+    check: bool = True,
 ) -> Plan:
     """Decide what becomes of each BatchNorm, and change nothing.
 
     Arguments and errors are those of :func:`fold`.
     """
-    captured = _capture(model, example_inputs, capture)
+    captured = _capture(model, example_inputs, capture, check=check)
     decided, _ = _decided(captured, _names(keep), share, merge, require_finite)
     return decided
 
@@ -93,19 +93,23 @@ def fold(
     merge: bool = False,
     share: Literal["clone", "keep"] = "clone",
     flush_denormals: bool = False,
+    check: bool = True,
 ) -> Folding:
     """Fold the BatchNorms of a model into its convolutions and linear layers, wherever that is exact.
 
     Args:
         model: in eval mode; not changed. The result shares with it the memory of all weights that no fold touches.
-        example_inputs: a tensor, or a tuple of positional inputs. Plain convolutional nets need none.
+        example_inputs: a tensor, or a tuple of positional inputs. Where none are given, they are searched for.
         keep: names of BatchNorms to leave as they are; with ``merge``, also of convolutions to leave apart.
-        capture: how to obtain the graph: ``"auto"`` or ``"symbolic"``.
+        capture: how to obtain the graph: ``"auto"``, ``"recorded"``, ``"export"``, ``"piecewise"``, or ``"symbolic"``,
+            which records the calls without running them.
         merge: also merge convolutions of one input whose outputs are only added, and a convolution with a 1x1 one right
             before or after it, where that saves multiplications.
         share: whether a layer called at several sites is cloned where one of them folds, or kept.
         flush_denormals: set the weights to zero that the fold made denormal, and say in the plan's notes which. They
             slow some processors down. See :meth:`Folding.denormals` for their number.
+        check: compare what was captured with the model on the example inputs, in one run of each, before anything is
+            decided.
 
     Returns:
         The folded module, and the plan: for each BatchNorm call what became of it, and why.
@@ -116,8 +120,11 @@ def fold(
         UnknownNameError: ``keep`` names no BatchNorm that the model calls.
     """
     begin = time.perf_counter()
-    captured = _capture(model, example_inputs, capture)
-    seconds = {"capture": time.perf_counter() - begin, "plan": 0.0, "rewrite": 0.0}
+    captured = _capture(model, example_inputs, capture, check=check)
+    seconds = {"capture": time.perf_counter() - begin - captured.check_seconds}
+    if check:
+        seconds["check"] = captured.check_seconds
+    seconds |= {"plan": 0.0, "rewrite": 0.0}
 
     def timed(captured: Capture, decided: Plan) -> nn.Module:
         start = time.perf_counter()
@@ -127,7 +134,7 @@ def fold(
             seconds["rewrite"] += time.perf_counter() - start
 
     decided, module = _decided(captured, _names(keep), share, merge, timed)
-    seconds["plan"] = time.perf_counter() - begin - seconds["capture"] - seconds["rewrite"]
+    seconds["plan"] = time.perf_counter() - begin - sum(seconds.values())
     if flush_denormals:
         flushed = told(flush(module, captured), flushed=True)
         decided = replace(decided, notes=(*decided.notes, *flushed))

@@ -10,7 +10,7 @@ from typing import Any
 from torch.fx import GraphModule, Proxy
 from torch.fx.graph import PythonCode
 
-from bnfold.graph.tracer import OtherInputError
+from bnfold.errors import OtherInputError
 
 __all__ = ["FoldedModule"]
 
@@ -49,8 +49,8 @@ def _checked(forward: Any, spec: Any) -> Any:
         for name, value, wanted in zip(list(signature.parameters)[1:], given, spec.children(), strict=False):
             if not _fits(value, wanted):
                 raise OtherInputError(
-                    f"argument {name!r} holds other parts than this graph was captured for by torch.export. Fold the "
-                    "model again with example_inputs of the structure that you need."
+                    f"argument {name!r} holds other parts than this graph was captured for by torch.export.",
+                    fix="Fold the model again with example_inputs of the structure that you need.",
                 )
         return forward(*args, **kwargs)
 

@@ -22,7 +22,7 @@ from bnfold.fold.weights import FoldedWeights
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.graph.shells import shell
-from bnfold.graph.tracer import carries_hooks
+from bnfold.graph.leaves import carries_hooks
 
 __all__ = ["plan_model", "rewrite_model", "unfolded_model"]
 

@@ -26,11 +26,12 @@ from bnfold.fold.module import FoldedModule
 from bnfold.fold.plan import Absorption, Explicit, Plan
 from bnfold.fold.weights import FoldedWeights, absorbed_weights
 from bnfold.graph import calls
-from bnfold.graph.captured import Capture
+from bnfold.graph.captured import NARROW, Capture
 from bnfold.graph.constants import evaluate
 from bnfold.graph.facts import Facts
 from bnfold.graph.shells import fresh_shell, shell, wrapped
-from bnfold.graph.tracer import NARROW, carries_hooks, require_rank
+from bnfold.graph.leaves import carries_hooks
+from bnfold.graph.requires import require_rank
 from bnfold.graph.vocabulary import arguments_of
 
 __all__ = ["folded_capture", "rewrite"]

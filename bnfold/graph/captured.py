@@ -8,7 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-__all__ = ["Capture"]
+__all__ = ["NARROW", "Capture"]
+
+NARROW = "narrow"
+"""In a node's ``meta``: the type in which float64 numbers computed from a layer of the user's are used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +22,13 @@ class Capture:
         graph: the graph; nobody changes it.
         root: the model, which the graph's targets name parts of.
         constants: tensors that the graph reads by name and the model does not hold.
-        way: ``"symbolic"`` or ``"export"``.
+        way: ``"recorded"``, ``"symbolic"``, ``"export"`` or ``"piecewise"``.
         example_inputs: positional inputs, or None.
         notes: sentences for the user.
-        shapes: of all tensors, for each of two batch sizes, where the capture knows them; else empty.
+        shapes: of all tensors, for the example inputs and perhaps for a second batch size; empty where the capture
+            does not know them.
         pieces: for a piecewise capture, the captures of the parts by name; ``graph`` is then empty.
+        check_seconds: how long the comparison with the model took.
     """
 
     graph: Graph
@@ -34,6 +39,7 @@ class Capture:
     notes: tuple[str, ...] = ()
     shapes: tuple[dict[Node, tuple[int, ...]], ...] = ()
     pieces: dict[str, Capture] = field(default_factory=dict)
+    check_seconds: float = 0.0
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def module(self, name: str) -> nn.Module:

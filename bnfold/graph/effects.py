@@ -13,9 +13,9 @@ from torch.fx.node import _side_effectful_functions
 
 from bnfold.graph.inplace import IN_PLACE
 from bnfold.graph.taught import claim_of
-from bnfold.graph.tracer import carries_hooks
+from bnfold.graph.leaves import carries_hooks
 
-__all__ = ["has_effect", "is_pure", "mutated_inputs"]
+__all__ = ["RANDOM", "has_effect", "is_pure", "mutated_inputs"]
 
 Modules: TypeAlias = Callable[[str], nn.Module]
 
@@ -77,7 +77,7 @@ def has_effect(node: Node, module_of: Modules) -> bool:
     return bool(mutated_inputs(node, module_of))
 
 
-_RANDOM = frozenset(
+RANDOM = frozenset(
     "rand randn rand_like randn_like randint randint_like randperm bernoulli bernoulli_ multinomial normal normal_ "
     "poisson uniform_ dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout rrelu "
     "empty empty_like new_empty".split()
@@ -87,7 +87,7 @@ _RANDOM = frozenset(
 def is_pure(node: Node, module_of: Modules) -> bool:
     """Whether the node computes the same value from the same inputs each time, and does nothing else."""
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return name.partition(".")[0] not in _RANDOM and not has_effect(node, module_of)
+    return name.partition(".")[0] not in RANDOM and not has_effect(node, module_of)
 
 
 def _unknown(node: Node) -> bool:

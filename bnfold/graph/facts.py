@@ -16,11 +16,11 @@ from bnfold.graph import calls
 from bnfold.graph.captured import Capture
 from bnfold.graph.constants import evaluate
 from bnfold.graph.effects import is_pure
-from bnfold.graph.exported import require_batch, require_shape
 from bnfold.graph.memory import Memory
 from bnfold.graph.ranks import asserted_rank, rank_after_reshape
 from bnfold.graph.shapes import Shapes, shapes_of
-from bnfold.graph.tracer import carries_hooks, require_rank
+from bnfold.graph.leaves import carries_hooks
+from bnfold.graph.requires import require_batch, require_rank, require_shape, require_structure
 from bnfold.graph.vocabulary import read_function, read_module
 
 __all__ = ["Facts"]
@@ -183,7 +183,7 @@ class Facts:
 
     @cached_property
     def _run(self) -> Shapes:
-        return Shapes(self.capture.shapes) if self.capture.shapes else shapes_of(self.capture)
+        return shapes_of(self.capture)
 
     @property
     def stopped(self) -> str | None:
@@ -212,7 +212,7 @@ class Facts:
         while count is None:
             chain.append(node)
             call = self.call(node)
-            count = self._own_channels(call)
+            count = self.channels_of(call)
             if count is not None or not isinstance(call, _SAME_CHANNELS):
                 break
             node = call.inputs[0]
@@ -221,7 +221,7 @@ class Facts:
             self._channels.update(dict.fromkeys(chain, count))
         return count
 
-    def _own_channels(self, call: calls.Call | None) -> int | None:
+    def channels_of(self, call: calls.Call | None) -> int | None:
         """The number of channels as far as the call itself tells."""
         if isinstance(call, (calls.Convolution, calls.TransposedConvolution)) and isinstance(call.weight, str):
             shape = self.capture.tensor(call.weight).shape
@@ -286,7 +286,7 @@ class Facts:
 
 def _reads_metadata(user: Node, value: Node) -> bool:
     """Whether a reader takes only the shape or the dtype of ``value``: a guard, or the model of a reshape."""
-    if user.target in (require_rank, require_shape, require_batch):
+    if user.target in (require_rank, require_shape, require_batch, require_structure):
         return True
     name = str(user.target) if user.op == "call_method" else getattr(user.target, "__name__", "")
     return name.partition(".")[0] in _LIKE and value in user.args[1:] and user.args[0] is not value

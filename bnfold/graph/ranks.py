@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from bnfold.graph.tracer import require_rank
+from bnfold.graph.requires import require_rank
 
 __all__ = ["asserted_rank", "rank_after_reshape"]
 

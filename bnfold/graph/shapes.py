@@ -1,54 +1,48 @@
-"""Shapes of all values, from one run on fake tensors for each of two batch sizes.
+"""Shapes of all values, for the example inputs, for a batch one larger, and for other sizes where the graph takes them.
 
-Nothing is computed: :class:`torch._subclasses.FakeTensorMode` carries shapes and dtypes only. Two batch sizes tell the
-batch dimension from a channel dimension that happens to be as large.
+The first come from the capture, where it recorded them. The others come from runs of the graph on tensors without data,
+when they are asked for. Two batch sizes tell the batch dimension from a channel dimension that happens to be as large;
+other sizes tell what is true for the example's alone: ``view(-1, 4)`` keeps the channels where the length is 1.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
 from torch.fx import Interpreter, Node
 
 from bnfold.errors import first_line
-from bnfold.graph.captured import Capture
+from bnfold.graph.captured import NARROW, Capture
+from bnfold.graph.dataless import Dataless, DatalessMode
 from bnfold.graph.quiet import quiet
-from bnfold.graph.tracer import NARROW
 
 __all__ = ["Shapes", "shapes_of"]
 
 
-# What fake tensors cannot do, and real ones can.
-_FAKE_LIMITS = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedFakeTensorException,
-    UnsupportedOperatorException,
-)
-
-
 class _Shapes(Interpreter):
-    """Runs a graph and notes the shape of each tensor."""
+    """Runs a graph on tensors without data and notes the shape of each."""
 
     def __init__(self, capture: Capture) -> None:
         super().__init__(capture.root, garbage_collect_values=True, graph=capture.graph)
         self.capture = capture
         self.found: dict[Node, tuple[int, ...]] = {}
         self.at: Node | None = None
+        self.dataless = Dataless()
 
     def fetch_attr(self, target: str) -> Any:
         """Fetch from the constants of the capture as well."""
         constant = self.capture.constants.get(target)
-        return super().fetch_attr(target) if constant is None else constant
+        value = super().fetch_attr(target) if constant is None else constant
+        return self.dataless.twin(value) if isinstance(value, Tensor) else value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Call a layer, unless what it gives is known."""
+        module = self.capture.module(str(target))
+        known = self.dataless.layer(module, args, kwargs)
+        return module(*args, **kwargs) if known is None else known
 
     def run_node(self, n: Node) -> Any:
         """Run one node and note its shape."""
@@ -77,26 +71,54 @@ class Shapes(NamedTuple):
 def shapes_of(capture: Capture) -> Shapes:
     """Return the shapes for the example inputs and for a batch one larger.
 
-    A run that fails ends where it fails: where the model does not take another batch size, or does something that fake
-    tensors cannot do, less is known, and what needs to know it is refused.
+    A run that fails ends where it fails: where the model does not take another batch size, or does something that
+    tensors without data cannot do, less is known, and what needs to know it is refused.
     """
     if capture.example_inputs is None:
         return Shapes()
-    found, stopped = _run(capture, 0)
-    return Shapes((found, _run(capture, 1)[0]), stopped)
+    if len(capture.shapes) > 1:
+        return Shapes(capture.shapes)
+    found, stopped = (capture.shapes[0], None) if capture.shapes else _run(capture, _same)
+    runs = [found, _run(capture, _larger_batch)[0]]
+    for grown in (_larger_apart, _larger_alike):
+        other, failed = _run(capture, grown)
+        if failed is None:  # else the graph holds these sizes fast, and what is true for them is true
+            runs.append(other)
+            break
+    return Shapes(tuple(runs), stopped or None)
 
 
-def _run(capture: Capture, more: int) -> tuple[dict[Node, tuple[int, ...]], str | None]:
+Grow: TypeAlias = Callable[[tuple[int, ...]], tuple[int, ...]]
+
+
+def _same(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape
+
+
+def _larger_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0] + 1, *shape[1:]) if shape else ()
+
+
+def _larger_apart(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Every size after the channels, by another factor."""
+    return tuple(size * (position if position > 1 else 1) for position, size in enumerate(shape))
+
+
+def _larger_alike(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size * (2 if position > 1 else 1) for position, size in enumerate(shape))
+
+
+def _run(capture: Capture, grown: Grow) -> tuple[dict[Node, tuple[int, ...]], str | None]:
+    """Return the shapes that a run shows, and why it stopped early; the reason is empty where that is no fault."""
     assert capture.example_inputs is not None
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    inputs = [_grown(value, more) for value in capture.example_inputs]
+    inputs = [_without_data(value, grown) for value in capture.example_inputs]
     runner = _Shapes(capture)
-    with quiet(), mode, torch.no_grad():
+    with quiet(), torch.no_grad(), DatalessMode(runner.dataless):
         try:
-            runner.run(*[mode.from_tensor(value) if isinstance(value, Tensor) else value for value in inputs])
-        except _FAKE_LIMITS:  # nothing is wrong with the inputs
-            return runner.found, None
-        except Exception as error:  # whatever the user's code raises on fake tensors, and torch's own long tale of it
+            runner.run(*inputs)
+        except NotImplementedError:  # nothing is wrong with the inputs
+            return runner.found, ""
+        except Exception as error:  # whatever the user's code raises, and torch's own long tale of it
             return runner.found, _sentence(runner.at, error)
     return runner.found, None
 
@@ -109,8 +131,12 @@ def _sentence(node: Node | None, error: Exception) -> str:
     )
 
 
-def _grown(value: Any, more: int) -> Any:
-    """Return a tensor like ``value`` whose first dimension is larger by ``more``; anything else as it is."""
-    if not isinstance(value, Tensor) or value.ndim == 0 or more == 0:
+def _without_data(value: Any, grown: Grow) -> Any:
+    """Return a tensor without data of a shape like that of ``value``; a nest part by part, of the shapes it has."""
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_without_data(part, _same) for part in value)
+    if isinstance(value, dict):
+        return {key: _without_data(part, _same) for key, part in value.items()}
+    if not isinstance(value, Tensor):
         return value
-    return value.new_empty((value.shape[0] + more, *value.shape[1:]))
+    return torch.empty(grown(tuple(value.shape)), dtype=value.dtype, device="meta")

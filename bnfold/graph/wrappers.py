@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bnfold.errors import CaptureError
-from bnfold.graph.tracer import carries_hooks, replaces_forward
+from bnfold.graph.leaves import carries_hooks, replaces_forward
 
 __all__ = ["refuse_wrappers", "wrapper_refusal"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from bnfold.fold.pieces import unfolded_model
 from bnfold.report.details import SiteError
 from bnfold.verify.locate import distance, twins
-from bnfold.verify.outputs import flatten
+from bnfold.capture.nests import flatten
 from bnfold.verify.reference import everything_in_float64, exact_arithmetic, fresh, fresh_in_float64
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bnfold.verify.outputs import Leaf, leaf_difference
+from bnfold.capture.nests import Leaf, leaf_difference
 from bnfold.verify.report import Comparison, Stage
 
 __all__ = ["Error", "Floor", "Limits", "Reading", "beyond_rounding", "judge", "measure"]

@@ -12,7 +12,7 @@ from bnfold.verify.compare import measure
 from bnfold.verify.floor import Evaluated
 from bnfold.verify.inputs import Case, given_case, other_size, seeded_cases
 from bnfold.verify.original import Original
-from bnfold.verify.outputs import Leaf, structure_difference
+from bnfold.capture.nests import Leaf, structure_difference
 from bnfold.verify.witness import in_words
 
 __all__ = ["cases_of", "evaluate"]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bnfold.verify.outputs import flatten
+from bnfold.capture.nests import flatten
 
 __all__ = ["unreached"]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from bnfold.verify.compare import Error, Floor, measure
 from bnfold.verify.inputs import Case
 from bnfold.verify.original import Run
-from bnfold.verify.outputs import Leaf
+from bnfold.capture.nests import Leaf
 
 __all__ = ["ALGEBRA", "Evaluated", "NoiseFloor"]
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.batch import as_tuple, batch_positions
 from bnfold.errors import UsageError
-from bnfold.verify.outputs import computable
+from bnfold.capture.nests import computable
 
 __all__ = ["Case", "given_case", "other_size", "seeded_cases"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bnfold.verify.outputs import flatten
+from bnfold.capture.nests import flatten
 
 __all__ = ["Located", "distance", "locate", "locate_by_name", "site_errors", "twins"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.verify.onnx_double import FLOATS, evaluator, in_double, named_tensors
 from bnfold.verify.original import MOVED, Run, finest, moved_by_an_ulp
-from bnfold.verify.outputs import Leaf
+from bnfold.capture.nests import Leaf
 from bnfold.verify.reference import in_float64
 from bnfold.verify.runtime import OrtModel
 

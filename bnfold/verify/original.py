@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from bnfold.verify.outputs import Leaf, flatten
+from bnfold.capture.nests import Leaf, flatten
 from bnfold.verify.reference import (
     copied,
     copied_in_float64,

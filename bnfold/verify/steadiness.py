@@ -20,7 +20,7 @@ from bnfold.verify.compare import measure
 from bnfold.verify.floor import ALGEBRA, Evaluated
 from bnfold.verify.inputs import Case
 from bnfold.verify.original import TorchOriginal
-from bnfold.verify.outputs import Leaf
+from bnfold.capture.nests import Leaf
 from bnfold.verify.reference import fresh_in_float64
 
 __all__ = ["mark_unsteady"]

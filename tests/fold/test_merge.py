@@ -149,7 +149,7 @@ def test_branches_are_found_in_any_sum(name: str, examples: bool) -> None:
     decision = only_merge(folding)
     assert (decision.into, decision.merged) == ("large", ("small",))
     assert ("the identity" in decision.detail) == ("itself" in name or name in _WITH_IDENTITY)
-    assert (decision.macs_after is not None) == examples
+    assert decision.macs_after is not None
 
 
 _WITH_IDENTITY = (

@@ -137,7 +137,7 @@ CASES: dict[str, Case] = {
     "groups without a common refinement": Case("more-multiplications", summed, same(groups=2), same(groups=3)),
     "different inputs": Case("different-inputs", of_other_inputs, same(), POINT),
     "a branch read elsewhere": Case("several-readers", read_twice, same(), POINT, read_twice_by_hand),
-    "an input written to between": Case("mutated", written_between, same(), POINT),
+    "an input written to between": Case("different-inputs", written_between, same(), POINT),
     "an in-place sum that is seen": Case("mutated", seen_in_place, same(), POINT, seen_in_place_by_hand),
 }
 
@@ -293,7 +293,7 @@ def test_a_value_in_the_middle_that_is_read_elsewhere_stays() -> None:
 def test_a_shape_in_the_middle_that_is_read_stays() -> None:
     def combine(s: Any, y: Tensor) -> Any:
         middle = s.one(y)
-        return s.two(middle) * middle.shape[1]
+        return s.two(middle) * middle.shape[2]
 
     folding = folds(two(nn.Conv2d(C, 9, 3), nn.Conv2d(9, 4, 1), combine), values(2, 3, 8, 8), merge=True)
     assert [merge.reason for merge in folding.plan.merges] == ["shape-read"]

@@ -314,5 +314,5 @@ def test_in_float64_of_an_old_weight_norm_that_has_run() -> None:
 
 def test_a_folding_says_how_long_each_step_took() -> None:
     folding = bnfold.fold(seed_network())
-    assert list(folding.seconds) == ["capture", "plan", "rewrite"]
+    assert list(folding.seconds) == ["capture", "check", "plan", "rewrite"]
     assert all(seconds > 0 for seconds in folding.seconds.values())

@@ -18,7 +18,7 @@ from bnfold.fold.merge.steps import Knot, Part
 from bnfold.graph import calls
 from bnfold.graph.effects import mutated_inputs
 from bnfold.graph.facts import Facts
-from bnfold.graph.tracer import require_rank
+from bnfold.graph.requires import require_rank
 
 if TYPE_CHECKING:
     from bnfold.fold.merge.plan import Merger

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,14 @@ __all__ = ["buffers_of", "left_as_found", "own_copies", "put_back", "random_stat
 def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Undo what ``forward`` writes into modules while it is traced: attributes, buffers, counters, caches."""
     found = []
-    for module in modules:
-        state = module.__dict__
+    states: list[dict[str, Any]] = [module.__dict__ for module in modules]
+    seen = {id(state) for state in states}
+    for state in states:  # grows: by the states of objects that hold caches for a module
+        for value in state.values():
+            own = getattr(value, "__dict__", None)
+            if type(own) is dict and id(own) not in seen and not isinstance(value, _NO_STATE):
+                seen.add(id(own))
+                states.append(own)
         containers = [value for value in state.values() if type(value) in _CONTAINERS]
         contents = [(value, _content(value)) for value in containers if value]
         empty = [value for value in containers if not value]
@@ -42,6 +50,7 @@ def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
                     value.clear()
 
 
+_NO_STATE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, functools.partial)
 _CONTAINERS: frozenset[type] = frozenset((dict, list, set, OrderedDict, defaultdict))
 
 
@@ -94,16 +103,25 @@ def own_copies(inputs: tuple[Any, ...]) -> Any:
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> list[tuple[Tensor, int | None, Tensor]]:
-    """Return the buffers of a model's modules with what :func:`put_back` needs."""
-    held = dict.fromkeys(buffer for part in modules for buffer in part._buffers.values() if buffer is not None)
+    """Return the buffers of a model's modules, and tensors that are plain attributes, with what :func:`put_back` needs."""
+    held: dict[Tensor, None] = {}
+    for part in modules:
+        for value in (*part._buffers.values(), *part.__dict__.values()):  # a tensor may be a plain attribute, too
+            if isinstance(value, Tensor):
+                held[value] = None
     return [(buffer, version(buffer), buffer.clone()) for buffer in held]
 
 
-def put_back(state: list[tuple[Tensor, int | None, Tensor]]) -> list[Tensor]:
-    """Restore the buffers that were written to, and return them."""
+def put_back(state: list[tuple[Tensor, int | None, Tensor]], *, by_content: bool = False) -> list[Tensor]:
+    """Restore the buffers that were written to, and return them.
+
+    Args:
+        state: of :func:`buffers_of`.
+        by_content: look at the numbers, too: ``batch_norm`` writes its running statistics without counting that.
+    """
     written = []
     for buffer, before, content in state:
-        if was_written(buffer, before, content):
+        if was_written(buffer, None if by_content else before, content) or was_written(buffer, before, content):
             buffer.data.copy_(content)
             written.append(buffer)
     return written

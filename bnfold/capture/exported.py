@@ -13,76 +13,18 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node, Proxy
-from torch.fx.node import has_side_effect
+from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.quiet import quiet
-from bnfold.graph.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
+from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
 from bnfold.graph.shells import shell
-from bnfold.graph.tracer import SIMPLE, OtherInputError, require_value
+from bnfold.graph.requires import SIMPLE, require_batch, require_shape, require_value
 
-__all__ = ["export_graph", "require_batch", "require_shape", "takes_one_batch"]
+__all__ = ["export_graph", "takes_one_batch"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-
-
-@has_side_effect
-def require_shape(value: Any, shape: tuple[int | None, ...], name: str, dtype: torch.dtype | None = None) -> None:
-    """Raise unless an input has the shape and the kind of numbers that the graph was captured for.
-
-    Args:
-        value: the input.
-        shape: None stands for any size.
-        name: of the input.
-        dtype: a floating one stands for all of them: what was captured in float32 is right for ``.half()``.
-
-    Raises:
-        OtherInputError: it has another.
-    """
-    if isinstance(value, Proxy):  # a graph is traced again, when it is unpickled or folded again
-        value.tracer.create_proxy("call_function", require_shape, (value, shape, name, dtype), {})
-        return
-    if dtype is not None and value.dtype != dtype and not (dtype.is_floating_point and value.dtype.is_floating_point):
-        raise OtherInputError(
-            f"input {name!r} is of {value.dtype}, and this graph was captured by torch.export for {dtype}. Fold the "
-            "model again with example_inputs of the dtype that you need."
-        )
-    actual = tuple(value.shape)
-    if len(actual) != len(shape) or any(
-        want is not None and want != have for want, have in zip(shape, actual, strict=True)
-    ):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise OtherInputError(
-            f"input {name!r} has shape {actual}, and this graph was captured by torch.export for ({wanted}). Fold the "
-            "model again with example_inputs of the shape that you need."
-        )
-
-
-@has_side_effect
-def require_batch(value: Any, least: int, name: str, like: Any = None) -> None:
-    """Raise unless an input's batch is one that the graph was captured for.
-
-    Args:
-        value: the input.
-        least: the smallest batch.
-        name: of the input.
-        like: another input, which must have as large a batch.
-
-    Raises:
-        OtherInputError: it is none.
-    """
-    if isinstance(value, Proxy):
-        value.tracer.create_proxy("call_function", require_batch, (value, least, name, like), {})
-        return
-    size = value.shape[0]
-    if size < least or (like is not None and size != like.shape[0]):
-        wanted = f"at least {least}" if size < least else f"the other inputs' {like.shape[0]}"
-        raise OtherInputError(
-            f"input {name!r} has a batch of {size}, and this graph was captured by torch.export for {wanted}. Fold the "
-            "model again with example_inputs of the batch that you need."
-        )
 
 
 def takes_one_batch(module: nn.Module) -> bool:

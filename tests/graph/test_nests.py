@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from bnfold.verify.outputs import flatten, nest_difference, structure_difference
+from bnfold.capture.nests import flatten, nest_difference, structure_difference
 
 
 class Point(NamedTuple):

@@ -1,0 +1,169 @@
+"""Does a capture compute what the model computes? Both run once on the example inputs and are compared to the bit.
+
+The graph calls the same kernels on the same numbers in the same order, so nothing may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from bnfold.capture.nests import flatten, structure_difference
+from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
+from bnfold.errors import OtherInputError, first_line
+from bnfold.graph.captured import NARROW, Capture
+
+__all__ = ["GraphRun", "ModelFailedError", "difference", "failure"]
+
+_SEED = 0
+
+
+class ModelFailedError(Exception):
+    """The model itself does not run on the example inputs."""
+
+
+class GraphRun(Interpreter):
+    """Runs the graph of a capture, with its constants."""
+
+    def __init__(self, capture: Capture) -> None:
+        super().__init__(capture.root, garbage_collect_values=True, graph=capture.graph)
+        self.capture = capture
+
+    def fetch_attr(self, target: str) -> Any:
+        """Fetch from the constants of the capture as well."""
+        constant = self.capture.constants.get(target)
+        return super().fetch_attr(target) if constant is None else constant
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        return value.to(n.meta[NARROW]) if NARROW in n.meta and n.op == "get_attr" else value
+
+
+def difference(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
+    """Return how the answer of a captured graph differs from the model's on some inputs; None where it does not.
+
+    Args:
+        capture: of the model as a whole.
+        model: left as it is found.
+        inputs: positional arguments; copied, since a model may write into them.
+        named: keyword arguments.
+
+    Raises:
+        ModelFailedError: the model itself raises.
+    """
+    if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in pytree.tree_leaves((inputs, dict(named)))):
+        return None  # a model without data has no answers
+    expected = _run(model, model, inputs, named)
+    if isinstance(expected, Exception):
+        raise ModelFailedError(first_line(expected)) from expected
+    graph = GraphRun(capture)
+    actual = _run(lambda *args, **kwargs: graph.run(*args, *kwargs.values()), model, inputs, named)
+    if isinstance(actual, OtherInputError):
+        return f"a check in the graph does not hold for the inputs it was captured with: {actual.what}"
+    if isinstance(actual, Exception):
+        return f"the graph raises {type(actual).__name__}: {first_line(actual)}"
+    found = _compare(expected, actual)
+    if found is None:
+        return None
+    again = _run(model, model, inputs, named)
+    if isinstance(again, Exception) or _compare(expected, again) is not None:
+        return None  # the model does not agree with itself
+    where = _first(capture, model, inputs, named)
+    return found + (f"; it first differs at {where}" if where else "")
+
+
+def failure(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
+    """Return what the model itself raises on some inputs; None where it runs."""
+    answer = _run(model, model, inputs, {})
+    return answer if isinstance(answer, Exception) else None
+
+
+def _run(call: Any, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """Return what a call gives, or the exception that it raises; the model is left as it was."""
+    parts = [*model.modules()]
+    state = buffers_of(parts)
+    with left_as_found(parts), same_random_numbers(), torch.no_grad():
+        torch.manual_seed(_SEED)
+        try:
+            return call(*own_copies(inputs), **own_copies(dict(named)))
+        except Exception as error:
+            return error
+        finally:
+            put_back(state, by_content=True)
+
+
+def _compare(expected: Any, actual: Any) -> str | None:
+    left, right = flatten(expected), flatten(actual)
+    found = structure_difference(left, right)
+    if found is not None:
+        return found
+    for one, other in zip(left, right, strict=True):
+        if one.is_tensor and not same_bits(one.value, other.value):
+            return f"{one.name} differs {_much(one.value, other.value)}"
+    return None
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN where NaN is."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if torch.equal(one, other):
+        return True
+    return bool(((one == other) | (torch.isnan(one) & torch.isnan(other))).all())
+
+
+def _much(one: Tensor, other: Tensor) -> str:
+    if not one.is_floating_point():
+        return f"in {int((one != other).sum())} of {one.numel()} places"
+    peak = float(one.double().abs().nan_to_num().max())
+    return f"by {float((one.double() - other.double()).abs().nan_to_num().max()):.2g}, of a peak of {peak:.2g}"
+
+
+class _Watched(GraphRun):
+    """Compares the answers of layers with what they answered in the model's own run."""
+
+    def __init__(self, capture: Capture, answers: dict[str, list[Any]]) -> None:
+        super().__init__(capture)
+        self.answers = answers
+        self.first: str | None = None
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node."""
+        value = super().run_node(n)
+        expected = self.answers.get(str(n.target), []) if n.op == "call_module" else []
+        if expected and self.first is None:
+            answer = expected.pop(0)
+            if isinstance(value, Tensor) and isinstance(answer, Tensor) and not same_bits(answer, value):
+                source = n.meta.get("source")
+                self.first = f"`{n.target}`" + (f" ({source})" if source else "")
+        return value
+
+
+def _first(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
+    """Return the first layer that does not get from the graph what it gets in the model."""
+    answers: dict[str, list[Any]] = {}
+    targets = {str(node.target) for node in capture.graph.nodes if node.op == "call_module"}
+    handles = []
+    parts = [*model.modules()]
+    with left_as_found(parts):
+        for name in targets:
+            answers[name] = []
+
+            def keep(_module: Any, _args: Any, output: Any, name: str = name) -> None:
+                answers[name].append(output.clone() if isinstance(output, Tensor) else None)
+
+            handles.append(model.get_submodule(name).register_forward_hook(keep))
+        try:
+            _run(model, model, inputs, named)
+        finally:
+            for handle in handles:
+                handle.remove()
+    watched = _Watched(capture, answers)
+    _run(lambda *args, **kwargs: watched.run(*args, *kwargs.values()), model, inputs, named)
+    return watched.first
