@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from benchmarks import shim
 from benchmarks.zoo_list import Entry
-from benchmarks.zoo_measure import call, distance
+from benchmarks.zoo_measure import call, distance, leaves
 
 __all__ = ["Subject", "build", "fresh_inputs"]
 
@@ -155,7 +154,7 @@ def _smallest_shape(model: nn.Module, entry: Entry, at_least: int) -> tuple[int,
         except Exception as error:
             problem = error
             continue
-        tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in leaves(outputs) if isinstance(leaf, Tensor)]
         any_shape = entry.builder or entry.family in _DETECTORS
         if tensors and (any_shape or all(tensor.shape[0] == 2 for tensor in tensors)):
             return shape

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Throughout64", "call", "count_batch_norm_calls", "distance", "in_double", "unseen"]
+__all__ = ["Throughout64", "call", "count_batch_norm_calls", "distance", "in_double", "leaves", "unseen"]
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 SEEN = 1e-7
