@@ -174,6 +174,25 @@ def test_where_the_model_itself_takes_no_other_size_that_says_nothing_of_the_fol
     assert (record["outcome"], record["size_free"]) == ("equivalent", None)
 
 
+class Remembers(nn.Module):
+    """Computes a scale once for each size, as RT-DETR its anchors: in float32, when first called so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.size, self.scale = network(), (0, 0), torch.ones(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size != x.shape[2:]:
+            self.size, self.scale = x.shape[2:], torch.full((), 1 / 3, dtype=x.dtype)
+        return self.inner(x) * self.scale  # type: ignore[no-any-return]
+
+
+def test_what_a_model_keeps_in_float32_is_not_held_against_the_fold() -> None:
+    record = examined(randomise(Remembers()))
+    assert record["outcome"] == "equivalent", record["message"]
+    assert record["error"]["float64"] <= 1e-12
+
+
 class OnItsValues(nn.Module):
     def __init__(self) -> None:
         super().__init__()
