@@ -21,7 +21,9 @@ def main() -> int:
     if not (shim.available("timm") and shim.available("torchvision")):
         print("timm and torchvision are not installed, so the zoo was left out; benchmarks/zoo.py says how to get them")
         return 0
-    status = zoo.main(["--sample", "--again", "all", "--output", str(OUTPUT)])
+    status = zoo.main(
+        ["--library", "timm", "--library", "torchvision", "--sample", "--again", "all", "--output", str(OUTPUT)]
+    )
     zoo.main(["--summary", str(OUTPUT)])
     return status
 

@@ -1,18 +1,22 @@
-"""Import torchvision, and timm which needs it, beside a torch that is built for the CPU.
+"""Import torchvision, and libraries that need it or torchaudio, beside a torch that is built for the CPU.
 
 The wheel of torchvision 0.28 is built for CUDA: beside a CPU build of torch its compiled operators do not load, and
 ``import torchvision`` stops at ``operator torchvision::nms does not exist``. Nothing that a BatchNorm stands in needs
 them. :func:`load` declares their schemas first, which is all that the import asks for, and gives ``nms`` a plain
 implementation, so that the detectors run to their end (``roi_align`` has one in torchvision itself).
 
+That of torchaudio is too: ``import torchaudio`` stops at ``Could not load this library``. It has a way to do without,
+taken where the file is missing; :func:`load` makes it take that.
+
 Install with ``pip install --no-deps timm torchvision==0.28.0``, then ``pip install huggingface_hub pyyaml safetensors``
-(without ``--no-deps``, pip would replace torch).
+(without ``--no-deps``, pip would replace torch). ``zoo.py`` says how to install the others.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,19 +59,31 @@ _state: dict[str, Any] = {}  # the declared library: its declarations last as lo
 
 
 def available(library: str) -> bool:
-    """Say whether ``"timm"`` or ``"torchvision"`` can be imported by :func:`load`."""
-    needed = ("torchvision", "timm") if library == "timm" else (library,)
-    return all(importlib.util.find_spec(name) is not None for name in needed)
+    """Say whether a library such as ``"timm"`` is there, to be imported by :func:`load`, and torchvision with it."""
+    return all(importlib.util.find_spec(name) is not None for name in ("torchvision", library))
 
 
 def load(library: str) -> ModuleType:
-    """Import ``"timm"`` or ``"torchvision"``, declaring torchvision's operators first where they do not load.
+    """Import a library such as ``"timm"``, after what stands in for compiled operators that do not load.
 
     Raises:
         ImportError: the library is not installed; see the module's docstring.
     """
     _torchvision()
+    _torchaudio()
     return importlib.import_module(library)
+
+
+def _torchaudio() -> None:
+    spec = importlib.util.find_spec("torchaudio")
+    name = "torchaudio._extension"
+    if spec is None or not spec.submodule_search_locations or name in sys.modules:
+        return
+    if not _compiled_operators_load(Path(spec.submodule_search_locations[0]) / "lib", "_torchaudio*.so"):
+        without: Any = ModuleType(name)
+        without._IS_TORCHAUDIO_EXT_AVAILABLE = False
+        without.fail_if_no_align = lambda function: function
+        sys.modules[name] = without
 
 
 def _torchvision() -> None:
@@ -76,7 +92,7 @@ def _torchvision() -> None:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("torchvision is not installed: pip install --no-deps timm torchvision==0.28.0")
-    compiled = _compiled_operators_load(Path(spec.submodule_search_locations[0]))
+    compiled = _compiled_operators_load(Path(spec.submodule_search_locations[0]), "_C*.so")
     if not compiled:
         _declare()
     _state["torchvision"] = importlib.import_module("torchvision")
@@ -84,9 +100,9 @@ def _torchvision() -> None:
         importlib.import_module("torchvision.ops.boxes")._assert_has_ops = lambda: None  # type: ignore[attr-defined]
 
 
-def _compiled_operators_load(folder: Path) -> bool:
+def _compiled_operators_load(folder: Path, pattern: str) -> bool:
     torch: Any = importlib.import_module("torch")
-    for file in folder.glob("_C*.so"):
+    for file in folder.glob(pattern):
         try:
             torch.ops.load_library(file)
         except OSError:

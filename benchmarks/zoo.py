@@ -1,9 +1,10 @@
-"""Fold the models of timm and torchvision, prove each in float64, and sum up.
+"""Fold the models of timm, torchvision and libraries that are no less used, prove each in float64, and sum up.
 
-    python benchmarks/zoo.py --sample                          # one small model of every kind, about 90: minutes
+    python benchmarks/zoo.py --library 'ti*' --sample          # one small model of every kind of timm: minutes
     python benchmarks/zoo.py 'resnet*' --library timm          # by name
     python benchmarks/zoo.py --family efficientnet --max-params 10e6
-    python benchmarks/zoo.py --shard 1/4 --processes 4         # the first quarter of all 820
+    python benchmarks/zoo.py --library clients --processes 2   # all of libraries but timm and torchvision: 130
+    python benchmarks/zoo.py --shard 1/4 --processes 4         # the first quarter of all 950
     python benchmarks/zoo.py --summary zoo.jsonl               # the tables, as Markdown
 
 Every model gets random weights, BatchNorms with scales of both signs and calibrated statistics, the smallest input that
@@ -11,7 +12,9 @@ it takes, and a process of its own. One JSON line per model is appended to ``--o
 skipped, so that a run that was stopped goes on where it stood. See ``zoo_check.py`` for the outcomes.
 
 Needs timm and torchvision, which bnfold does not: ``pip install --no-deps timm torchvision==0.28.0``, then
-``pip install huggingface_hub pyyaml safetensors``. ``shim.py`` says why.
+``pip install huggingface_hub pyyaml safetensors``. ``shim.py`` says why. For the others, the *clients*, an environment
+of their own is best: after what ``constraints.txt`` names, ``pip install --no-deps -r benchmarks/zoo_clients.txt``.
+Where a library of a selection is missing, nothing runs.
 """
 
 from __future__ import annotations
@@ -73,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="shell patterns for the model's name, or library/name")
     add("--family", action="append", default=[], help="shell pattern for the family; repeatable")
-    add("--library", choices=("timm", "torchvision"))
+    add("--library", action="append", default=[], help="shell pattern, or clients: all but the first two; repeatable")
     add("--max-params", type=float, metavar="N", help="leave out larger models; 30e6 is thirty million")
     add("--sample", action="store_true", help="of what is selected, the smallest model of each kind")
     add("--shard", metavar="I/N", help="part I of N of what is selected")
@@ -95,7 +98,7 @@ def _chosen(options: argparse.Namespace) -> list[Entry]:
         read_list(),
         patterns=options.names,
         families=options.family,
-        library=options.library,
+        libraries=options.library,
         max_parameters=options.max_params,
     )
     if options.sample:
@@ -113,7 +116,7 @@ def _run(chosen: Sequence[Entry], options: argparse.Namespace) -> int:
     _say(f"{len(chosen)} models, {len(chosen) - len(todo)} of them done, {len(todo)} to run")
     from benchmarks.zoo_check import check
 
-    os.environ["OMP_NUM_THREADS"] = "1"  # before the server starts
+    os.environ |= {"OMP_NUM_THREADS": "1", "YOLO_OFFLINE": "true", "HF_HUB_OFFLINE": "1"}  # before the server starts
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process at work is ended too
     commit, start, bad = _commit(), time.perf_counter(), 0
     for number, finished in enumerate(
@@ -159,7 +162,7 @@ def _record_of(finished: Finished[Entry], options: argparse.Namespace) -> dict[s
         "library": entry.library,
         "family": entry.family,
         "parameters": entry.parameters,
-        "outcome": "timeout" if finished.failure == "timeout" else "memory",
+        "outcome": finished.failure,
         "message": texts[finished.failure],
         "seconds": {"total": finished.seconds},
     }

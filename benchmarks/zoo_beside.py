@@ -1,4 +1,4 @@
-"""What else is done with a model of the zoo: the usual folder on the same model, and an ONNX export of the fold."""
+"""What else is done with a model of the zoo: the usual folder and torch.export on it, an ONNX export of the fold."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import time
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import nn
 
 from benchmarks.zoo_build import Subject, fresh_inputs
 from benchmarks.zoo_clock import message, since
 from benchmarks.zoo_measure import Throughout64, call, count_batch_norm_calls, distance, in_double
 
-__all__ = ["export_to_onnx", "fuse"]
+__all__ = ["export_seconds", "export_to_onnx", "fuse"]
 
 Record = dict[str, Any]
 
@@ -36,6 +37,20 @@ def fuse(subject: Subject, tolerance: float) -> Record:
         result["error"], result["message"] = math.inf, message(error)
     result["wrong"] = not result["error"] <= tolerance
     return result
+
+
+def export_seconds(model: nn.Module, inputs: tuple[Any, ...]) -> float | None:
+    """How long ``torch.export.export`` takes, to compare the capture with; None where it fails.
+
+    The model may keep what was computed without data: run it no more.
+    """
+    start = time.perf_counter()
+    try:
+        with torch.no_grad():
+            torch.export.export(model, inputs)
+    except Exception:
+        return None
+    return since(start)
 
 
 def export_to_onnx(folded: nn.Module, inputs: tuple[Any, ...]) -> Record:

@@ -10,6 +10,7 @@ compute them agree. Their variances are raised until they are not, which makes e
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from collections.abc import Iterator
@@ -18,11 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from benchmarks import shim
 from benchmarks.zoo_list import Entry
-from benchmarks.zoo_measure import call, distance
+from benchmarks.zoo_measure import call, distance, leaves
 
 __all__ = ["Subject", "build", "fresh_inputs"]
 
@@ -83,12 +83,14 @@ def build(entry: Entry, *, seed: int = 0, at_least: int = 0) -> Subject:
 
 
 def fresh_inputs(entry: Entry, shape: tuple[int, ...], *, batch: int, seed: int) -> tuple[Any, ...]:
-    """Return standard normal positional inputs for one model (values in 0 to 1 for a detector, as it expects)."""
+    """Return positional inputs for one model: standard normal ones (in 0 to 1 for a detector of torchvision)."""
     generator = torch.Generator().manual_seed(seed)
     if entry.family in _DETECTORS:
         return ([torch.rand(shape, generator=generator) for _ in range(batch)],)
-    inputs = [torch.randn((batch, *shape), generator=generator) for _ in range(2 if entry.family == "raft" else 1)]
-    return tuple(inputs)
+    x = torch.randn((batch, *shape), generator=generator)
+    if entry.more:
+        return (x, *eval(entry.more, {"torch": torch, "x": x}))
+    return (x, torch.randn(x.shape, generator=generator)) if entry.family == "raft" else (x,)
 
 
 # --- the model ----------------------------------------------------------------------------------------------------
@@ -96,6 +98,9 @@ def fresh_inputs(entry: Entry, shape: tuple[int, ...], *, batch: int, seed: int)
 
 def _create(entry: Entry) -> nn.Module:
     library = shim.load(entry.library)
+    if entry.builder:
+        module, _, expression = entry.builder.partition(":")
+        return eval(expression, dict(vars(importlib.import_module(module))))  # type: ignore[no-any-return]
     if entry.library == "timm":
         return library.create_model(entry.model, pretrained=False)  # type: ignore[no-any-return]
     builder = library.models.get_model_builder(entry.model)
@@ -122,6 +127,9 @@ def _arguments(entry: Entry, builder: Any) -> dict[str, Any]:
 
 
 def _shapes(entry: Entry) -> Iterator[tuple[int, ...]]:
+    if entry.builder:
+        yield entry.shape
+        return
     channels, *space = entry.shape or (3, 224, 224)
     own = max(space)
     sizes = [size for size in SIZES if size < own] + [own]
@@ -146,8 +154,9 @@ def _smallest_shape(model: nn.Module, entry: Entry, at_least: int) -> tuple[int,
         except Exception as error:
             problem = error
             continue
-        tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        if tensors and (entry.family in _DETECTORS or all(tensor.shape[0] == 2 for tensor in tensors)):
+        tensors = [leaf for leaf in leaves(outputs) if isinstance(leaf, Tensor)]
+        any_shape = entry.builder or entry.family in _DETECTORS
+        if tensors and (any_shape or all(tensor.shape[0] == 2 for tensor in tensors)):
             return shape
     raise problem or ValueError("no input size works")
 
@@ -217,7 +226,9 @@ def _damp(model: nn.Module, inputs: tuple[Any, ...], entry: Entry, generator: to
     """Raise the variances step by step until a nudge of the input no longer changes the output by much."""
     if entry.family in _DETECTORS:  # their lists of boxes jump, and say nothing about the layers before
         return 1.0
-    nudged = tuple(x * (1 + NUDGE * torch.randn(x.shape, generator=generator)) for x in inputs)
+    nudged = tuple(
+        x * (1 + NUDGE * torch.randn(x.shape, generator=generator)) if x.is_floating_point() else x for x in inputs
+    )
     before = 1.0
     for damping in DAMPING:
         with torch.no_grad():

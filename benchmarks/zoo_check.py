@@ -12,8 +12,13 @@ A record's ``outcome`` is one of
 ``crash``            anything else was raised by bnfold, or by the folded model
 ``build-failed``     the library could not build or run the model: says nothing about bnfold
 ``timeout``          it took too long (written by the pool)
-``memory``           it took too much memory, or its process died (written by the pool)
+``memory``           it took too much memory (written by the pool)
+``died``             its process died (written by the pool)
 ===================  ==================================================================================================
+
+``batch_free`` says whether the folded model ran on another batch than the example's, ``size_free`` whether it did at
+another height and width (null where the model itself does not). A fold that says that it was captured for one size only
+is no failure; one that computes something else there is wrong.
 """
 
 from __future__ import annotations
@@ -30,15 +35,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.zoo_beside import export_to_onnx, fuse
+from benchmarks.zoo_beside import export_seconds, export_to_onnx, fuse
 from benchmarks.zoo_build import Subject, build, fresh_inputs
-from benchmarks.zoo_clock import Stage, message, since, timed
+from benchmarks.zoo_clock import Stage, message, since
 from benchmarks.zoo_list import Entry
 from benchmarks.zoo_measure import Throughout64, call, count_batch_norm_calls, distance, in_double, unseen
-from bnfold import __version__
+from bnfold import Plan, __version__
 from bnfold.errors import BnfoldError, CaptureError
 from bnfold.fold import api
-from bnfold.errors import OtherInputError
 
 __all__ = ["TOLERANCE", "check", "examine"]
 
@@ -49,6 +53,7 @@ NAMES_KEPT = 8
 EXAMPLE_BATCH = 2  # another than is compared: a fold holds for any
 TOO_LARGE_FOR_FUSE = 6e8  # parameters
 LARGER = (128, 224)  # input sizes to try next where some BatchNorms are not seen
+OTHER_INPUT = (BnfoldError, ValueError)  # what a folded model raises at a size that it was not captured for
 Record = dict[str, Any]
 
 
@@ -59,7 +64,7 @@ def check(entry: Entry, *, seed: int = 0, export: bool = False, merge: bool = Fa
     attended to), a larger input is tried.
     """
     record = _check(entry, seed, export, merge, at_least=0)
-    for size in LARGER:
+    for size in () if entry.builder else LARGER:
         if record["outcome"] != "equivalent" or not record["unseen"] or record["shape"][-1] >= size:
             continue
         larger = _check(entry, seed, export, merge, at_least=size)
@@ -116,6 +121,8 @@ def _stages(subject: Subject, record: Record, export: bool, merge: bool) -> None
         _failed(record, "crash" if stage.name not in ("run", "oracle") else "build-failed", stage.name, error)
     stage.enter("fuse")
     record["fuse"] = _fuse(subject)
+    stage.enter("torch.export")
+    record["export_seconds"] = export_seconds(subject.model, _example(subject))
     stage.enter("")
 
 
@@ -135,30 +142,24 @@ def _examine(subject: Subject, record: Record, stage: Stage, export: bool, merge
 
     stage.enter("fold")
     folding = _fold(subject, record, merge)
-    plan, folded = folding.plan, folding.module
-    record["capture"] = plan.capture
-    record["calls"] = len(plan)
-    record["actions"] = plan.summary
-    record["directions"] = dict(Counter(d.direction for d in plan if d.action == "fold"))
-    record["reasons"] = dict(Counter(d.reason for d in plan if d.action == "affine"))
-    record["kept"] = dict(Counter(d.reason for d in plan if d.action == "keep"))
-    record["unfolded"] = [[d.batchnorm, d.action, d.reason, d.detail] for d in plan if d.reason][:NAMES_KEPT]
-    record["added_bytes"] = sum(d.added_bytes for d in plan)
-    if merge:
-        record["merges"] = dict(Counter(m.reason or m.kind for m in plan.merges))
+    folded = folding.module
+    record |= _decisions(folding.plan, merge)
     record["left"] = count_batch_norm_calls(folded)
 
     stage.enter("run folded")
     try:
         after = call(folded, inputs)
-    except OtherInputError:  # captured for the example's batch alone
-        record["batch"] = EXAMPLE_BATCH
+        record["batch_free"] = True
+    except OTHER_INPUT as error:
+        record["batch_free"], record["batch_message"] = False, message(error)
         inputs = fresh_inputs(subject.entry, subject.shape, batch=EXAMPLE_BATCH, seed=subject.seed + 11)
         before, after = call(model, inputs), call(folded, inputs)
     if distance(before, call(model, inputs)) != 0.0 or any(module.training for module in model.modules()):
         record["outcome"], record["message"] = "wrong", "the fold changed the model it was given"
         return
 
+    stage.enter("other size")
+    elsewhere, record["size_free"] = _elsewhere(subject, folded, record)
     if export:
         stage.enter("export")
         record["export"] = export_to_onnx(folded, inputs)
@@ -174,6 +175,9 @@ def _examine(subject: Subject, record: Record, stage: Stage, export: bool, merge
         stage.enter("float64 throughout")
         with Throughout64():
             expected, computed = (call(graph, double) for graph in folding.in_float64())
+    if oracle is not None and not distance(oracle, computed) <= TOLERANCE:
+        call(model, inputs)  # computes in float32 what it keeps for one size, as RT-DETR its anchors: as good an oracle
+        oracle = min(oracle, _oracle(model, double, record) or oracle, key=lambda other: distance(other, computed))
     oracle = oracle or expected
     record["error"] = {
         "algebra": distance(expected, computed),
@@ -182,9 +186,48 @@ def _examine(subject: Subject, record: Record, stage: Stage, export: bool, merge
         "original32": distance(oracle, before),
         "folded32": distance(oracle, after),
     }
+    if elsewhere is not None:
+        with Throughout64():
+            double_model, (_, graph) = copy.deepcopy(model).double(), folding.in_float64()
+            record["error"]["other_size"] = distance(call(double_model, elsewhere), call(graph, elsewhere))
     _judge(record)
     stage.enter("unseen")
     record["unseen"] = _unseen(model, double, subject.seed)
+
+
+def _decisions(plan: Plan, merge: bool) -> Record:
+    decisions: Record = {
+        "capture": plan.capture,
+        "calls": len(plan),
+        "actions": plan.summary,
+        "directions": dict(Counter(d.direction for d in plan if d.action == "fold")),
+        "reasons": dict(Counter(d.reason for d in plan if d.action == "affine")),
+        "kept": dict(Counter(d.reason for d in plan if d.action == "keep")),
+        "unfolded": [[d.batchnorm, d.action, d.reason, d.detail] for d in plan if d.reason][:NAMES_KEPT],
+        "added_bytes": sum(d.added_bytes for d in plan),
+    }
+    return decisions | {"merges": dict(Counter(m.reason or m.kind for m in plan.merges))} if merge else decisions
+
+
+def _example(subject: Subject) -> tuple[Any, ...]:
+    return fresh_inputs(subject.entry, subject.shape, batch=EXAMPLE_BATCH, seed=subject.seed + 10)
+
+
+def _elsewhere(subject: Subject, folded: nn.Module, record: Record) -> tuple[tuple[Any, ...] | None, bool | None]:
+    """Whether the folded model takes another height and width; and inputs, where float32 leaves open if it is right."""
+    shape = subject.shape
+    other = subject.entry.other or (*shape[:-2], shape[-2] + 32, shape[-1] + 64)
+    inputs = fresh_inputs(subject.entry, other, batch=EXAMPLE_BATCH, seed=subject.seed + 12)
+    try:
+        before = call(subject.model, inputs)
+    except Exception:
+        return None, None
+    try:
+        after = call(folded, inputs)
+    except OTHER_INPUT as error:
+        record["size_message"] = message(error)
+        return None, False
+    return None if distance(before, after) <= ROUNDING_FLOOR else in_double(inputs), True
 
 
 def _judge(record: Record) -> None:
@@ -194,6 +237,9 @@ def _judge(record: Record) -> None:
         guilty = "the capture" if error["algebra"] <= TOLERANCE else "the fold"
         worst = max(error["algebra"], error["float64"])
         record["outcome"], record["message"] = "wrong", f"{guilty} is off by {worst:.2e} of the peak in float64"
+    elif not error.get("other_size", 0.0) <= TOLERANCE:
+        record["outcome"] = "wrong"
+        record["message"] = f"at another size it is off by {error['other_size']:.2e} of the peak in float64"
     elif record["left"] != record["actions"]["keep"]:
         record["outcome"] = "incomplete"
         record["message"] = f"{record['left']} BatchNorms are left, the plan keeps {record['actions']['keep']}"
@@ -205,20 +251,25 @@ def _judge(record: Record) -> None:
 
 
 def _fold(subject: Subject, record: Record, merge: bool) -> api.Folding:
-    """Fold without example inputs; where that fails or leaves something, with them, and keep the better."""
-    example = fresh_inputs(subject.entry, subject.shape, batch=EXAMPLE_BATCH, seed=subject.seed + 10)
+    """Fold without example inputs; where that fails or leaves something, with them, and keep the better.
+
+    A client's inputs are given at once.
+    """
     without: api.Folding | None = None
-    with timed(record["seconds"]):
+    start = time.perf_counter()
+    if not subject.entry.builder:
         try:
             without = api.fold(subject.model, merge=merge)
         except BnfoldError as error:
             record["without_inputs"] = message(error)
-    if without is not None and without.plan.summary["fold"] == len(without.plan):
-        record["with_inputs"] = False
-        return without
-    seconds: dict[str, float] = {}
-    with timed(seconds):
-        informed = api.fold(subject.model, example, merge=merge)
+    if without is not None:
+        record["seconds"].update(without.seconds, fold=since(start))
+        if without.plan.summary["fold"] == len(without.plan):
+            record["with_inputs"] = False
+            return without
+    start = time.perf_counter()
+    informed = api.fold(subject.model, _example(subject), merge=merge)
+    seconds = {**informed.seconds, "fold": since(start)}
     if without is not None and without.plan.summary["fold"] > informed.plan.summary["fold"]:
         record["with_inputs"], record["note"] = False, "with example inputs, fewer fold"
         return without

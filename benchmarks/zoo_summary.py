@@ -21,6 +21,7 @@ OUTCOMES = (
     "crash",
     "timeout",
     "memory",
+    "died",
     "build-failed",
 )
 
@@ -30,7 +31,16 @@ def summary(records: Mapping[str, Record]) -> str:
     rows = list(records.values())
     if not rows:
         return "No records."
-    parts = [_outcomes(rows), _calls(rows), _reasons(rows), _errors(rows), _fuse(rows), _exports(rows), _failures(rows)]
+    parts = [
+        _outcomes(rows),
+        _calls(rows),
+        _captures(rows),
+        _reasons(rows),
+        _errors(rows),
+        _fuse(rows),
+        _exports(rows),
+        _failures(rows),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -94,6 +104,26 @@ def _calls(rows: Sequence[Record]) -> str:
     head = ["capture", "models", "BatchNorm calls", "folded", "explicit affine", "kept"]
     head += ["backward", "forward", "sideways", "BatchNorms left"]
     return "**BatchNorm calls**\n\n" + _table(head, body)
+
+
+def _captures(rows: Sequence[Record]) -> str:
+    """How each way of capture does, and how long it takes beside torch.export."""
+    done = [row for row in _folded(rows) if "batch_free" in row]
+    body: list[list[object]] = []
+    for way in sorted({row["capture"] for row in done}):
+        mine = [row for row in done if row["capture"] == way]
+        sizes = [row["size_free"] for row in mine if row.get("size_free") is not None]
+        both = [row for row in mine if row.get("export_seconds") is not None]
+        medians = ["-", "-", "-"]
+        if both:
+            pairs = [(row["seconds"]["capture"], row["export_seconds"]) for row in both]
+            medians = [f"{statistics.median(a for a, _ in pairs):.2f}", f"{statistics.median(b for _, b in pairs):.2f}"]
+            medians.append(f"{statistics.median(a / b for a, b in pairs):.2f}")
+        free = sum(row["batch_free"] for row in mine)
+        body.append([way, len(mine), free, f"{sum(sizes)} of {len(sizes)}", len(both), *medians])
+    head = ["capture", "models", "batch free", "size free, of those that are", "exported"]
+    head += ["median seconds", "torch.export", "median ratio"]
+    return "**Captures**\n\n" + _table(head, body) if body else ""
 
 
 def _reasons(rows: Sequence[Record]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -87,10 +89,58 @@ def test_a_run_writes_one_line_per_model_and_does_not_repeat_it(
 
 
 def test_the_list_holds_the_820_models_and_every_family_is_named() -> None:
-    entries = read_list()
+    entries = [entry for entry in read_list() if not entry.builder]
     assert len(entries) == len({entry.key for entry in entries}) == 820
     assert sum(entry.batchnorms for entry in entries) == 61_910
     assert all(entry.family for entry in entries)
+
+
+def test_every_client_says_how_it_is_built_at_which_shape_and_that_it_holds_batch_norms() -> None:
+    clients = [entry for entry in read_list() if entry.builder]
+    assert 110 <= len(clients) == len({entry.key for entry in clients})
+    assert len({entry.library for entry in clients}) >= 7
+    for entry in clients:
+        module, _, expression = entry.builder.partition(":")
+        assert module.split(".")[0] == entry.library, entry.key
+        compile(expression, entry.key, "eval")
+        assert entry.batchnorms > 0, entry.key
+        assert len(entry.shape) >= 2, entry.key
+        assert len(entry.other) in (0, len(entry.shape)), entry.key
+        assert entry.other != entry.shape, entry.key
+
+
+class _OfALibrary(nn.Module):
+    """A network as a client library may have it: a second input, a dictionary for an output."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"features": self.bn(self.conv(x)), "lengths": lengths}
+
+
+def _client(monkeypatch: pytest.MonkeyPatch, builder: str) -> Entry:
+    library = ModuleType("a_client_library")
+    vars(library).update(nn=nn, Network=_OfALibrary)
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    monkeypatch.setattr(shim, "load", lambda library: None)
+    more = "torch.full((len(x),), x.shape[2]),"
+    return Entry(library.__name__, "none", "none", 0, 1, ("BatchNorm2d",), (3, 16, 12), True, builder, more)
+
+
+def test_a_client_is_built_by_its_expression_and_gets_the_inputs_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = check(_client(monkeypatch, "a_client_library:Network(channels=8)"))
+    assert record["outcome"] == "equivalent", record.get("message")
+    assert (record["shape"], record["calls"], record["with_inputs"]) == ([3, 16, 12], 1, True)
+    assert (record["batch_free"], record["size_free"]) == (True, True)
+    assert record["export_seconds"] > 0
+
+
+def test_a_client_that_cannot_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = check(_client(monkeypatch, "a_client_library:Network(no_such=8)"))
+    assert (record["outcome"], record["stage"]) == ("build-failed", "build")
+    assert "no_such" in record["message"]
 
 
 def test_without_the_libraries_a_run_says_what_is_missing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -112,6 +113,86 @@ def test_a_model_that_is_in_training_mode_is_refused() -> None:
     assert record["message"].startswith("TrainingModeError: ")
 
 
+def captured_for(shape: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch, otherwise: Any) -> None:
+    """Let the folded module take the example's shape alone, and do something else at any other."""
+    original = api.fold
+
+    class Wrapped(nn.Module):
+        def __init__(self, folded: nn.Module) -> None:
+            super().__init__()
+            self.folded = folded
+
+        def forward(self, x: Tensor) -> Tensor:
+            here = x.shape if shape is None else x.shape[2:]
+            return self.folded(x) if here == (shape or (2, 3, 8, 8)) else otherwise(self.folded(x))
+
+    def narrow(model: nn.Module, *args: Any, **kwargs: Any) -> api.Folding:
+        folding = original(model, *args, **kwargs)
+        wrapped = Wrapped(folding.module)
+        monkeypatch.setattr(api.Folding, "in_float64", lambda self: tuple(Wrapped(g) for g in in_float64(self)))
+        return replace(folding, module=wrapped)
+
+    in_float64 = api.Folding.in_float64
+    monkeypatch.setattr(api, "fold", narrow)
+
+
+def other_size(_: Tensor) -> Tensor:
+    raise ValueError("captured for another size")
+
+
+def test_a_fold_that_takes_other_batches_and_sizes_says_so() -> None:
+    record = examined(randomise(network()))
+    assert (record["batch_free"], record["size_free"]) == (True, True)
+    assert record["export_seconds"] > 0
+
+
+def test_a_fold_that_refuses_another_batch_or_size_is_compared_at_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured_for(None, monkeypatch, other_size)
+    record = examined(randomise(network()))
+    assert (record["outcome"], record["batch_free"], record["size_free"]) == ("equivalent", False, False)
+    assert record["batch_message"] == record["size_message"] == "ValueError: captured for another size"
+
+
+def test_a_fold_that_computes_something_else_at_another_size_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured_for((8, 8), monkeypatch, lambda y: y * 1.001)
+    record = examined(randomise(network()))
+    assert (record["outcome"], record["batch_free"]) == ("wrong", True)
+    assert record["message"].startswith("at another size it is off by 1.00e-03")
+
+
+class OneSize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(network(), nn.Flatten(), nn.Linear(4 * 8 * 8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+def test_where_the_model_itself_takes_no_other_size_that_says_nothing_of_the_fold() -> None:
+    record = examined(randomise(OneSize()))
+    assert (record["outcome"], record["size_free"]) == ("equivalent", None)
+
+
+class Remembers(nn.Module):
+    """Computes a scale once for each size, as RT-DETR its anchors: in float32, when first called so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.size, self.scale = network(), (0, 0), torch.ones(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size != x.shape[2:]:
+            self.size, self.scale = x.shape[2:], torch.full((), 1 / 3, dtype=x.dtype)
+        return self.inner(x) * self.scale  # type: ignore[no-any-return]
+
+
+def test_what_a_model_keeps_in_float32_is_not_held_against_the_fold() -> None:
+    record = examined(randomise(Remembers()))
+    assert record["outcome"] == "equivalent", record["message"]
+    assert record["error"]["float64"] <= 1e-12
+
+
 class OnItsValues(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -127,6 +208,7 @@ def test_a_model_that_cannot_be_captured_says_so_and_fuse_does_not_take_it() -> 
     record = examined(randomise(OnItsValues()))
     assert record["outcome"] in ("capture-failed", "equivalent")  # equivalent once parts are captured on their own
     assert record["fuse"]["takes"] is False
+    assert record["export_seconds"] is None
 
 
 def test_calibration_gives_each_layer_the_statistics_of_its_own_input() -> None:

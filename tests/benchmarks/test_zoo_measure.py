@@ -106,3 +106,7 @@ def test_code_that_asks_for_float32_computes_in_float64() -> None:
         (wide,) = call(Narrow(), (inputs,))
     assert wide.dtype == torch.float64
     assert abs(float(wide) - 2 / 3) < 1e-15
+
+
+def test_what_a_model_draws_at_random_is_the_same_at_each_call() -> None:
+    assert distance(call(lambda x: x + torch.randn(2), (ONE,)), call(lambda x: x + torch.randn(2), (ONE,))) == 0

@@ -83,6 +83,23 @@ def test_detectors_whose_lists_jump_in_float32_are_named_and_not_averaged() -> N
     assert "1 detectors are left out of the float32 rows" in text
 
 
+def test_each_way_of_capture_is_set_beside_an_export_of_torch() -> None:
+    def captured(model: str, capture: float, export: float | None, **more: Any) -> dict[str, Any]:
+        return folded(model, 9, 0, export_seconds=export, **more) | {"seconds": {"fold": 1.0, "capture": capture}}
+
+    text = summary(
+        latest(
+            [
+                captured("a", 0.5, 2.0, batch_free=True, size_free=None),
+                captured("b", 1.5, 2.0, batch_free=False, size_free=False),
+                captured("c", 9.0, None, batch_free=True, size_free=True),
+            ]
+        )
+    )
+    assert "| symbolic | 3 | 2 | 1 of 2 | 2 | 1.00 | 2.00 | 0.50 |" in text
+    assert "Captures" not in summary(latest([folded("resnet", 9, 0)]))
+
+
 def test_exports_are_summed_up_where_there_are_any() -> None:
     good = folded("resnet", 9, 0, export={"batch_normalization": 0, "nodes": 50, "seconds": 1.0})
     bad = folded("repvgg", 9, 0, export={"failed": "ExportError: no"})
