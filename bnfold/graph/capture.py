@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from bnfold.errors import CaptureError, NeedsInputsError, TrainingModeError, UsageError
+from bnfold.errors import CaptureError, NeedsInputsError, UsageError
 from bnfold.graph.captured import Capture
 from bnfold.graph.effects import has_effect
 from bnfold.graph.facts import Facts
@@ -28,8 +28,9 @@ from bnfold.graph.restore import buffers_of, left_as_found, put_back, random_sta
 from bnfold.graph.tracer import ModelTracer, carries_hooks
 from bnfold.graph.values import require_values
 from bnfold.graph.wrappers import refuse_wrappers, wrapper_refusal
+from bnfold.mode import require_eval
 
-__all__ = ["as_inputs", "capture", "require_eval"]
+__all__ = ["as_inputs", "capture"]
 
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
@@ -39,25 +40,6 @@ def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs)
     return (example_inputs,)
-
-
-def require_eval(parts: Mapping[str, nn.Module]) -> None:
-    """Raise unless every part of a model is in eval mode.
-
-    Args:
-        parts: the model's modules by name, as ``named_modules`` gives them.
-
-    Raises:
-        TrainingModeError: naming up to five of the modules that are not.
-    """
-    training = [(name or "the model itself") for name, module in parts.items() if module.training]
-    if not training:
-        return
-    shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
-    raise TrainingModeError(
-        f"The model is in training mode, where a BatchNorm uses its batch's statistics: {shown}.",
-        fix="Call model.eval() first.",
-    )
 
 
 def _require_room(model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -96,7 +78,7 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto") -> 
     if how != "auto" and how not in _WAYS:
         raise UsageError(f"There is no capture called {how!r}.", fix=f"Use one of auto, {', '.join(_WAYS)}.")
     parts = dict(model.named_modules())  # walked once: for deep models a walk is not cheap
-    require_eval(parts)
+    require_eval("The model", parts)
     refuse_wrappers(model)
     refuse_names(parts)
     require_values(parts)

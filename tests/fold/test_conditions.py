@@ -179,7 +179,7 @@ refused(
     lambda s, x: s.bn(_shuffled_wrongly(s.conv(x))),
     lambda s, x: _shuffled_wrongly(conv_with_bn(s)(x)),
     "mixes the channels with other dimensions",
-    shape=(2, 3, 8, 8),
+    shape=(2, 3, 12, 12),
 )
 refused(
     "groups of channels in another order",
