@@ -254,7 +254,7 @@ class _TensorOutputs(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self.train(module.training)
+        self.training = False  # its own flag, not those of the parts
 
     def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
         from torch.utils import _pytree as pytree

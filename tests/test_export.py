@@ -211,8 +211,16 @@ def test_an_operator_that_onnx_lacks_is_named():
 def test_a_module_in_training_mode_is_refused():
     network = seed_network()
     network.bn1.train()
-    with pytest.raises(TrainingModeError, match=r"training mode \(bn1\)"):
+    with pytest.raises(TrainingModeError, match=r"training mode, .* \(bn1: normalises by its batch\)"):
         to_onnx(network, normal(1, 1, 28, 28))
+
+
+def test_exporting_leaves_the_modes_of_the_parts_as_they_are():
+    network = seed_network()
+    network.training = True
+    to_onnx(network, normal(1, 1, 28, 28))
+    assert network.training
+    assert not any(part.training for part in network.children())
 
 
 def test_inputs_without_a_tensor_are_refused():

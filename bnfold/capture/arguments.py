@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from bnfold.graph.dataless import leaves
 from bnfold.capture.recorder import Recorder
 from bnfold.errors import CaptureError
+from bnfold.graph.dataless import leaves
 from bnfold.graph.requires import SIMPLE, require_structure, require_value
 
 __all__ = ["CHOICES", "enter_arguments", "leave_result"]

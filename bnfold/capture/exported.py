@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
 from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.quiet import quiet
-from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
-from bnfold.graph.shells import shell
 from bnfold.graph.requires import SIMPLE, require_batch, require_shape, require_value
+from bnfold.graph.shells import shell
 
 __all__ = ["export_graph", "takes_one_batch"]
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnfold.capture.arguments import CHOICES
 from bnfold.capture.restore import buffers_of, own_copies, put_back, same_random_numbers
 from bnfold.graph.shells import shell
-from bnfold.capture.arguments import CHOICES
 
 __all__ = ["calls_of_parts", "find_pieces"]
 

@@ -26,17 +26,17 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 
-from bnfold.graph.dataless import Dataless, leaves, settle
 from bnfold.capture.lines import user_line
-from bnfold.graph.traced import Expression, TracedFloat, TracedInt, settled
 from bnfold.errors import CaptureError, NeedsInputsError
 from bnfold.graph import calls
 from bnfold.graph.captured import NARROW, Capture
+from bnfold.graph.dataless import Dataless, leaves, settle
 from bnfold.graph.effects import RANDOM
 from bnfold.graph.facts import Facts
 from bnfold.graph.inplace import IN_PLACE
 from bnfold.graph.leaves import is_leaf
 from bnfold.graph.requires import require_answer, require_dtype, require_number
+from bnfold.graph.traced import Expression, TracedFloat, TracedInt, settled
 
 __all__ = ["DataQuestionError", "ImpureError", "Recorder", "WrittenLaterError"]
 
@@ -136,8 +136,15 @@ class Recorder(TorchFunctionMode):
 
     def enter_tensor(self, value: Tensor, node: Node) -> Tensor:
         """Return the tensor that stands for an input."""
-        new = self._stand_in() if self.blind else torch.empty_strided(
-            value.size(), value.stride() if value.layout is torch.strided else None, dtype=value.dtype, device="meta"
+        new = (
+            self._stand_in()
+            if self.blind
+            else torch.empty_strided(
+                value.size(),
+                value.stride() if value.layout is torch.strided else None,
+                dtype=value.dtype,
+                device="meta",
+            )
         )
         self.put(node, new)
         return new
@@ -174,7 +181,7 @@ class Recorder(TorchFunctionMode):
 
     # --- what the run shows: calls of torch -------------------------------------------------------------------------
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See a call of torch: run it, and record it."""
         kwargs = kwargs or {}
         if self._inside:
@@ -346,7 +353,7 @@ class Recorder(TorchFunctionMode):
 
     def size(self, x: Tensor, dim: int) -> Any:
         """Return one size of a tensor: a plain number where it is the same in every run."""
-        if not self._varies(x) or not x.is_meta and id(x) not in self._nodes:
+        if not self._varies(x) or (not x.is_meta and id(x) not in self._nodes):
             return x.size(dim)
         if not self.blind:
             self.rank_asked |= dim < 0
@@ -379,9 +386,9 @@ class Recorder(TorchFunctionMode):
         while (call := facts.call(current)) is not None:
             if isinstance(call, (calls.Convolution, calls.TransposedConvolution)):
                 unbatched = rank and rank != call.spatial_dims + 2
-                return None if unbatched else facts.channels_of(call)
+                return None if unbatched else facts.told_channels(call)
             if isinstance(call, calls.BatchNorm):
-                return facts.channels_of(call)
+                return facts.told_channels(call)
             if not isinstance(call, _SAME_CHANNELS) or not call.inputs:
                 return None
             current = call.inputs[0]

@@ -28,7 +28,7 @@ from bnfold.capture.lines import line_of_error, user_line
 from bnfold.capture.recorder import DataQuestionError, ImpureError, Recorder, WrittenLaterError
 from bnfold.capture.restore import buffers_of, left_as_found, put_back, random_state
 from bnfold.capture.taught_layers import teach
-from bnfold.errors import BnfoldError, CaptureError, NeedsInputsError, TrainingModeError, UsageError, first_line
+from bnfold.errors import BnfoldError, CaptureError, NeedsInputsError, UsageError, first_line
 from bnfold.graph.captured import Capture
 from bnfold.graph.effects import has_effect
 from bnfold.graph.leaves import carries_hooks
@@ -39,8 +39,9 @@ from bnfold.graph.quiet import unlogged
 from bnfold.graph.requires import require_ranks
 from bnfold.graph.values import require_values
 from bnfold.graph.wrappers import refuse_wrappers, wrapper_refusal
+from bnfold.mode import require_eval
 
-__all__ = ["as_inputs", "capture", "require_eval"]
+__all__ = ["as_inputs", "capture"]
 
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
@@ -50,25 +51,6 @@ def as_inputs(example_inputs: Any) -> tuple[Any, ...] | None:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs)
     return (example_inputs,)
-
-
-def require_eval(parts: Mapping[str, nn.Module]) -> None:
-    """Raise unless every part of a model is in eval mode.
-
-    Args:
-        parts: the model's modules by name, as ``named_modules`` gives them.
-
-    Raises:
-        TrainingModeError: naming up to five of the modules that are not.
-    """
-    training = [(name or "the model itself") for name, module in parts.items() if module.training]
-    if not training:
-        return
-    shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
-    raise TrainingModeError(
-        f"The model is in training mode, where a BatchNorm uses its batch's statistics: {shown}.",
-        fix="Call model.eval() first.",
-    )
 
 
 def _require_room(model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -108,7 +90,7 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto", *, 
     if how != "auto" and how not in _WAYS:
         raise UsageError(f"There is no capture called {how!r}.", fix=f"Use one of auto, {', '.join(_WAYS)}.")
     parts = dict(model.named_modules())  # walked once: for deep models a walk is not cheap
-    require_eval(parts)
+    require_eval("The model", parts)
     refuse_wrappers(model)
     refuse_names(parts)
     require_values(parts)
@@ -201,9 +183,7 @@ def _one_way(
 _MOST_RUNS = 12  # each finds a line that makes tensors which get values of the data later
 
 
-def _recorded(
-    model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[str, Any] | None = None
-) -> Capture:
+def _recorded(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[str, Any] | None = None) -> Capture:
     if inputs is None:
         raise NeedsInputsError("A recorded run needs inputs, and none were found.", fix="Pass example_inputs.")
     return _record(model, inputs, named or {})

@@ -68,13 +68,16 @@ def load(request: ModelRequest, terminal: Terminal, stages: Stages) -> tuple[Loa
         import torch  # noqa: F401
 
         from bnfold.files.load import load_model
+        from bnfold.mode import training_parts
     with stages("load"), terminal.foreign_code():
         loaded = load_model(request.model, code=request.code, model=request.spec, key=request.key, trust=request.trust)
         notes = list(loaded.notes)
         if request.trust:
             terminal.warn("--trust lets the file run any code.")
+        minds = training_parts(dict(loaded.model.named_modules()))
         if any(part.training for part in loaded.model.modules()):
             loaded.model.eval()
+        if minds:
             notes.append(
                 "The model was in training mode, where BatchNorm uses its batch; it was switched to eval mode."
             )

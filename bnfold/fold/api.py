@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
+from bnfold.capture.ways import capture
 from bnfold.errors import NotFiniteError
 from bnfold.fold.counts import Counts, counts
 from bnfold.fold.demand import Refusal
@@ -19,7 +20,6 @@ from bnfold.fold.denormals import denormals_made, flush, told
 from bnfold.fold.overflow import require_finite
 from bnfold.fold.pieces import plan_model, rewrite_model, unfolded_model
 from bnfold.fold.plan import Plan
-from bnfold.capture.ways import capture
 from bnfold.graph.captured import NARROW, Capture
 from bnfold.graph.shells import double_shell
 

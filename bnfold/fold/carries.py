@@ -8,6 +8,7 @@ holds, or a :class:`Refusal`. An input that holds nothing is absent.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -20,10 +21,12 @@ from bnfold.fold.moves import (
     across_permute,
     across_reshape,
     cuts_channels,
+    fixed_parts,
     item_window,
     moves_channels,
     pads_channels,
     part_sizes,
+    selected_channels,
     slice_window,
 )
 from bnfold.graph import calls
@@ -63,7 +66,7 @@ def past_mean(call: calls.Mean, held: Held, facts: Facts) -> Carried:
     if call.keepdim:
         return demand
     dim = demand.dim - sum(1 for d in reduced if d < demand.dim)
-    return Demand(demand.affine, dim, rank - len(reduced), unsure=demand.unsure)
+    return replace(demand, dim=dim, rank=rank - len(reduced))
 
 
 def past_pixel_shuffle(call: calls.PixelShuffle, held: Held, facts: Facts) -> Carried:
@@ -135,7 +138,11 @@ def past_concatenate(call: calls.Concatenate, held: Held, facts: Facts) -> Carri
         for part, size in zip(call.parts, sizes, strict=True)
     ]
     affine = ChannelAffine(torch.cat([part.scale for part in parts]), torch.cat([part.shift for part in parts]))
-    return Demand(affine, dim, rank, unsure=any(part.unsure for part in held.values()))
+    unsure = any(part.unsure for part in held.values())
+    loose = fixed_parts(call, some, facts).count(False)  # one at most: what reads the sum tells how large it is
+    if loose > 1:
+        return Refusal("channel-dimension", f"{described(call)} joins parts whose sizes depend on the input's")
+    return Demand(affine, dim, rank, unsure=unsure, fixed=not loose and all(part.fixed for part in held.values()))
 
 
 def past_sum(call: calls.Add, held: Held, facts: Facts) -> Carried:
@@ -156,6 +163,22 @@ def past_slice(call: calls.Slice, held: Held, facts: Facts) -> Carried:
     if isinstance(cuts, Refusal):
         return cuts
     return _windowed(call.input, slice_window(call, facts), held, demand.dim, facts) if cuts else demand
+
+
+def past_select(call: calls.Select, held: Held, facts: Facts) -> Carried:
+    """Output channel ``i`` brings the affine of input channel ``index[i]``."""
+    demand = held[call.input]
+    index = selected_channels(call, demand, facts)
+    if index is None or isinstance(index, Refusal):
+        return demand if index is None else index
+    return _sized_by_example(call, demand) or demand.picked(index)
+
+
+def _sized_by_example(call: calls.Call, demand: Demand) -> Refusal | None:
+    """Which channels a piece holds is not known where only the example inputs tell how many there are in all."""
+    if demand.fixed:
+        return None
+    return Refusal("channel-dimension", f"{described(call)} takes of channels whose number depends on the input's size")
 
 
 def past_rearrange(call: calls.Rearrange, held: Held, facts: Facts) -> Carried:
@@ -185,4 +208,8 @@ def _windowed(source: Node, window: tuple[int, int] | Refusal, held: Held, dim: 
         return window
     demand = held[source]
     rank = len(facts.shapes(source)[0])
-    return demand.picked(torch.arange(*window)) if dim % rank == demand.dim else demand
+    if dim % rank != demand.dim:
+        return demand
+    if not demand.fixed:
+        return Refusal("channel-dimension", "a piece is taken of channels whose number depends on the input's size")
+    return demand.picked(torch.arange(*window))

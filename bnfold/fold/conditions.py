@@ -45,6 +45,9 @@ _WORDS: dict[type[calls.Call], str] = {
     calls.Permute: "permutation",
     calls.ByNumber: "arithmetic",
     calls.Rearrange: "rearrangement",
+    calls.Select: "selection",
+    calls.BatchNorm: "BatchNorm",
+    calls.ExplicitAffine: "affine",
     calls.TaughtPassing: "layer",
     calls.TaughtAbsorber: "layer",
 }

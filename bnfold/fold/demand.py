@@ -36,11 +36,15 @@ class Demand:
 
     Attributes:
         affine: scale and shift, shape ``(C,)``.
-        dim: the dimension of the value that the channels run along, not negative.
+        dim: the dimension of the value that the channels run along, not negative; the first of several.
         rank: the number of dimensions of the value, None where unknown.
         cares: bool, shape ``(C,)``: the channels that the asker reads; None for all.
         unsure: whether ``rank`` is only that of the example inputs, or of another term of a sum, so that a layer which
             takes it for granted must check it when run.
+        spread: where the channels run along several dimensions, each with its size, in order: channel ``(i, j)`` of
+            sizes ``(m, n)`` is number ``i n + j``. Else empty.
+        fixed: whether the value has this many channels whatever the height and width of the model's input; else they
+            are those of the example inputs.
     """
 
     affine: ChannelAffine
@@ -48,6 +52,8 @@ class Demand:
     rank: int | None
     cares: Tensor | None = None
     unsure: bool = False
+    spread: tuple[tuple[int, int], ...] = ()
+    fixed: bool = True
 
     def with_affine(self, affine: ChannelAffine) -> Demand:
         """Return the demand for another affine along the same dimension."""
@@ -68,13 +74,14 @@ class Demand:
         scales, shifts = self.affine.scale.split_with_sizes(sizes), self.affine.shift.split_with_sizes(sizes)
         cares = (None,) * count if self.cares is None else self.cares.split_with_sizes(sizes)
         return tuple(
-            Demand(ChannelAffine(scale, shift), self.dim, self.rank, care, self.unsure)
+            replace(self, affine=ChannelAffine(scale, shift), cares=care)
             for scale, shift, care in zip(scales, shifts, cares, strict=True)
         )
 
     def joined(self, other: Demand) -> Demand | None:
         """Return the one demand that meets both, or None where they contradict each other."""
-        if self.dim != other.dim or self.affine.channels != other.affine.channels:
+        places = (self.dim, self.spread, self.affine.channels)
+        if places != (other.dim, other.spread, other.affine.channels):
             return None
         mine = torch.ones(self.affine.channels, dtype=torch.bool) if self.cares is None else self.cares
         theirs = torch.ones(self.affine.channels, dtype=torch.bool) if other.cares is None else other.cares
@@ -90,4 +97,5 @@ class Demand:
         )
         cares = mine | theirs
         rank, unsure = self.rank or other.rank, self.unsure or other.unsure
-        return Demand(affine, self.dim, rank, None if bool(cares.all()) else cares, unsure)
+        cared = None if bool(cares.all()) else cares
+        return Demand(affine, self.dim, rank, cared, unsure, self.spread, self.fixed or other.fixed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from math import prod
 from typing import Any, TypeAlias
 
 import torch
@@ -18,8 +17,10 @@ from torch.fx import Node
 from bnfold.affine import ChannelAffine
 from bnfold.fold.conditions import described, needs_shapes
 from bnfold.fold.demand import Demand, Refusal
+from bnfold.fold.reshape import recast
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
+from bnfold.graph.sizes import number
 
 Moved: TypeAlias = "tuple[tuple[Node, Demand], ...] | Refusal"
 
@@ -69,7 +70,7 @@ def through_mean(call: calls.Mean, demand: Demand, facts: Facts) -> Moved:
         dim = kept[demand.dim]
     if dim in reduced:
         return Refusal("channel-dimension", f"{described(call)} runs over the channels")
-    return ((call.input, Demand(demand.affine, dim, rank, demand.cares, demand.unsure)),)
+    return ((call.input, replace(demand, dim=dim, rank=rank)),)
 
 
 def item_of_pool(call: calls.Item, demand: Demand, facts: Facts) -> Moved:
@@ -182,7 +183,74 @@ def _within(source: Node, dim: int, window: tuple[int, int] | Refusal, demand: D
     window_slice = slice(*window)
     affine.scale[window_slice], affine.shift[window_slice] = demand.affine.scale, demand.affine.shift
     cares[window_slice] = True if demand.cares is None else demand.cares
-    return ((source, Demand(affine, demand.dim, demand.rank, cares, demand.unsure)),)
+    return ((source, replace(demand, affine=affine, cares=cares, fixed=has_fixed_size(source, demand.dim, facts))),)
+
+
+def has_fixed_size(value: Node, dim: int, facts: Facts) -> bool:
+    """Whether the graph tells the size of a dimension, whatever the size of the model's input."""
+    sizes = facts.sizes(value)
+    return sizes is not None and sizes[dim].number is not None
+
+
+def selected(call: calls.Select, demand: Demand, facts: Facts) -> Moved:
+    """Output channel ``i`` is input channel ``index[i]``; one that is taken twice must be asked for the same twice."""
+    index = selected_channels(call, demand, facts)
+    if index is None or isinstance(index, Refusal):
+        return index if isinstance(index, Refusal) else ((call.input, demand),)
+    channels = facts.shapes(call.input)[0][demand.dim]
+    affine = ChannelAffine.identity(channels)
+    cares = torch.zeros(channels, dtype=torch.bool)
+    asked = torch.ones(len(index), dtype=torch.bool) if demand.cares is None else demand.cares
+    affine.scale[index[asked]], affine.shift[index[asked]] = demand.affine.scale[asked], demand.affine.shift[asked]
+    cares[index[asked]] = True
+    same = torch.equal(affine.scale[index[asked]], demand.affine.scale[asked]) and torch.equal(
+        affine.shift[index[asked]], demand.affine.shift[asked]
+    )
+    if not same:
+        text = f"{described(call)} takes a channel several times, and its copies want different things"
+        return Refusal("channels-disagree", text)
+    below = replace(demand, affine=affine, cares=None if bool(cares.all()) else cares)
+    return ((call.input, replace(below, fixed=has_fixed_size(call.input, demand.dim, facts))),)
+
+
+def selected_channels(call: calls.Select, demand: Demand, facts: Facts) -> Tensor | Refusal | None:
+    """Return the numbers of the channels that a selection takes; None where it takes all of each channel.
+
+    Numbers that are only known when the model runs, that are written to, or that are out of range are refused: then the
+    model decides, or fails, and no weights can know.
+    """
+    along = is_channel(call.dim, call, demand, facts)
+    if isinstance(along, Refusal):
+        return along
+    if not along:
+        if isinstance(call.index, tuple) or [len(shape) for shape in facts.shapes(call.index)[:1]] == [1]:
+            return None
+        return Refusal("unknown-op", f"{described(call)} may change the number of dimensions")
+    index = _constant_index(call, facts)
+    if isinstance(index, Refusal):
+        return index
+    shapes = facts.shapes(call.input)
+    if not shapes:
+        return needs_shapes(call)
+    channels = shapes[0][demand.dim]
+    if index.numel() and not (-channels if call.wraps else 0) <= int(index.min()) <= int(index.max()) < channels:
+        return Refusal("index-out-of-range", f"{described(call)} takes channels that its input, of {channels}, has not")
+    return index % channels
+
+
+def _constant_index(call: calls.Select, facts: Facts) -> Tensor | Refusal:
+    """The numbers by which a selection selects, as they stand there."""
+    if isinstance(call.index, tuple):
+        return torch.tensor(call.index, dtype=torch.int64)
+    if not facts.is_constant(call.index):
+        return Refusal("computed-index", f"the channels that {described(call)} takes are only known when it runs")
+    if facts.memory.may_be_written(call.index):
+        return Refusal("mutated", f"the channels that {described(call)} takes are written to when the model runs")
+    index = facts.constant(call.index)
+    if index is None or index.dtype not in (torch.int64, torch.int32) or index.ndim != 1:
+        kind = "" if index is None else f" of {index.dtype} in {index.ndim} dimensions"
+        return Refusal("unknown-op", f"{described(call)} takes channels by something else than a list of numbers{kind}")
+    return index.to(device="cpu", dtype=torch.int64)
 
 
 def split_over_parts(call: calls.Concatenate, demand: Demand, facts: Facts) -> Moved:
@@ -196,7 +264,15 @@ def split_over_parts(call: calls.Concatenate, demand: Demand, facts: Facts) -> M
     sizes = part_sizes(call, demand.dim, facts)
     if isinstance(sizes, Refusal):
         return sizes
-    return tuple(zip(call.parts, demand.split(sizes), strict=True))
+    fixed = fixed_parts(call, demand, facts)
+    split = (replace(part, fixed=sure) for part, sure in zip(demand.split(sizes), fixed, strict=True))
+    return tuple(zip(call.parts, split, strict=True))
+
+
+def fixed_parts(call: calls.Concatenate, demand: Demand, facts: Facts) -> list[bool]:
+    """For each part, whether its size is the same in every run: it tells itself, or all others and the sum do."""
+    told = [has_fixed_size(part, demand.dim, facts) for part in call.parts]
+    return [sure or (demand.fixed and sum(told) == len(told) - 1) for sure in told]
 
 
 def part_sizes(call: calls.Concatenate, dim: int, facts: Facts) -> list[int] | Refusal:
@@ -291,59 +367,50 @@ def across_permute(call: calls.Permute, demand: Demand, facts: Facts, *, backwar
         dim = second if demand.dim == first else first if demand.dim == second else demand.dim
     else:
         dim = order[demand.dim] if backward else order.index(demand.dim)
+    if demand.spread:
+        return _permuted_spread(demand, order, swap=call.swap, backward=backward)
     return replace(demand, dim=dim, rank=rank)
 
 
+def _permuted_spread(demand: Demand, order: list[int], *, swap: bool, backward: bool) -> Demand:
+    """The demand where channels that run along several dimensions find these in other places."""
+    if swap:
+        first, second = order
+        order = list(range(max(first, second, *(dim for dim, _ in demand.spread)) + 1))
+        order[first], order[second] = second, first
+    moved = [order[dim] if backward else order.index(dim) for dim, _ in demand.spread]
+    axes = sorted(range(len(moved)), key=moved.__getitem__)
+    index = torch.arange(demand.affine.channels).reshape([size for _, size in demand.spread]).permute(axes).reshape(-1)
+    spread = tuple((moved[axis], demand.spread[axis][1]) for axis in axes)
+    return replace(demand.picked(index), dim=spread[0][0], spread=spread)
+
+
 def reshaped(call: calls.Reshape, demand: Demand, facts: Facts) -> Moved:
-    """Find the input dimension whose elements are the output's channels, repeated or grouped, in row-major order."""
+    """Find the dimensions along which the output's channels run before the reshape (:mod:`bnfold.fold.reshape`)."""
     moved = across_reshape(call, call.node, call.input, demand, facts)
     return moved if isinstance(moved, Refusal) else ((call.input, moved),)
 
 
 def across_reshape(call: calls.Reshape, here: Node, there: Node, demand: Demand, facts: Facts) -> Demand | Refusal:
-    """Return the demand on ``there``, one side of a reshape, that is one on ``here``, the other side.
-
-    The channels of ``here`` stand at stride ``inner = prod(shape[dim + 1:])`` with ``outer = prod(shape[:dim])`` of
-    them before. Each dimension of ``there`` is tried: it must cut the row-major order at the same places, or at finer
-    or coarser ones where the affine agrees. The answer must be the same for every batch size.
-    """
-    pairs = list(zip(facts.shapes(there), facts.shapes(here), strict=False))
-    if not pairs:
+    """Return the demand on ``there``, one side of a reshape, that is one on ``here``, the other side."""
+    shapes = facts.shapes(there)
+    if not shapes or not facts.shapes(here):
         return needs_shapes(call)
-    answers = [reshape_answer(before, after, demand) for before, after in pairs]
-    first = answers[0]
-    for answer in answers:
-        if first is None or answer is None or answer[0] != first[0] or not torch.equal(answer[1], first[1]):
-            return Refusal("channel-dimension", f"{described(call)} mixes the channels with other dimensions")
-    assert first is not None
-    dim, index = first
-    unsure = facts.graph_rank(there) is None
-    return replace(demand.picked(index), dim=dim, rank=len(pairs[0][0]), unsure=unsure)
+    moved = recast(demand, facts.sizes(here), facts.sizes(there), shapes[0])
+    if moved is None:
+        if all(_recast_as_seen(demand, *pair) for pair in zip(facts.shapes(here), shapes, strict=False)):
+            text = "keeps the channels apart at the example's size, and may mix them at another"
+            return Refusal("depends-on-size", f"{described(call)} {text}")
+        return Refusal("channel-dimension", f"{described(call)} mixes the channels with other dimensions")
+    return replace(moved, rank=len(shapes[0]), unsure=facts.graph_rank(there) is None)
 
 
-def reshape_answer(before: tuple[int, ...], after: tuple[int, ...], demand: Demand) -> tuple[int, Tensor] | None:
-    """Return the input dimension and, for each of its channels, an output channel that it holds, if there is one."""
-    channels = after[demand.dim]
-    if channels != demand.affine.channels or prod(before) == 0:
-        return None
-    outer, inner = prod(after[: demand.dim]), prod(after[demand.dim + 1 :])
-    for dim, size in enumerate(before):
-        outer_before, inner_before = prod(before[:dim]), prod(before[dim + 1 :])
-        if (outer_before, size, inner_before) == (outer, channels, inner):
-            return dim, torch.arange(channels)
-    for dim, size in enumerate(before):
-        outer_before, inner_before = prod(before[:dim]), prod(before[dim + 1 :])
-        if outer_before == outer and size and channels % size == 0 and size * inner_before == channels * inner:
-            # (outer, size, inner_before) -> (outer, size * k, inner): k neighbouring output channels share an input one
-            index = torch.arange(0, channels, channels // size)
-            return (dim, index) if _agrees(demand, index.repeat_interleave(channels // size)) else None
-        if inner_before == inner and size and size % channels == 0 and outer_before * size == outer * channels:
-            # (outer', size, inner) with size = r * channels: the channels repeat r times along the input dimension
-            return dim, torch.arange(size) % channels
-        if outer_before == outer and size and size % channels == 0 and size * inner_before == channels * inner:
-            # each output channel holds k neighbouring input channels
-            return dim, torch.arange(size) // (size // channels)
-    return None
+def _recast_as_seen(demand: Demand, here: tuple[int, ...], there: tuple[int, ...]) -> bool:
+    """Whether the demand passes a reshape from and to the sizes of one run, on to a single dimension."""
+    if 0 in (*here, *there):
+        return False
+    moved = recast(demand, [number(size) for size in here], [number(size) for size in there], there)
+    return moved is not None and not moved.spread
 
 
 def _agrees(demand: Demand, index: Tensor) -> bool:

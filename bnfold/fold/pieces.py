@@ -21,8 +21,8 @@ from bnfold.fold.rewrite import folded_capture, rewrite
 from bnfold.fold.weights import FoldedWeights
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
-from bnfold.graph.shells import shell
 from bnfold.graph.leaves import carries_hooks
+from bnfold.graph.shells import shell
 
 __all__ = ["plan_model", "rewrite_model", "unfolded_model"]
 

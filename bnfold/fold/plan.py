@@ -257,7 +257,10 @@ class _Planner:
     def _demand(self, node: Node, call: calls.BatchNorm, affine: ChannelAffine) -> Demand:
         """The affine as a demand, with what is known of the number of dimensions."""
         sure = self.facts.graph_rank(node) or call.rank
-        return Demand(affine, 1, sure or self.facts.rank(node), unsure=sure is None)
+        fixed = True  # a BatchNorm takes so many channels and no others; arithmetic of the user's own stretches one
+        if node.op == "call_module":
+            fixed = isinstance(self.facts.capture.module(str(node.target)), nn.modules.batchnorm._NormBase)
+        return Demand(affine, 1, sure or self.facts.rank(node), unsure=sure is None, fixed=fixed)
 
     def _affine(self, call: calls.BatchNorm) -> ChannelAffine | Refusal:
         """The layer's affine, or why it has none that could be folded."""

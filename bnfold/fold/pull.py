@@ -20,7 +20,7 @@ from bnfold.fold.claims import absorbs_as_taught
 from bnfold.fold.conditions import counted, described, name_of
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.rules import pull_rule
-from bnfold.fold.state import State, shares_weights, weight_of, with_rank_of_pool
+from bnfold.fold.state import State, shares_weights, spread_stops, weight_of, with_rank_of_pool
 from bnfold.fold.sums import centre_tap, resolved, terms
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
@@ -102,7 +102,7 @@ def _compensated(state: State, value: Node, asked: Mapping[Node, Demand], way: W
         return False
     ((reader, demand),) = asked.items()
     total = facts.call(reader)
-    if not isinstance(total, calls.Add) or demand.dim != 1 or demand.cares is not None:
+    if not isinstance(total, calls.Add) or demand.dim != 1 or demand.spread or demand.cares is not None:
         return False
     is_left = total.left is value
     rest = total.right if is_left else total.left
@@ -153,19 +153,22 @@ def _agreed(facts: Facts, value: Node, asked: Mapping[Node, Demand]) -> Demand |
 
 def _reads_other_channels(facts: Facts, reader: Node, demand: Demand) -> bool:
     """Whether a reader that asks for nothing takes only channels that the demand leaves as they are."""
-    if demand.cares is None or facts.hooked(reader):
+    if demand.cares is None or demand.spread or facts.hooked(reader):
         return False
     if isinstance(facts.call(reader), calls.Passing):
         behind = facts.readers(reader)
         return bool(behind) and all(_reads_other_channels(facts, further, demand) for further in behind)
-    from bnfold.fold.moves import item_of_pool, slice_of
+    from bnfold.fold.moves import item_of_pool, selected, slice_of
 
     call = facts.call(reader)
     channels = facts.channels(reader, demand.dim)
-    if channels is None or not isinstance(call, (calls.Slice, calls.Item)):
+    if channels is None or not isinstance(call, (calls.Slice, calls.Item, calls.Select)):
         return False
     nothing = Demand(ChannelAffine.identity(channels), demand.dim, demand.rank)
-    moved = slice_of(call, nothing, facts) if isinstance(call, calls.Slice) else item_of_pool(call, nothing, facts)
+    if isinstance(call, calls.Select):
+        moved = selected(call, nothing, facts)
+    else:
+        moved = slice_of(call, nothing, facts) if isinstance(call, calls.Slice) else item_of_pool(call, nothing, facts)
     if isinstance(moved, Refusal):
         return False
     ((_, theirs),) = moved
@@ -177,6 +180,9 @@ def _visit(state: State, value: Node, demand: Demand, way: Way) -> tuple[tuple[N
     facts = state.facts
     if value in state.settled:
         return ((state.settled[value].input, demand),)
+    blocked = spread_stops(facts.call(value), demand)
+    if blocked is not None:
+        return blocked
     if value in state.explicit:
         before = facts.call(value)
         statistics = facts.constant(before.running_mean) if isinstance(before, calls.BatchNorm) else None

@@ -17,7 +17,7 @@ from bnfold.fold.absorb import input_channels
 from bnfold.fold.conditions import counted, described, name_of
 from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.rules import push_rule
-from bnfold.fold.state import State, shares_weights, weight_of, with_rank_of_pool
+from bnfold.fold.state import State, shares_weights, spread_stops, weight_of, with_rank_of_pool
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 
@@ -83,6 +83,10 @@ def _visit(state: State, reader: Node, held: dict[Node, Demand], way: Push) -> D
     if call is None or facts.hooked(reader):
         hooks = ", which carries hooks," if facts.hooked(reader) else ""
         return Refusal("hooks" if hooks else "unknown-op", f"`{name_of(reader)}`{hooks} reads its output")
+    for value in call.inputs:
+        blocked = spread_stops(call, held[value]) if value in held else None
+        if blocked is not None:
+            return blocked
     if isinstance(call, calls.Absorber):
         return _absorb(state, call, held, way)
     rule = push_rule(call)

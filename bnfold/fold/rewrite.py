@@ -29,9 +29,9 @@ from bnfold.graph import calls
 from bnfold.graph.captured import NARROW, Capture
 from bnfold.graph.constants import evaluate
 from bnfold.graph.facts import Facts
-from bnfold.graph.shells import fresh_shell, shell, wrapped
 from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.requires import require_rank
+from bnfold.graph.shells import fresh_shell, shell, wrapped
 from bnfold.graph.vocabulary import arguments_of
 
 __all__ = ["folded_capture", "rewrite"]

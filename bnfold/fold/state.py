@@ -14,7 +14,7 @@ from bnfold.fold.demand import Demand, Refusal
 from bnfold.graph import calls
 from bnfold.graph.facts import Facts
 
-__all__ = ["State", "shares_weights", "weight_of", "with_rank_of_pool"]
+__all__ = ["State", "shares_weights", "spread_stops", "weight_of", "with_rank_of_pool"]
 
 
 class State(Protocol):
@@ -52,6 +52,16 @@ def with_rank_of_pool(facts: Facts, call: calls.Call, demand: Demand, guards: li
         return demand
     guards.append((call.node, dims + 2))
     return replace(demand, rank=dims + 2)
+
+
+_PASS_SPREAD = (calls.Reshape, calls.Permute, calls.Passing, calls.ByNumber, calls.PositivelyHomogeneous)
+
+
+def spread_stops(call: calls.Call | None, demand: Demand) -> Refusal | None:
+    """Refuse channels that run along several dimensions, as inside of a channel shuffle, where an op knows of one."""
+    if not demand.spread or call is None or isinstance(call, _PASS_SPREAD):
+        return None
+    return Refusal("channel-dimension", f"{described(call)} has its channels in another dimension")
 
 
 def weight_of(facts: Facts, call: calls.Absorber) -> torch.Tensor | Refusal | None:

@@ -342,6 +342,27 @@ class Slice(Call):
 
 
 @dataclass(frozen=True, eq=False)
+class Select(Call):
+    """Entries of dimension ``dim`` by their numbers: ``index_select``, ``x[:, index]``.
+
+    Attributes:
+        dim: as written, possibly negative.
+        index: the numbers, or the node that computes them.
+        wraps: whether negative numbers count from the end; else they are an error.
+    """
+
+    input: Node
+    dim: int
+    index: Node | tuple[int, ...]
+    wraps: bool
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        """The value of which entries are taken."""
+        return (self.input,)
+
+
+@dataclass(frozen=True, eq=False)
 class Rearrange(Call):
     """Values take other places along ``dims`` (as written, possibly negative): flip, roll."""
 

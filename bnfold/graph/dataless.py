@@ -130,7 +130,7 @@ class DatalessMode(TorchFunctionMode):
         super().__init__()
         self._dataless = dataless
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run a call; what it makes of nothing has no data either."""
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") == "__get__":

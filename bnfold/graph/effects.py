@@ -12,14 +12,15 @@ from torch.fx import Node
 from torch.fx.node import _side_effectful_functions
 
 from bnfold.graph.inplace import IN_PLACE
-from bnfold.graph.taught import claim_of
 from bnfold.graph.leaves import carries_hooks
+from bnfold.graph.taught import claim_of
 
 __all__ = ["RANDOM", "has_effect", "is_pure", "mutated_inputs"]
 
 Modules: TypeAlias = Callable[[str], nn.Module]
 
 _IN_PLACE_FUNCTIONS = frozenset(IN_PLACE.values())
+_WRITES_NO_NUMBER = frozenset(("detach_", torch.ops.aten.detach_.default))  # only what is differentiated changes
 
 
 def mutated_inputs(node: Node, module_of: Modules) -> tuple[Node, ...]:
@@ -37,6 +38,8 @@ def mutated_inputs(node: Node, module_of: Modules) -> tuple[Node, ...]:
         known = _known(module)
         if getattr(module, "inplace", False) or not known or carries_hooks(module):
             return tuple(node.all_input_nodes)
+        return ()
+    if node.target in _WRITES_NO_NUMBER:
         return ()
     if node.op == "call_function":
         target = node.target

@@ -16,11 +16,12 @@ from bnfold.graph import calls
 from bnfold.graph.captured import Capture
 from bnfold.graph.constants import evaluate
 from bnfold.graph.effects import is_pure
+from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.memory import Memory
 from bnfold.graph.ranks import asserted_rank, rank_after_reshape
-from bnfold.graph.shapes import Shapes, shapes_of
-from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.requires import require_batch, require_rank, require_shape, require_structure
+from bnfold.graph.shapes import Shapes, shapes_of
+from bnfold.graph.sizes import Size, Sizes
 from bnfold.graph.vocabulary import read_function, read_module
 
 __all__ = ["Facts"]
@@ -212,7 +213,7 @@ class Facts:
         while count is None:
             chain.append(node)
             call = self.call(node)
-            count = self.channels_of(call)
+            count = self.told_channels(call)
             if count is not None or not isinstance(call, _SAME_CHANNELS):
                 break
             node = call.inputs[0]
@@ -221,10 +222,12 @@ class Facts:
             self._channels.update(dict.fromkeys(chain, count))
         return count
 
-    def channels_of(self, call: calls.Call | None) -> int | None:
-        """The number of channels as far as the call itself tells."""
-        if isinstance(call, (calls.Convolution, calls.TransposedConvolution)) and isinstance(call.weight, str):
-            shape = self.capture.tensor(call.weight).shape
+    def told_channels(self, call: calls.Call | None) -> int | None:
+        """Return the number of channels as far as the call itself tells, whatever its input."""
+        if isinstance(call, (calls.Convolution, calls.TransposedConvolution)):
+            shape = self.shape_of_source(call.weight)
+            if shape is None:
+                return None
             return shape[0] if isinstance(call, calls.Convolution) else shape[1] * call.groups
         if isinstance(call, calls.BatchNorm) and isinstance(call.running_mean, str):
             return self.capture.tensor(call.running_mean).numel()
@@ -234,6 +237,25 @@ class Facts:
             sizes = [self._channels_by_layers(part) for part in call.parts]
             return sum(size for size in sizes if size is not None) if None not in sizes else None
         return None
+
+    def sizes(self, value: Node) -> tuple[Size, ...] | None:
+        """Return the sizes of a value's dimensions as the graph tells them for every input; None where it does not.
+
+        Other than :meth:`shapes` these hold for all heights and widths for which the model runs, not only for those of
+        the example inputs. Where there are none, nothing is known.
+        """
+        return self._sizes.of(value)
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        return Sizes(self)
+
+    def shape_of_source(self, source: calls.Source) -> tuple[int, ...] | None:
+        """Return the shape of a parameter, or of a value computed from parameters only, if it is one."""
+        if isinstance(source, Node):
+            shapes = self.shapes(source) if self.is_constant(source) else ()
+            return shapes[0] if shapes else None
+        return None if source is None else tuple(self.capture.tensor(source).shape)
 
     def rank(self, value: Node) -> int | None:
         """Return the number of dimensions of a value, if the graph or an example input tells it."""

@@ -30,6 +30,7 @@ _FRESH = (
     calls.PixelShuffle,
     calls.PixelUnshuffle,
     calls.ChannelShuffle,
+    calls.Select,
 )  # operations whose result shares no memory with an input
 _ARITHMETIC: frozenset[Any] = frozenset(
     (
@@ -93,6 +94,17 @@ class Memory:
         Other than :meth:`mutated` this follows only what surely shares memory: views, identities, in-place operations.
         """
         return any(self._origin(value) is attribute for value in self._written_values)
+
+    def may_be_written(self, constant: Node) -> bool:
+        """Whether a value that depends on parameters and constants only may be another when the graph runs."""
+        stack, seen = [constant], {constant}
+        while stack:
+            node = stack.pop()
+            if self._writes.get(self._owners[node]):
+                return True
+            stack.extend(fresh := [read for read in node.all_input_nodes if read not in seen])
+            seen.update(fresh)
+        return False
 
     def updated(self, attribute: Node) -> bool:
         """Whether a BatchNorm that uses batch statistics updates the running ones that ``attribute`` reads."""

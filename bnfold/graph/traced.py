@@ -32,7 +32,9 @@ class Expression:
 
     __slots__ = ("args", "function", "key", "node", "text")
 
-    def __init__(self, function: Callable[..., Any] | None, args: tuple[Any, ...], text: str, node: Node | None) -> None:
+    def __init__(
+        self, function: Callable[..., Any] | None, args: tuple[Any, ...], text: str, node: Node | None
+    ) -> None:
         self.function = function
         self.args = args
         self.text = text

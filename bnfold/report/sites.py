@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from bnfold.capture.nests import flatten
 from bnfold.fold.pieces import unfolded_model
 from bnfold.report.details import SiteError
 from bnfold.verify.locate import distance, twins
-from bnfold.capture.nests import flatten
 from bnfold.verify.reference import everything_in_float64, exact_arithmetic, fresh, fresh_in_float64
 
 if TYPE_CHECKING:

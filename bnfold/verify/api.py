@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from bnfold.batch import as_tuple
+from bnfold.capture.exported import takes_one_batch
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.export import onnx_of
-from bnfold.capture.exported import takes_one_batch
 from bnfold.mode import require_eval
 from bnfold.verify.blame import UNFOLDED, OwnExport, blame_of_export, culprit
 from bnfold.verify.evaluate import cases_of, evaluate

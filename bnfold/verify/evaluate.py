@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from bnfold.capture.nests import Leaf, structure_difference
 from bnfold.errors import UsageError
 from bnfold.verify.compare import measure
 from bnfold.verify.floor import Evaluated
 from bnfold.verify.inputs import Case, given_case, other_size, seeded_cases
 from bnfold.verify.original import Original
-from bnfold.capture.nests import Leaf, structure_difference
 from bnfold.verify.witness import in_words
 
 __all__ = ["cases_of", "evaluate"]

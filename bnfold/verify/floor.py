@@ -22,10 +22,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from bnfold.capture.nests import Leaf
 from bnfold.verify.compare import Error, Floor, measure
 from bnfold.verify.inputs import Case
 from bnfold.verify.original import Run
-from bnfold.capture.nests import Leaf
 
 __all__ = ["ALGEBRA", "Evaluated", "NoiseFloor"]
 

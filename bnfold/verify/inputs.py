@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bnfold.batch import as_tuple, batch_positions
-from bnfold.errors import UsageError
 from bnfold.capture.nests import computable
+from bnfold.errors import UsageError
 
 __all__ = ["Case", "given_case", "other_size", "seeded_cases"]
 

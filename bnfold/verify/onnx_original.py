@@ -18,10 +18,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from bnfold.capture.nests import Leaf
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.verify.onnx_double import FLOATS, evaluator, in_double, named_tensors
 from bnfold.verify.original import MOVED, Run, finest, moved_by_an_ulp
-from bnfold.capture.nests import Leaf
 from bnfold.verify.reference import in_float64
 from bnfold.verify.runtime import OrtModel
 

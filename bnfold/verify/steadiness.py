@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bnfold.capture.nests import Leaf
 from bnfold.verify.compare import measure
 from bnfold.verify.floor import ALGEBRA, Evaluated
 from bnfold.verify.inputs import Case
 from bnfold.verify.original import TorchOriginal
-from bnfold.capture.nests import Leaf
 from bnfold.verify.reference import fresh_in_float64
 
 __all__ = ["mark_unsteady"]

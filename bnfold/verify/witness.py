@@ -21,13 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnfold.errors import BnfoldError
-from bnfold.errors import OtherInputError
+from bnfold.capture.nests import Leaf, flatten, nest_difference, plain_name
+from bnfold.errors import BnfoldError, OtherInputError
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case
 from bnfold.verify.original import answer_in_float64
-from bnfold.capture.nests import Leaf, flatten, nest_difference, plain_name
 from bnfold.verify.reference import copied, copied_in_float64, fresh
 from bnfold.verify.report import Comparison, Stage
 from bnfold.verify.runtime import Optimisation, OrtModel, counted

@@ -110,6 +110,85 @@ for _name, _op in {"flip": lambda y: y.flip(1), "roll": lambda y: torch.roll(y, 
     )
 
 
+# --- channels by their numbers -----------------------------------------------------------------------------------
+
+
+def _index_of(*numbers: int) -> Any:
+    return {"index": lambda: torch.tensor(numbers)}
+
+
+refused(
+    "a channel selected twice, its copies unlike",
+    "channels-disagree",
+    lambda s, x: s.bn(s.conv(x)[:, s.index]),
+    lambda s, x: bnfold.ChannelAffine(*(part[:2] for part in _numbers(s.bn)))(s.conv(x)[:, :2])[:, s.index[[0, 0, 0]]],
+    "takes a channel several times, and its copies want different things",
+    channels=3,
+    **_index_of(1, 1, 0),
+)
+refused(
+    "channels selected by the input",
+    "computed-index",
+    lambda s, x: s.bn(torch.index_select(s.conv(x), 1, x.mean((0, 2, 3)).argsort())),
+    lambda s, x: torch.index_select(_affine_on_the_first(s.bn, s.conv(x)), 1, x.mean((0, 2, 3)).argsort()),
+    "the channels that selection `index_select` takes are only known when it runs",
+    channels=3,
+)
+refused(
+    "channels selected by a mask",
+    "unknown-op",
+    lambda s, x: s.bn(s.conv(x)[:, s.mask]),
+    lambda s, x: _affine_on_the_first(s.bn, s.conv(x))[:, s.mask],
+    "takes channels by something else than a list of numbers of torch.bool",
+    channels=3,
+    mask=lambda: torch.tensor([True, False, True, True]),
+)
+refused(
+    "channels that are not selected have another reader",
+    "several-readers",
+    lambda s, x: (s.bn((y := s.conv(x))[:, s.index]), torch.sigmoid(y)),
+    lambda s, x: ((y := _affine_on_the_first(s.bn, s.conv(x)))[:, s.index], torch.sigmoid(y)),
+    "is also read by `sigmoid`",
+    channels=3,
+    **_index_of(2, 0, 1),
+)
+
+
+def _numbers(bn: Any) -> tuple[Tensor, Tensor]:
+    affine = affine_of(bn)
+    return affine.scale, affine.shift
+
+
+def _affine_on_the_first(bn: Any, y: Tensor) -> Tensor:
+    channels = bn.num_features
+    return torch.cat([affine_of(bn)(y[:, :channels]), y[:, channels:]], 1)
+
+
+# --- channels that a reshape mixes -------------------------------------------------------------------------------
+
+
+def _shuffled_wrongly(y: Tensor) -> Tensor:
+    """As a channel shuffle, but the height takes part in it."""
+    b, c, h, w = y.size()
+    return y.view(b, c, h // 2, 2, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+refused(
+    "a shuffle of channels and rows",
+    "channel-dimension",
+    lambda s, x: s.bn(_shuffled_wrongly(s.conv(x))),
+    lambda s, x: _shuffled_wrongly(conv_with_bn(s)(x)),
+    "mixes the channels with other dimensions",
+    shape=(2, 3, 12, 12),
+)
+refused(
+    "groups of channels in another order",
+    "channel-dimension",
+    lambda s, x: s.bn(s.conv(x).unflatten(1, (2, 2)).flip(1).flatten(1, 2)),
+    lambda s, x: conv_with_bn(s)(x).unflatten(1, (2, 2)).flip(1).flatten(1, 2),
+    "rearrangement `flip` has its channels in another dimension",
+)
+
 # --- signs, shifts, windows --------------------------------------------------------------------------------------
 
 for _name, _layer in {

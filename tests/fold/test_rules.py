@@ -197,6 +197,10 @@ def _values(d: int) -> None:
     row(calls.Rearrange, "roll", d, lambda s, y: torch.roll(y, 2, dims=2))
     row(calls.Rearrange, "roll-method", d, lambda s, y: y.roll((1, 2), (0, -1)))
     row(calls.Slice, "aten", d, lambda s, y: aten.slice.Tensor(y, 1, 0, 2), **half)
+    three: Any = {"norm": lambda: NORM[d](3)}
+    for spelling, apply in _SELECTIONS.items():
+        row(calls.Select, spelling, d, apply, parts=lambda: {"index": torch.tensor([3, 0, 2])}, **three)
+    row(calls.Select, "over-space", d, lambda s, y: y.index_select(2, s.index), parts=lambda: {"index": _PLACES})
     row(calls.Item, "split", d, lambda s, y: torch.split(y, 2, 1)[1], **half)
     row(calls.Item, "split-sizes", d, lambda s, y: y.split([1, 2, 1], dim=1)[1], **half)
     row(calls.Item, "chunk", d, lambda s, y: y.chunk(2, dim=1)[0], **half)
@@ -208,6 +212,23 @@ def _values(d: int) -> None:
     layer_of = getattr(nn, f"MaxPool{d}d")
     parts: Any = {"parts": lambda: {"op": layer_of(2, return_indices=True)}, "positive": True}
     row(calls.Item, "pool-layer", d, lambda s, y: s.op(y)[0], **parts)
+
+
+_PLACES = torch.tensor([5, 0, 5])
+_SELECTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "method": lambda s, y: y.index_select(1, s.index),
+    "torch": lambda s, y: torch.index_select(y, 1, s.index),
+    "keywords": lambda s, y: torch.index_select(y, dim=1, index=s.index),
+    "aten": lambda s, y: aten.index_select.default(y, 1, s.index),
+    "computed": lambda s, y: torch.index_select(y, 1, (s.index + 1) % 4),
+    "getitem": lambda s, y: y[:, s.index],
+    "getitem-int32": lambda s, y: y[:, s.index.int()],
+    "getitem-negative": lambda s, y: y[:, s.index - 4],
+    "getitem-list": lambda s, y: y[:, [2, 0, -1]],
+    "getitem-rest": lambda s, y: y[:, s.index, ...],
+    "getitem-constant": lambda s, y: y[:, torch.tensor([1, 3, 2])],
+    "aten-index": lambda s, y: aten.index.Tensor(y, [None, s.index]),
+}
 
 
 def _in_place_numbers(s: Any, y: Tensor) -> Tensor:
@@ -274,6 +295,29 @@ row(calls.Reshape, "unflatten", 1, lambda s, y: y.unflatten(2, (2, -1)), norm=la
 layer(calls.Reshape, 2, lambda: nn.Flatten(2), **_flat)
 layer(calls.Reshape, 1, lambda: nn.Unflatten(2, (2, 5)), norm=lambda: nn.BatchNorm2d(CHANNELS))
 row(calls.Reshape, "flatten-alike", 2, lambda s, y: y.flatten(1), norm=lambda: nn.BatchNorm1d(400), alike=100)
+
+
+def _shuffled_by_view(y: Any) -> Any:
+    b, c, h, w = y.size()
+    return y.view(b, 2, c // 2, h, w).transpose(1, 2).contiguous().view(b, c, h, w)
+
+
+def _shuffled_by_permute(y: Any) -> Any:
+    return y.reshape(-1, 2, 2, y.shape[2], y.shape[3]).permute(0, 2, 1, 3, 4).reshape(-1, 4, y.shape[2], y.shape[3])
+
+
+def _shuffled_over_pixels(y: Any) -> Any:
+    turned = y.view(y.size(0), 2, y.size(1) // 2, -1).transpose(1, 2)
+    return torch.reshape(turned, (y.shape[0], -1, y.size(2), y.size(3)))
+
+
+row(calls.Permute, "shuffle-view", 2, lambda s, y: _shuffled_by_view(y))
+row(calls.Permute, "shuffle-permute", 2, lambda s, y: _shuffled_by_permute(y))
+row(calls.Permute, "shuffle-over-pixels", 2, lambda s, y: _shuffled_over_pixels(y))
+row(calls.Permute, "shuffle-unflatten", 2, lambda s, y: y.unflatten(1, (2, -1)).swapaxes(1, 2).flatten(1, 2))
+row(calls.Permute, "shuffle-relu", 2, lambda s, y: F.relu(y.unflatten(1, (2, -1))).transpose(1, 2).reshape(y.shape),
+    positive=True, no_shift=True)  # fmt: skip
+row(calls.Reshape, "channels-apart-and-joined", 2, lambda s, y: y.unflatten(1, (2, 2)).flatten(1, 2))
 
 _fc: Any = {"norm": lambda: nn.BatchNorm1d(CHANNELS), "into": frozenset({"conv"})}
 row(calls.Permute, "transpose", 0, lambda s, y: y.transpose(1, 2), **_fc)

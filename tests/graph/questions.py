@@ -40,7 +40,7 @@ from tests.networks import randomise
 try:
     from bnfold.errors import OtherInputError
 except ImportError:
-    from bnfold.graph.tracer import OtherInputError
+    from bnfold.errors import OtherInputError
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = (2, 3, 32, 32)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
-from bnfold.graph.capture import as_inputs, capture
+from bnfold.capture.ways import as_inputs, capture
 from bnfold.graph.facts import Facts
 from tests.fold.support import ALGEBRA, Net, double, error_of_peak, folds, run, values
 
@@ -118,20 +118,30 @@ def test_a_decision_inside_a_sequential_names_the_line_that_calls_the_sequential
     assert decision.source.endswith(f":{line_of(Outer, 'through torch')}")
 
 
-@pytest.mark.parametrize("part", ["", "0", "1"])
-def test_training_mode_is_refused_by_name(part: str) -> None:
+def test_training_mode_is_refused_by_name() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-    net.get_submodule(part).training = True
-    with pytest.raises(bnfold.TrainingModeError, match=re.escape(part or "the model itself")) as caught:
+    net[1].train()
+    with pytest.raises(bnfold.TrainingModeError, match=re.escape("(1: normalises by its batch)")) as caught:
         bnfold.fold(net)
-    assert str(caught.value).endswith("Call model.eval() first.")
+    assert str(caught.value).endswith("Call .eval() on it first.")
     with pytest.raises(bnfold.TrainingModeError):
         bnfold.plan(net)
 
 
 def test_of_many_modules_in_training_mode_five_are_named() -> None:
-    with pytest.raises(bnfold.TrainingModeError, match=r"the model itself, 0, 1, 2, 3 and 6 more\."):
-        bnfold.plan(nn.Sequential(*[nn.ReLU() for _ in range(10)]))
+    with pytest.raises(bnfold.TrainingModeError, match=r"0, 1, 2, 3, 4: drops values at random; and 5 more\)\."):
+        bnfold.plan(nn.Sequential(*[nn.Dropout() for _ in range(10)]))
+
+
+def test_a_part_whose_mode_changes_nothing_does_not_stop_a_fold_and_comes_out_in_eval_mode() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    net.append(nn.Identity())
+    net.training = True
+    folding = bnfold.fold(net)
+    assert [decision.action for decision in folding.plan] == ["fold"]
+    assert not any(part.training for part in folding.module.modules())
+    assert net.training
+    assert net[2].training
 
 
 def test_wrappers_are_refused_with_what_to_pass_instead() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
-from bnfold.graph.tracer import OtherInputError
+from bnfold.errors import OtherInputError
 from tests.fold.support import ALGEBRA, double, error_of_peak, run, values
 
 

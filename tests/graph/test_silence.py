@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from bnfold.capture.ways import capture
 from bnfold.fold.api import plan
-from bnfold.graph.capture import capture
 from bnfold.graph.facts import Facts
 from tests.fold.support import Net, double, folds, values
 
@@ -27,7 +27,7 @@ class FixedBatch(nn.Module):
         self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
     def forward(self, x):
-        return self.bn(self.conv(x).view(2, 4, 6, 6)).flatten(1)
+        return self.bn(self.conv(x)).view(2, 4, 6, 6).flatten(1)
 
 print(bnfold.plan(FixedBatch().eval(), torch.zeros(2, 3, 8, 8)).summary)
 """
@@ -62,7 +62,7 @@ def test_a_failure_inside_torch_is_not_heard(program: str, says: str) -> None:
 
 
 def test_shapes_are_known_up_to_where_another_batch_fails() -> None:
-    model = double(Net(lambda s, x: s.bn(s.conv(x).view(2, 4, 36)), conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm1d(4)))
+    model = double(Net(lambda s, x: s.bn(s.conv(x)).view(2, 4, 36), conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4)))
     captured = capture(model, values(2, 3, 8, 8))
     facts = Facts(captured)
     known = {node.name: facts.shapes(node) for node in facts.index}

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnfold.capture.ways import capture
 from bnfold.graph import calls
-from bnfold.graph.capture import capture
 from bnfold.graph.facts import Facts
 from bnfold.graph.vocabulary import elementwise, shapes, weighted, windows
 from tests.fold.support import Net

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from bnfold.capture.nests import Leaf, flatten
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case
 from bnfold.verify.original import TorchOriginal
-from bnfold.capture.nests import Leaf, flatten
 from tests.networks import normal
 
 LIMITS = Limits(largest=3.0, mean=2.0)

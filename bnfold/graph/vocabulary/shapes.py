@@ -67,15 +67,41 @@ def _getitem(node: Node, a: Arguments) -> calls.Call | None:
         if part is Ellipsis:
             dim = position + 1 - len(parts)  # from here on, counted from the end
             continue
+        if isinstance(part, (Node, list)) and isinstance(index, tuple):  # `x[mask]` may run over all dimensions
+            rest = [other for other in parts if other is not part]
+            whole = all(other is Ellipsis or (isinstance(other, slice) and _is_whole(other)) for other in rest)
+            return _select(node, {"input": source, "dim": dim, "index": part}, wraps=True) if whole else None
         if not isinstance(part, slice):
             return None
-        if (part.start, part.stop, part.step) not in _WHOLE:
+        if not _is_whole(part):
             cuts.append((dim, part))
         dim += 1
     return _cut(node, source, cuts)
 
 
 _WHOLE = {(start, None, step) for start in (None, 0) for step in (None, 1)}
+
+
+def _is_whole(cut: slice) -> bool:
+    return not _computed(cut) and (cut.start, cut.stop, cut.step) in _WHOLE
+
+
+def _select(node: Node, a: Arguments, *, wraps: bool = False) -> calls.Call | None:
+    index = a["index"]
+    if not isinstance(index, Node):
+        index = static(index)
+        if not isinstance(index, tuple) or not all(type(entry) is int for entry in index):
+            return None
+    return calls.Select(node, value_of(a["input"]), static(a["dim"]), index, wraps)
+
+
+def _aten_index(node: Node, a: Arguments) -> calls.Call | None:
+    """``aten.index.Tensor(x, [None, index])``: along the dimension of the only index."""
+    given = [(dim, index) for dim, index in enumerate(a["indices"]) if index is not None]
+    if len(given) != 1:
+        return None
+    ((dim, index),) = given
+    return _select(node, {"input": a["input"], "dim": dim, "index": index}, wraps=True)
 
 
 def _cut(node: Node, source: Node, cuts: list[tuple[int, slice]]) -> calls.Call:
@@ -103,8 +129,7 @@ def _narrow(node: Node, a: Arguments) -> calls.Call | None:
 def _aten_slice(node: Node, a: Arguments) -> calls.Call | None:
     stop = None if isinstance(a["end"], int) and a["end"] >= 2**31 else a["end"]
     cut = slice(a["start"], stop, a["step"])
-    whole = (cut.start, cut.stop, cut.step) in _WHOLE
-    return _cut(node, value_of(a["input"]), [] if whole else [(static(a["dim"]), cut)])
+    return _cut(node, value_of(a["input"]), [] if _is_whole(cut) else [(static(a["dim"]), cut)])
 
 
 def _split(node: Node, a: Arguments) -> calls.Call:
@@ -156,6 +181,7 @@ _PERMUTE = Signature("input, dims")
 _SWAP = Signature("input, dim0, dim1")
 _SPLIT, _CHUNK = Signature("input, size, dim=0"), Signature("input, chunks, dim=0")
 _NARROW = Signature("input, dim, start, length")
+_SELECT = Signature("input, dim, index")
 _ROLL = Signature("input, shifts, dims")  # without dims it runs over all of them
 
 FUNCTIONS: dict[Any, Row] = {
@@ -163,6 +189,9 @@ FUNCTIONS: dict[Any, Row] = {
     getattr: (Signature("input, name"), _attribute),
     torch.narrow: (_NARROW, _narrow),
     aten.narrow.default: (_NARROW, _narrow),
+    torch.index_select: (_SELECT, _select),
+    aten.index_select.default: (_SELECT, _select),
+    aten.index.Tensor: (Signature("input, indices"), _aten_index),
     aten.slice.Tensor: (Signature("input, dim=0, start=None, end=None, step=1"), _aten_slice),
 }
 METHODS: dict[str, Row] = {
@@ -170,6 +199,7 @@ METHODS: dict[str, Row] = {
     "permute": (ANYTHING, _method_permute),
     "t": (UNARY, lambda n, a: calls.Permute(n, value_of(a["input"]), (0, 1), swap=True)),
     "narrow": (_NARROW, _narrow),
+    "index_select": (_SELECT, _select),
     "flip": (ANYTHING, _method_flip),
     "roll": (_ROLL, _rearrange),
     "split": (_SPLIT, _split),
