@@ -129,8 +129,8 @@ def leave_result(recorder: Recorder, value: Any) -> Any:
         except Exception:  # whatever its constructor raises
             same = False
         if same:
-            parts = {key: leave_result(recorder, part) for key, part in value.items()}
-            return recorder.require(type(value), (parts,), {})
+            inner = {key: leave_result(recorder, part) for key, part in value.items()}
+            return recorder.require(type(value), (inner,), {})
     elif type(value) is torch.Size:
         return recorder.require(torch.Size, (recorder.arg(list(value)),), {})
     else:

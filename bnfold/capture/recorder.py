@@ -1,9 +1,10 @@
 """Record one run of a model as a torch.fx graph.
 
-The model's own code runs on tensors without data (:mod:`bnfold.graph.dataless`), so whatever it asks (``isinstance``, ``type``,
-``hasattr``, a condition on a size) is answered as in any run. A :class:`Recorder` sees every torch call outside of leaf
-modules, and the leaf modules; both become nodes. Sizes are numbers that know how they were computed (:mod:`bnfold.graph.traced`):
-where one decides something, the graph gets a check; where one is used in a call, the computation becomes part of it.
+The model's own code runs on tensors without data, so whatever it asks (``isinstance``, ``type``, ``hasattr``, a
+condition on a size) is answered as in any run: :mod:`bnfold.graph.dataless`. A :class:`Recorder` sees every torch call
+outside of leaf modules, and the leaf modules; both become nodes. Sizes are numbers that know how they were computed
+(:mod:`bnfold.graph.traced`): where one decides something, the graph gets a check; where one is used in a call, the
+computation becomes part of it.
 
 What code asks of a value that depends on the model's input has no answer, and raises :class:`DataQuestionError`.
 
@@ -27,6 +28,7 @@ from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 
 from bnfold.capture.lines import user_line
+from bnfold.capture.regions import followed
 from bnfold.errors import CaptureError, NeedsInputsError
 from bnfold.graph import calls
 from bnfold.graph.captured import NARROW, Capture
@@ -120,7 +122,7 @@ class Recorder(TorchFunctionMode):
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """While entered, what this thread runs is recorded."""
-        with _calls_seen(self), torch.no_grad(), self:
+        with followed(self), _calls_seen(self), torch.no_grad(), self:
             self.open = True
             try:
                 yield
@@ -136,16 +138,12 @@ class Recorder(TorchFunctionMode):
 
     def enter_tensor(self, value: Tensor, node: Node) -> Tensor:
         """Return the tensor that stands for an input."""
-        new = (
-            self._stand_in()
-            if self.blind
-            else torch.empty_strided(
-                value.size(),
-                value.stride() if value.layout is torch.strided else None,
-                dtype=value.dtype,
-                device="meta",
-            )
-        )
+        if self.blind:
+            new = self._stand_in()
+        elif value.layout is not torch.strided:
+            raise CaptureError(f"An input is {value.layout}, which cannot be run without data.", fix=_FIX)
+        else:
+            new = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
         self.put(node, new)
         return new
 
@@ -211,10 +209,10 @@ class Recorder(TorchFunctionMode):
                 raise self.failed(self._data_question(name))
             self._pin(found)
             return func(*settle(args, _same), **settle(kwargs, _same))
-        if name in _CHANGE_SHAPE or (name == "__set__" and func.__self__.__name__ == "data"):
+        if name in _CHANGE_MEMORY or (name == "__set__" and func.__self__.__name__ == "data"):
             raise self.failed(
                 CaptureError(
-                    f"forward changes the shape or the memory of a tensor in place ({name}){_at(user_line())}.",
+                    f"forward changes the memory of a tensor in place ({name}){_at(user_line())}.",
                     fix="Use the operation that returns a new tensor.",
                 )
             )
@@ -723,7 +721,7 @@ class _UnknownShape(tuple[Any, ...]):
         recorder._alive.append(new)
         return new
 
-    __class__ = property(lambda _self: torch.Size)  # type: ignore[assignment]
+    __class__ = property(lambda _self: torch.Size)
 
     def __getitem__(self, index: Any) -> Any:
         recorder, x = self._held[id(self)]
@@ -860,9 +858,7 @@ _ASK_FOR_DATA = {
     "allclose": "the numbers",
     "bincount": "the numbers",
 }
-_CHANGE_SHAPE = frozenset(
-    "resize_ resize_as_ set_ unsqueeze_ squeeze_ transpose_ t_ swapaxes_ swapdims_ as_strided_ detach_".split()
-)
+_CHANGE_MEMORY = frozenset(("resize_", "resize_as_", "set_", "as_strided_"))
 _SETTINGS = frozenset(("_set_grad_enabled", "requires_grad_", "set_grad_enabled", "retain_grad", "register_hook"))
 
 # How Python's operators reach a mode, and what they are in a graph: the function, its arguments, whether swapped.
