@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tests.graph.test_recorded import folded_as, network
+import bnfold
+from tests.graph.questions import Asks, image
+from tests.graph.test_recorded import folded_as, network, same
 
 WIDE = ((2, 3, 16, 16), (1, 3, 16, 16), (5, 3, 24, 20))
 
@@ -30,3 +33,56 @@ def test_a_number_may_be_given_as_a_tensor() -> None:
         return x * x.new_full((x.shape[2], 1), self.stride[1])
 
     recorded(network(forward, stride=torch.tensor([8.0, 16.0])))
+
+
+# --- what a model keeps of an earlier run ------------------------------------------------------------------------
+
+
+class Anchored(Asks):
+    """ultralytics' heads: anchors are kept for the shape of the last run."""
+
+    shape = None
+    anchors = torch.empty(0)
+    mode = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        if self.shape != x.shape:
+            self.anchors = torch.arange(x.shape[3], dtype=x.dtype, device=x.device)
+            self.shape = x.shape
+        return x * self.anchors if self.mode is None else x + self.anchors
+
+
+def test_what_is_kept_of_an_earlier_run_does_not_pin_the_sizes() -> None:
+    model = network(Anchored)
+    model(image((2, 3, 16, 16)))
+    shape, anchors = model.shape, model.anchors
+    folding = bnfold.fold(model, image((2, 3, 16, 16)), check=False)
+    assert model.shape is shape
+    assert model.anchors is anchors
+    same(copy.deepcopy(model), folding.module, *WIDE)
+
+
+def test_a_setting_is_not_taken_for_something_kept() -> None:
+    model = network(Anchored)
+    model.mode = "add"
+    model(image((2, 3, 16, 16)))
+    same(copy.deepcopy(model), bnfold.fold(model, image((2, 3, 16, 16))).module, *WIDE)
+
+
+class Remembers(Asks):
+    """What it answers depends on the run before."""
+
+    last = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.features(x)
+        if self.last is None:
+            self.last = torch.ones(x.shape[3], dtype=x.dtype)
+        return y * self.last
+
+
+def test_what_is_kept_and_not_what_a_first_run_computes_is_what_the_graph_holds() -> None:
+    model = network(Remembers)
+    model.last = torch.full((16,), 3.0, dtype=torch.float64)
+    same(copy.deepcopy(model), bnfold.fold(model, image((2, 3, 16, 16))).module, (2, 3, 16, 16), (5, 3, 16, 16))
