@@ -35,6 +35,19 @@ def test_a_number_may_be_given_as_a_tensor() -> None:
     recorded(network(forward, stride=torch.tensor([8.0, 16.0])))
 
 
+def test_a_conversion_that_changes_nothing_yet_is_part_of_the_graph() -> None:
+    """kornia: a kernel made in float32 is converted to the type of the image, which is float32, too."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        kernel = torch.ones(6, 1, 3, 3, dtype=torch.float32)
+        x = self.features(x)
+        return torch.conv2d(x, kernel.to(x.device, x.dtype), groups=6)
+
+    model = network(forward).float()
+    folding = bnfold.fold(model, image((2, 3, 16, 16)).float())
+    same(model.double(), folding.in_float64()[1], *WIDE)
+
+
 # --- what a model keeps of an earlier run ------------------------------------------------------------------------
 
 
