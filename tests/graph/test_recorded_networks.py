@@ -39,7 +39,7 @@ def test_a_conversion_that_changes_nothing_yet_is_part_of_the_graph() -> None:
     """kornia: a kernel made in float32 is converted to the type of the image, which is float32, too."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        kernel = torch.ones(6, 1, 3, 3, dtype=torch.float32)
+        kernel = torch.ones(6, 1, 3, 3)
         x = self.features(x)
         return torch.conv2d(x, kernel.to(x.device, x.dtype), groups=6)
 
