@@ -231,7 +231,9 @@ class Recorder(TorchFunctionMode):
             self._require_own(written, data=data)
         result = self._run(func, name, args, kwargs, data)
         if written is None and args and result is args[0] and not data:
-            return result  # nothing happened: a `.contiguous()` of what is
+            if name not in _CONVERSIONS:
+                return result  # nothing happened: a `.contiguous()` of what is
+            result = result.detach()  # nothing happened in this type; in another something will
         if not leaves(result, []) and name != "__setitem__":
             return self._answer(func, name, args, kwargs, found, result)
         try:
@@ -859,6 +861,7 @@ _ASK_FOR_DATA = {
     "bincount": "the numbers",
 }
 _CHANGE_MEMORY = frozenset(("resize_", "resize_as_", "set_", "as_strided_"))
+_CONVERSIONS = frozenset(("to", "type", "type_as"))
 _SETTINGS = frozenset(("_set_grad_enabled", "requires_grad_", "set_grad_enabled", "retain_grad", "register_hook"))
 
 # How Python's operators reach a mode, and what they are in a graph: the function, its arguments, whether swapped.

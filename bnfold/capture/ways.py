@@ -23,7 +23,7 @@ from bnfold.capture.arguments import enter_arguments, leave_result
 from bnfold.capture.check import ModelFailedError, difference, failure
 from bnfold.capture.lines import line_of_error
 from bnfold.capture.recorder import DataQuestionError, ImpureError, Recorder, WrittenLaterError
-from bnfold.capture.restore import buffers_of, left_as_found, put_back, random_state
+from bnfold.capture.restore import buffers_of, empty_caches, left_as_found, put_back, random_state
 from bnfold.capture.taught_layers import teach
 from bnfold.errors import BnfoldError, CaptureError, NeedsInputsError, UsageError, first_line
 from bnfold.graph.captured import Capture
@@ -153,7 +153,7 @@ def _tried(
             captured = _WAYS[way](model, inputs)
     except CaptureError as error:
         return error
-    if not check or inputs is None or way == "piecewise":
+    if not check or inputs is None or way == "piecewise" or captured.check_seconds:
         return captured
     begin = time.perf_counter()
     try:
@@ -179,7 +179,43 @@ _MOST_RUNS = 12  # each finds a line that makes tensors which get values of the 
 def _recorded(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[str, Any] | None = None) -> Capture:
     if inputs is None:
         raise NeedsInputsError("A recorded run needs inputs, and none were found.", fix="Pass example_inputs.")
-    return _record(model, inputs, named or {})
+    anew = _recorded_anew(model, inputs, named or {})
+    return _record(model, inputs, named or {}) if anew is None else anew
+
+
+def _recorded_anew(model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Capture | None:
+    """Record a run in which the model computes what it keeps of an earlier one; None where it keeps nothing.
+
+    Such caches are right for the sizes of that run, and a run that reads them is recorded for these sizes only. They
+    are recognised by an empty default in the class, and by ``forward``, which fills them again; that the model computes
+    the same with and without them is tried, however much is checked otherwise.
+    """
+    parts = [*model.modules()]
+    filled: list[tuple[nn.Module, str]] | None = None
+    for _ in range(2):
+        with left_as_found(parts):
+            emptied = empty_caches(parts, filled)
+            filled = []
+
+            def look(emptied: list[Any] = emptied, filled: list[Any] = filled) -> None:
+                filled[:] = [(part, name) for part, name in emptied if name in part.__dict__]
+
+            if not emptied:
+                return None
+            try:
+                captured = _record(model, inputs, named, look)
+            except CaptureError:
+                return None
+        if len(filled) == len(emptied):
+            break  # else some were no caches, but settings: they stay
+    else:
+        return None
+    begin = time.perf_counter()
+    try:
+        same = difference(captured, model, inputs, named) is None
+    except ModelFailedError:
+        return None
+    return replace(captured, check_seconds=time.perf_counter() - begin) if same else None
 
 
 def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
@@ -188,10 +224,15 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
     return replace(captured, way="symbolic", example_inputs=inputs)
 
 
-def _record(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[str, Any]) -> Capture:
+def _record(
+    model: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    named: Mapping[str, Any],
+    look: Callable[[], None] = lambda: None,
+) -> Capture:
     lines: set[str | None] = set()
     while len(lines) < _MOST_RUNS:
-        made = _record_once(model, inputs, named, lines)
+        made = _record_once(model, inputs, named, lines, look)
         if isinstance(made, Capture):
             return made
         if made.line in lines:
@@ -205,7 +246,11 @@ def _record(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[str
 
 
 def _record_once(
-    model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[str, Any], lines: set[str | None]
+    model: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    named: Mapping[str, Any],
+    lines: set[str | None],
+    look: Callable[[], None],
 ) -> Capture | WrittenLaterError:
     tensors = [leaf for leaf in pytree.tree_leaves((inputs, dict(named))) if isinstance(leaf, Tensor)]
     recorder = Recorder(model, blind=inputs is None, device=_device(model, tensors), data_lines=lines)
@@ -219,6 +264,7 @@ def _record_once(
         with left_as_found(parts), unlogged(), recorder.running():
             result = _record_run(model, args, kwargs)
             replaced = _replaced_buffer(recorder)
+            look()  # at the model as the run leaves it
         recorder.graph.output(leave_result(recorder, result))
     except WrittenLaterError as error:
         return error

@@ -20,6 +20,8 @@ from bnfold.graph.quiet import quiet
 
 __all__ = ["Shapes", "shapes_of"]
 
+_FEW = 16  # numbers in a tensor that a call may read, such as the strides of a detector
+
 
 class _Shapes(Interpreter):
     """Runs a graph on tensors without data and notes the shape of each."""
@@ -35,7 +37,9 @@ class _Shapes(Interpreter):
         """Fetch from the constants of the capture as well."""
         constant = self.capture.constants.get(target)
         value = super().fetch_attr(target) if constant is None else constant
-        return self.dataless.twin(value) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor) or value.numel() <= _FEW:
+            return value
+        return self.dataless.twin(value)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a layer, unless what it gives is known."""
