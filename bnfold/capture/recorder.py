@@ -15,6 +15,7 @@ question about a size raises, too.
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from bnfold.capture.lines import user_line
 from bnfold.capture.regions import followed
+from bnfold.capture.restore import same_random_numbers
 from bnfold.errors import CaptureError, NeedsInputsError
 from bnfold.graph import calls
 from bnfold.graph.captured import NARROW, Capture
@@ -36,7 +38,7 @@ from bnfold.graph.dataless import Dataless, leaves, settle
 from bnfold.graph.effects import RANDOM
 from bnfold.graph.facts import Facts
 from bnfold.graph.inplace import IN_PLACE
-from bnfold.graph.leaves import is_leaf
+from bnfold.graph.leaves import carries_hooks, is_leaf, is_torchs
 from bnfold.graph.requires import require_answer, require_dtype, require_number
 from bnfold.graph.traced import Expression, TracedFloat, TracedInt, settled
 
@@ -545,13 +547,33 @@ class Recorder(TorchFunctionMode):
         if result is None:
             self._inside += 1
             try:
-                result = original(module, *args, **kwargs)
+                result = self._run_leaf(original, module, args, kwargs, data=data)
             finally:
                 self._inside -= 1
         with torch._C.DisableTorchFunction():
             node = self._mark(_plain_node(self.graph, "call_module", path, *nodes))
             self.put(node, result, self._all_deps(found))
         return result
+
+    def _run_leaf(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, *, data: bool) -> Any:
+        """Run a leaf module for the shape of what it gives.
+
+        Its hooks, which are not for a run without data, are left out. Code of the user's that looks at the data gets
+        some: standard normal numbers.
+        """
+        if not data:
+            return original(module, *args, **kwargs)
+        run = module.forward if carries_hooks(module) else functools.partial(original, module)
+        try:
+            return run(*args, **kwargs)
+        except (RuntimeError, NotImplementedError, TypeError):
+            if is_torchs(module):
+                raise
+        with torch._C.DisableTorchFunction():
+            drawn = settle(args, _drawn), settle(kwargs, _drawn)
+        with torch._C.DisableTorchFunction(), same_random_numbers():
+            result = run(*drawn[0], **drawn[1])
+            return settle(result, self.dataless.twin)
 
     def _blind_layer(self, module: nn.Module, path: str) -> Tensor:
         if isinstance(module, _SEVERAL_LAYERS):
@@ -765,6 +787,16 @@ def _plain_node(graph: Graph, op: str, target: Any, args: Any, kwargs: Any) -> N
     if kwargs:
         node.kwargs = kwargs
     return node
+
+
+def _drawn(tensor: Tensor) -> Tensor:
+    """Return a tensor with some numbers in the place of one without data."""
+    if not tensor.is_meta:
+        return tensor
+    generator = torch.Generator().manual_seed(0)
+    if not tensor.is_floating_point():
+        return torch.zeros(tensor.size(), dtype=tensor.dtype)
+    return torch.randn(tensor.size(), generator=generator).to(tensor.dtype)
 
 
 def _memory(tensor: Tensor) -> int:

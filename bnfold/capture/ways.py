@@ -110,9 +110,8 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto", *, 
             _require_a_run(model, inputs)
     first = errors[0]
     if not _holds_batch_norm(model):
-        raise CaptureError(
-            f"{type(model).__name__} holds no BatchNorm: there is nothing to fold.", fix="Use the model as it is."
-        ) from first
+        what = f"{type(model).__name__} holds no BatchNorm layer, so there may be nothing to fold. {first.what}"
+        raise CaptureError(what, fix=first.fix) from first
     raise CaptureError(first.what, fix=first.fix) if type(first) in (ImpureError, DataQuestionError) else first
 
 
@@ -299,7 +298,17 @@ def _record_once(
     require_writable(graph, type(model).__name__)
     shapes = () if inputs is None else (recorder.shapes,)
     held = dict(model.named_modules())
-    return Capture(graph, model, recorder.constants, "recorded", inputs, left, shapes, _cache=dict(held))
+    return Capture(
+        graph,
+        model,
+        recorder.constants,
+        "recorded",
+        inputs,
+        left,
+        shapes,
+        _cache=dict(held),
+        exact=not recorder.special,
+    )
 
 
 def _replaced_buffer(recorder: Recorder) -> str | None:
@@ -351,7 +360,7 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
         )
     _remove_dead(graph, root)
     left = rewrite_native(graph)
-    return Capture(graph, root, {}, "export", inputs, (*notes, *left), shapes)
+    return Capture(graph, root, {}, "export", inputs, (*notes, *left), shapes, exact=False)
 
 
 def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
