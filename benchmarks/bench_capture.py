@@ -46,9 +46,16 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     timm = shim.load("timm")
     chosen = [name for pattern in names for name in fnmatch.filter(timm.list_models(), pattern)]
-    print(
-        "| network | nodes | symbolic_trace, ms | torch.export, ms | capture, ms | of symbolic_trace | of torch.export |"
+    columns = (
+        "network",
+        "nodes",
+        "symbolic_trace, ms",
+        "torch.export, ms",
+        "capture, ms",
+        "of the first",
+        "of the second",
     )
+    print("| " + " | ".join(columns) + " |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     ratios: dict[str, list[float]] = {"fx": [], "export": []}
     for name in chosen or [*NOT_TRACED, *TRACED]:

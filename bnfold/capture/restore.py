@@ -36,8 +36,10 @@ def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
     seen = {id(state) for state in states}
     for state in states:  # grows: by the states of objects that hold caches for a module
         for value in state.values():
+            if type(value) in _STATELESS or isinstance(value, _NO_STATE):
+                continue
             own = getattr(value, "__dict__", None)
-            if type(own) is dict and id(own) not in seen and not isinstance(value, _NO_STATE):
+            if own and type(own) is dict and id(own) not in seen:
                 seen.add(id(own))
                 states.append(own)
         containers = [value for value in state.values() if type(value) in _CONTAINERS]
@@ -59,6 +61,7 @@ def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 _NO_STATE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, functools.partial)
+_STATELESS = frozenset((bool, int, float, str, tuple, type(None), dict, list, set, OrderedDict, defaultdict))
 _CONTAINERS: frozenset[type] = frozenset((dict, list, set, OrderedDict, defaultdict))
 
 

@@ -186,10 +186,24 @@ def _binary(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     if not isinstance(left, Tensor) or isinstance(right, bool):
         return None
     if isinstance(right, Tensor):
-        if left.size() != right.size() or left.dtype != right.dtype or left.stride() != right.stride():
+        if left.dtype != right.dtype or not left.is_floating_point():
             return None
-        return _similar(left) if right.is_meta else None
+        if left.size() == right.size() and left.stride() == right.stride():
+            return _similar(left if left.is_meta else right)
+        larger, smaller = (left, right) if left.dim() >= right.dim() else (right, left)
+        if _spreads(smaller, larger) or (left.dim() == right.dim() and _spreads(larger, smaller)):
+            shape = tuple(map(max, larger.size(), (1,) * (larger.dim() - smaller.dim()) + smaller.size()))
+            return torch.empty(shape, dtype=left.dtype, device=_META)
+        return None
     return _unary((left,), {})
+
+
+def _spreads(small: Tensor, large: Tensor) -> bool:
+    """Whether a tensor is repeated along some dimensions to the shape of another, both of them dense and in order."""
+    if not (large.is_contiguous() and small.is_contiguous()):
+        return False
+    tail = large.size()[large.dim() - small.dim() :]
+    return all(have in (1, want) for have, want in zip(small.size(), tail, strict=True))
 
 
 def _add_in_place(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
