@@ -19,10 +19,10 @@ from bnfold.graph.captured import NARROW, Capture
 from bnfold.graph.dataless import Dataless, DatalessMode
 from bnfold.graph.quiet import quiet
 
-__all__ = ["Shapes", "shapes_of"]
+__all__ = ["DatalessRun", "Shapes", "shapes_of"]
 
 
-class _Shapes(Interpreter):
+class DatalessRun(Interpreter):
     """Runs a graph on tensors without data and notes the shape of each."""
 
     def __init__(self, capture: Capture) -> None:
@@ -112,7 +112,7 @@ def _run(capture: Capture, grown: Grow) -> tuple[dict[Node, tuple[int, ...]], st
     """Return the shapes that a run shows, and why it stopped early; the reason is empty where that is no fault."""
     assert capture.example_inputs is not None
     inputs = [_without_data(value, grown) for value in capture.example_inputs]
-    runner = _Shapes(capture)
+    runner = DatalessRun(capture)
     with quiet(), torch.no_grad(), DatalessMode(runner.dataless):
         try:
             runner.run(*inputs)
