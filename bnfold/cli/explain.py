@@ -57,7 +57,7 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
             capture=plan.capture,
             batchnorms=plan.decisions,
             merges=plan.merges if request.merge else None,
-            notes=(*notes, *plan.notes),
+            notes=(*notes, *plan.notes) if plan else (*plan.notes, *notes),
             seconds=stages.seconds,
         )
         if outputs.wants_page(request.reports):

@@ -114,7 +114,8 @@ class _Run:
             self.stages.add_parts("fold", folding.seconds)
             before, after = folding.counts()
             self.fixed = fixed_batch(folding.module, found.inputs)
-        notes += [*folding.plan.notes, *told(folding.denormals(), flushed=False)]
+        notes = [*folding.plan.notes, *notes] if not folding.plan else [*notes, *folding.plan.notes]
+        notes += told(folding.denormals(), flushed=False)
         notes += [] if self.fixed is None else [str(self.fixed)]
         document = Document(
             command="fold",
