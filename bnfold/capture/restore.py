@@ -6,7 +6,7 @@ import contextlib
 import functools
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -17,7 +17,15 @@ from torch.utils import _pytree as pytree
 
 from bnfold.graph.values import version, was_written
 
-__all__ = ["buffers_of", "left_as_found", "own_copies", "put_back", "random_state", "same_random_numbers"]
+__all__ = [
+    "buffers_of",
+    "empty_caches",
+    "left_as_found",
+    "own_copies",
+    "put_back",
+    "random_state",
+    "same_random_numbers",
+]
 
 
 @contextlib.contextmanager
@@ -79,6 +87,40 @@ def _restore(value: Any, content: Any) -> None:
         _restore(part, held)
 
 
+def empty_caches(
+    modules: Iterable[nn.Module], among: Container[tuple[nn.Module, str]] | None = None
+) -> list[tuple[nn.Module, str]]:
+    """Remove attributes that hide an empty default of their class, and return them.
+
+    ``shape = None`` in a class, and ``self.shape = x.shape`` in its ``forward``: what is kept for the size of an
+    earlier run. Without it ``forward`` computes anew, as the model did in its first run.
+
+    Args:
+        modules: of the model; changed.
+        among: which to remove at most; None for all.
+    """
+    removed = []
+    empty: dict[type, set[str]] = {}
+    for part in modules:
+        kind = type(part)
+        if kind not in empty:
+            empty[kind] = _empty_defaults(kind)
+        for name in empty[kind] & part.__dict__.keys():
+            if part.__dict__[name] is not None and (among is None or (part, name) in among):
+                del part.__dict__[name]
+                removed.append((part, name))
+    return removed
+
+
+def _empty_defaults(kind: type) -> set[str]:
+    """Return the names for which a class of the model's own holds None, or a tensor without elements."""
+    held: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__ != "torch.nn.modules.module":
+            held |= base.__dict__
+    return {name for name, value in held.items() if value is None or (isinstance(value, Tensor) and value.numel() == 0)}
+
+
 def random_state() -> tuple[Any, ...]:
     """The state of the generators that a forward may draw from: torch's, Python's and numpy's."""
     _, keys, position, *_ = np.random.get_state()
@@ -97,13 +139,13 @@ def same_random_numbers() -> Iterator[None]:
         np.random.set_state(arrays)
 
 
-def own_copies(inputs: tuple[Any, ...]) -> Any:
+def own_copies(inputs: Any) -> Any:
     """Return inputs for one run, which may write into them: every tensor a copy of its own."""
     return pytree.tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, inputs)
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> list[tuple[Tensor, int | None, Tensor]]:
-    """Return the buffers of a model's modules, and tensors that are plain attributes, with what :func:`put_back` needs."""
+    """Return the buffers and plain tensors that a model's modules hold, with what :func:`put_back` needs."""
     held: dict[Tensor, None] = {}
     for part in modules:
         for value in (*part._buffers.values(), *part.__dict__.values()):  # a tensor may be a plain attribute, too

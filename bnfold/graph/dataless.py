@@ -110,7 +110,16 @@ class Dataless:
             return args[0][settle(args[1], self._index)]  # a mask tells how many it selects
         if function is torch.Tensor.to:
             kwargs = {key: value for key, value in kwargs.items() if key != "non_blocking"}
-        return function(*settle(args, self.twin, _on_meta), **settle(dict(kwargs), self.twin, _on_meta))
+        try:
+            return function(*settle(args, self.twin, _on_meta), **settle(dict(kwargs), self.twin, _on_meta))
+        except RuntimeError as error:
+            if "item() cannot be called on meta tensors" not in str(error):
+                raise
+        # a tensor is given for a number, as in `x.new_full(size, stride[0])`, and the call reads it
+        return function(*settle(args, self._number, _on_meta), **settle(dict(kwargs), self._number, _on_meta))
+
+    def _number(self, tensor: Tensor) -> Any:
+        return self.twin(tensor) if tensor.is_meta or tensor.dim() else tensor.item()
 
     def _index(self, tensor: Tensor) -> Tensor:
         return tensor if tensor.dtype is torch.bool else self.twin(tensor)

@@ -1,0 +1,101 @@
+"""What networks of other libraries do in ``forward``, in small: each is recorded, or refused in a sentence."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import bnfold
+from tests.graph.questions import Asks, image
+from tests.graph.test_recorded import folded_as, network, same
+
+WIDE = ((2, 3, 16, 16), (1, 3, 16, 16), (5, 3, 24, 20))
+
+
+def recorded(model: nn.Module, *shapes: tuple[int, ...]) -> Any:
+    """Fold a model; the capture must be a recorded run, the shapes other batches and sizes."""
+    folding = folded_as(model, shapes=shapes or WIDE)
+    assert folding.plan.capture == "recorded"
+    return folding
+
+
+# --- calls -------------------------------------------------------------------------------------------------------
+
+
+def test_a_number_may_be_given_as_a_tensor() -> None:
+    """ultralytics: ``feats[0].new_full((h * w, 1), stride)``, with a stride that is a tensor."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return x * x.new_full((x.shape[2], 1), self.stride[1])
+
+    recorded(network(forward, stride=torch.tensor([8.0, 16.0])))
+
+
+def test_a_conversion_that_changes_nothing_yet_is_part_of_the_graph() -> None:
+    """kornia: a kernel made in float32 is converted to the type of the image, which is float32, too."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        kernel = torch.ones(6, 1, 3, 3)
+        x = self.features(x)
+        return torch.conv2d(x, kernel.to(x.device, x.dtype), groups=6)
+
+    model = network(forward).float()
+    folding = bnfold.fold(model, image((2, 3, 16, 16)).float())
+    same(model.double(), folding.in_float64()[1], *WIDE)
+
+
+# --- what a model keeps of an earlier run ------------------------------------------------------------------------
+
+
+class Anchored(Asks):
+    """ultralytics' heads: anchors are kept for the shape of the last run."""
+
+    shape = None
+    anchors = torch.empty(0)
+    mode = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        if self.shape != x.shape:
+            self.anchors = torch.arange(x.shape[3], dtype=x.dtype, device=x.device)
+            self.shape = x.shape
+        return x * self.anchors if self.mode is None else x + self.anchors
+
+
+def test_what_is_kept_of_an_earlier_run_does_not_pin_the_sizes() -> None:
+    model = network(Anchored)
+    model(image((2, 3, 16, 16)))
+    shape, anchors = model.shape, model.anchors
+    folding = bnfold.fold(model, image((2, 3, 16, 16)), check=False)
+    assert model.shape is shape
+    assert model.anchors is anchors
+    same(copy.deepcopy(model), folding.module, *WIDE)
+
+
+def test_a_setting_is_not_taken_for_something_kept() -> None:
+    model = network(Anchored)
+    model.mode = "add"
+    model(image((2, 3, 16, 16)))
+    same(copy.deepcopy(model), bnfold.fold(model, image((2, 3, 16, 16))).module, *WIDE)
+
+
+class Remembers(Asks):
+    """What it answers depends on the run before."""
+
+    last = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.features(x)
+        if self.last is None:
+            self.last = torch.ones(x.shape[3], dtype=x.dtype)
+        return y * self.last
+
+
+def test_what_is_kept_and_not_what_a_first_run_computes_is_what_the_graph_holds() -> None:
+    model = network(Remembers)
+    model.last = torch.full((16,), 3.0, dtype=torch.float64)
+    same(copy.deepcopy(model), bnfold.fold(model, image((2, 3, 16, 16))).module, (2, 3, 16, 16), (5, 3, 16, 16))
