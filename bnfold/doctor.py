@@ -177,7 +177,7 @@ def _fold(found: dict[str, Any]) -> str:
     for tensor in (model[2].running_mean, model[2].running_var, model[2].weight.data, model[2].bias.data):
         tensor.uniform_(0.5, 2.0, generator=generator)
     inputs = torch.randn(2, 2, 8, 8, generator=generator)
-    folding = fold(model, inputs, capture="symbolic")
+    folding = fold(model, inputs, capture="recorded")
     with torch.no_grad():
         wanted = model(inputs)
         error = float((folding.module(inputs) - wanted).abs().max())
@@ -193,7 +193,7 @@ def _torch_export(found: dict[str, Any]) -> str:
 
     if fold(model, inputs, capture="export").plan.summary["fold"] != 1:
         raise RuntimeError("the BatchNorm did not fold")
-    return "for models that symbolic tracing cannot follow"
+    return "for models of which no run can be recorded"
 
 
 def _program(found: dict[str, Any]) -> str:

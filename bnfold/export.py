@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from bnfold.batch import as_tuple, batch_positions, with_batch
 from bnfold.errors import ExportError, MissingPackageError
+from bnfold.graph.one_batch import FixedBatch, Refusal, refusal_of_batch, why_fixed
 from bnfold.graph.quiet import quiet
 from bnfold.mode import require_eval
 from bnfold.program import constant_outputs, output_names, tensor_inputs
@@ -59,11 +60,13 @@ class ProgramExport:
         program: the program.
         dynamic: positions of the inputs whose first dimension is the dynamic batch; empty if the batch is fixed.
         notes: sentences for the user.
+        fixed: the batch that it takes alone, and why.
     """
 
     program: ExportedProgram
     dynamic: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    fixed: FixedBatch | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,13 @@ class OnnxExport:
         model: the ``onnx.ModelProto``.
         dynamic_batch: whether it runs at any batch size.
         notes: sentences for the user.
+        fixed: the batch that it takes alone, and why; None also where a program was given.
     """
 
     model: onnx.ModelProto
     dynamic_batch: bool
     notes: tuple[str, ...] = ()
+    fixed: FixedBatch | None = None
 
 
 def to_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
@@ -154,16 +159,18 @@ def export_program(module: nn.Module, example_inputs: Any) -> ProgramExport:
     inputs = as_tuple(example_inputs)
     require_eval(f"The {type(module).__name__} to be exported", module)
     together = batch_positions(inputs)
-    attempts = [together] if together else []
-    if len(together) > 1:
-        attempts.append(together[:1])
-    reason = "no input has a batch dimension"
+    size = inputs[together[0]].shape[0] if together else 0
+    attempts = [positions for positions in dict.fromkeys((together, together[:1])) if positions]
+    # torch.export takes for granted that a batch is none of 0 and 1: that the model takes one is asked of the model
+    reason = next((refusal.why for n in (1, size + 1) if (refusal := _checked_refusal(module, inputs, n))), None)
+    if reason is not None:
+        attempts = []
     for positions in attempts:
         grown = with_batch(inputs, max(2, inputs[positions[0]].shape[0]), positions)
         try:
             return ProgramExport(_torch_export(module, grown, positions), positions)
         except Exception as error:
-            reason = first_sentence(error)
+            reason = why_fixed(module, inputs) or _why_static(error)
     try:
         program = _torch_export(module, inputs, ())
     except Exception as error:
@@ -171,10 +178,22 @@ def export_program(module: nn.Module, example_inputs: Any) -> ProgramExport:
             f"torch.export cannot capture this {type(module).__name__}: {first_sentence(error)}",
             fix="Export the part of the model without data-dependent control flow.",
         ) from error
-    if not attempts:
-        return ProgramExport(program, (), (f"The export has no dynamic batch: {reason}.",))
-    size = inputs[together[0]].shape[0]
-    return ProgramExport(program, (), (f"The export runs at batch size {size} only: {reason}",))
+    if not together:
+        return ProgramExport(program, (), ("The export has no dynamic batch: no input has a batch dimension.",))
+    why = reason or "torch.export says no more"
+    return ProgramExport(program, (), (f"The export runs at batch size {size} only: {why}.",), FixedBatch(size, why))
+
+
+def _why_static(error: Exception) -> str:
+    if "Constraints violated" in str(error):  # it goes on about its own settings
+        return "torch.export finds that the model's code decides on it"
+    return first_sentence(error).rstrip(".")
+
+
+def _checked_refusal(module: nn.Module, inputs: tuple[Any, ...], size: int) -> Refusal | None:
+    """Return why a check in a folded model does not let a batch pass, or None."""
+    refusal = refusal_of_batch(module, inputs, size)
+    return refusal if refusal is not None and refusal.checked else None
 
 
 def onnx_of(module: nn.Module | ExportedProgram, example_inputs: Any, *, optimize: bool = True) -> OnnxExport:
@@ -182,11 +201,11 @@ def onnx_of(module: nn.Module | ExportedProgram, example_inputs: Any, *, optimiz
     for package in ("onnx", "onnxscript"):
         _require(package)
     notes: tuple[str, ...] = ()
-    program = module
+    program, fixed = module, None
     if isinstance(module, nn.Module):
         with _in_onnx_export():
             exported = export_program(module, example_inputs)
-        program, notes = exported.program, exported.notes
+        program, notes, fixed = exported.program, exported.notes, exported.fixed
     assert not isinstance(program, nn.Module)
     names = output_names(program)
     inputs = tensor_inputs(program)
@@ -214,7 +233,7 @@ def onnx_of(module: nn.Module | ExportedProgram, example_inputs: Any, *, optimiz
             fix="Save the folded model as .pt2 instead, or report the operator that ONNX lacks.",
         ) from error
     _forget_where_it_was_made(model)
-    return OnnxExport(model, bool(symbols), notes)
+    return OnnxExport(model, bool(symbols), notes, fixed)
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> list[Path]:

@@ -19,7 +19,7 @@ A claim holds for just that type, not for subclasses, which may compute anything
     ...
     rule.undo()
 
-Channels are in dimension 1 throughout. The claims are used where the model is traced, whole or in pieces; in a graph of
+Channels are in dimension 1 throughout. The claims are used where a run is recorded, whole or in pieces; in a graph of
 ``torch.export`` the modules are gone, and their operators are seen instead.
 """
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import Graph
 
-__all__ = ["constant_outputs", "output_names", "tensor_inputs"]
+__all__ = ["constant_outputs", "input_shapes", "output_names", "shapes_of_placeholders", "tensor_inputs"]
 
 
 def tensor_inputs(program: ExportedProgram) -> list[str]:
@@ -17,6 +18,18 @@ def tensor_inputs(program: ExportedProgram) -> list[str]:
 
     specs = [spec for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
     return [spec.arg.name for spec in specs if not isinstance(spec.arg, ConstantArgument)]
+
+
+def input_shapes(program: ExportedProgram) -> list[tuple[int | None, ...]]:
+    """Return the shapes of the inputs that are tensors; None stands for a size that is not fixed."""
+    return shapes_of_placeholders(program.graph, frozenset(tensor_inputs(program)))
+
+
+def shapes_of_placeholders(graph: Graph, names: frozenset[str] | None = None) -> list[tuple[int | None, ...]]:
+    """Return the shapes that the placeholders of an exported graph declare: all, or those of the names given."""
+    nodes = [node for node in graph.nodes if node.op == "placeholder" and (names is None or node.name in names)]
+    shapes = [node.meta["val"].shape for node in nodes if hasattr(node.meta.get("val"), "shape")]
+    return [tuple(size if isinstance(size, int) else None for size in shape) for shape in shapes]
 
 
 def constant_outputs(program: ExportedProgram) -> list[int]:

@@ -1,4 +1,4 @@
-"""Capture by ``torch.export``, for models whose control flow symbolic tracing cannot follow.
+"""Capture by ``torch.export``, for models of which no run can be recorded.
 
 Export runs the model on fake tensors of the example inputs' shapes. Python control flow is decided by these shapes, so
 the graph is right for them only: every dimension but the batch is fixed, and a guard at the head of the graph says so
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
@@ -22,15 +22,9 @@ from bnfold.graph.quiet import quiet
 from bnfold.graph.requires import SIMPLE, require_batch, require_shape, require_value
 from bnfold.graph.shells import shell
 
-__all__ = ["export_graph", "takes_one_batch"]
+__all__ = ["export_graph"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-
-
-def takes_one_batch(module: nn.Module) -> bool:
-    """Whether a folded model was captured for one batch size."""
-    nodes = (node for part in module.modules() if isinstance(part, GraphModule) for node in part.graph.nodes)
-    return any(node.target is require_shape and node.args[1][:1] not in ((), (None,)) for node in nodes)
 
 
 Shapes: TypeAlias = "tuple[dict[Node, tuple[int, ...]], ...]"

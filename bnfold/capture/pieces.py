@@ -1,7 +1,7 @@
 """Capture piece by piece, for models whose own ``forward`` cannot be captured: detectors, samplers, recurrent loops.
 
 The model is run once on the example inputs to see which of its layers are called, how, and from where. Each largest
-part that is called always in the same way, holds a BatchNorm and can be traced is captured on its own. A part whose
+part that is called always in the same way, holds a BatchNorm and can be recorded is captured on its own. A part whose
 inner layers are also called from outside of it is no piece, since a fold would change them for that caller too.
 """
 

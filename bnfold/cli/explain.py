@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +56,13 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
             capture=plan.capture,
             batchnorms=plan.decisions,
             merges=plan.merges if request.merge else None,
-            notes=(*notes, *plan.notes),
+            notes=(*notes, *plan.notes) if plan else (*plan.notes, *notes),
             seconds=stages.seconds,
         )
         if outputs.wants_page(request.reports):
-            document = document.with_results(details=_details(request, loaded.model, inputs, read, stages))
+            document = document.with_results(
+                details=_details(request, loaded.model, inputs, plan.capture, read, stages)
+            )
         plain = terminal.out.options.ascii_only
         told = None if request.name is None else _explained(request, loaded.model, document, inputs, plain=plain)
         with stages("write"):
@@ -81,46 +82,37 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
     return 0
 
 
-def _details(request: ExplainRequest, model: Any, inputs: Any, read: list[Path], stages: Stages) -> Details:
+def _details(request: ExplainRequest, model: Any, inputs: Any, way: str, read: list[Path], stages: Stages) -> Details:
     """Return what an HTML page shows: the graph before and after the fold that would be made, and the affines."""
     from bnfold.fold.api import fold
     from bnfold.report.gather import details_of
 
     with stages("report"):
-        folding = fold(model, inputs, keep=request.keep, merge=request.merge)
+        folding = fold(model, inputs, keep=request.keep, merge=request.merge, capture=way, check=False)
         return details_of(folding, None, seed=request.about.seed, files=read)
 
 
 def _plan(request: ExplainRequest, loaded: Any, terminal: Terminal, stages: Stages) -> tuple[Any, Any]:
-    """Return the plan that ``fold`` would follow, and the inputs it was made with.
+    """Return the plan that ``fold`` would follow, and the inputs it was made with; None where there are none.
 
-    Inputs are looked for only where it may depend on their shapes; else they are None.
+    Raises:
+        UsageError: no inputs were found, and the plan cannot be made without.
     """
     from bnfold.fold.api import plan as make_plan
 
-    def planned(inputs: Any) -> Any:
-        with stages("plan"), terminal.foreign_code():
-            return make_plan(loaded.model, inputs, keep=request.keep, merge=request.merge)
-
-    if request.about.inputs is not None or request.about.shapes:
-        inputs = find_inputs(request.about, loaded, terminal, stages).inputs
-        return planned(inputs), inputs
-    plan = None
-    with contextlib.suppress(NeedsInputsError):
-        plan = planned(None)
-    if plan is not None and not any(decision.reason in _OF_SHAPES for decision in plan):
-        return plan, None
+    about, inputs, missing = request.about, None, None
     try:
-        inputs = find_inputs(request.about, loaded, terminal, stages).inputs
-    except UsageError:
-        if plan is None:
+        inputs = find_inputs(about, loaded, terminal, stages).inputs
+    except UsageError as error:
+        if about.inputs is not None or about.shapes:
             raise
-        return plan, None
-    return planned(inputs), inputs
-
-
-_OF_SHAPES = frozenset({"shapes-unknown", "channel-dimension", "channels-disagree", "broadcast"})
-"""Reasons that may fall away once shapes are known."""
+        missing = error
+    with stages("plan"), terminal.foreign_code():
+        way = "auto" if inputs is not None else "symbolic"  # not searched for a second time
+        try:
+            return make_plan(loaded.model, inputs, keep=request.keep, merge=request.merge, capture=way), inputs
+        except NeedsInputsError as error:
+            raise missing or error from None
 
 
 def _explained(request: ExplainRequest, model: Any, document: Document, inputs: Any, *, plain: bool) -> list[Any]:
@@ -138,7 +130,11 @@ def _explained(request: ExplainRequest, model: Any, document: Document, inputs: 
     layer = layers.get(decisions[0].batchnorm if decisions else name)
     if layer is not None:
         found = explain(layer, name, seed=request.about.seed)
-        return list(told_explanation(found, decisions, _chains(request, model, inputs, decisions), plain=plain))
+        return list(
+            told_explanation(
+                found, decisions, _chains(request, model, inputs, document.capture or "auto", decisions), plain=plain
+            )
+        )
     if decisions:  # a call of a function: there is no layer whose numbers could be read
         return list(told_decisions(document.with_results(batchnorms=decisions), every=True))
     known = list(dict.fromkeys([*layers, *(decision.batchnorm for decision in document.batchnorms)]))
@@ -147,12 +143,12 @@ def _explained(request: ExplainRequest, model: Any, document: Document, inputs: 
     raise UnknownNameError(f"No BatchNorm of the model is called `{shown(name)}`.", fix=fix)
 
 
-def _chains(request: ExplainRequest, model: Any, inputs: Any, decisions: tuple[Any, ...]) -> list[Any]:
+def _chains(request: ExplainRequest, model: Any, inputs: Any, way: str, decisions: tuple[Any, ...]) -> list[Any]:
     """Return for each decision the calls that its affine moves along."""
     from bnfold.fold.api import fold
     from bnfold.report.gather import chain_of
 
-    folding = fold(model, inputs, keep=request.keep)
+    folding = fold(model, inputs, keep=request.keep, capture=way, check=False)
     numbers = {decision.site: number for number, decision in enumerate(folding.plan)}
     return [chain_of(folding, numbers[d.site]) if d.site in numbers else () for d in decisions]
 

@@ -32,7 +32,9 @@ from bnfold.report.tables import (
 from bnfold.report.words import counted
 
 if TYPE_CHECKING:
+    from bnfold.export import OnnxExport, ProgramExport
     from bnfold.fold.api import Folding
+    from bnfold.graph.one_batch import FixedBatch
 
 __all__ = ["FoldRequest", "blaming_inputs", "run"]
 
@@ -83,6 +85,7 @@ class _Run:
         model = request.about.model
         factory = model.rpartition(":")[2].rpartition(".")[2] if looks_like_spec(model) else None
         self.paths = files.output_paths(request.outputs, model, factory)
+        self.fixed: FixedBatch | None = None
         self.of_page: tuple[Folding, tuple[Any, ...]] | None = None
 
     def document(self) -> Document:
@@ -97,6 +100,7 @@ class _Run:
         with self.stages("fold"), self.terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
             from bnfold.fold.api import fold
             from bnfold.fold.denormals import told
+            from bnfold.graph.one_batch import fixed_batch
             from bnfold.inputs import shapes_in_words
 
             folding = fold(
@@ -105,10 +109,14 @@ class _Run:
                 keep=request.keep,
                 merge=request.merge,
                 flush_denormals=request.flush_denormals,
+                check=request.no_verify,  # else the proof covers it
             )
             self.stages.add_parts("fold", folding.seconds)
             before, after = folding.counts()
-        notes += [*folding.plan.notes, *told(folding.denormals(), flushed=False)]
+            self.fixed = fixed_batch(folding.module, found.inputs)
+        notes = [*folding.plan.notes, *notes] if not folding.plan else [*notes, *folding.plan.notes]
+        notes += told(folding.denormals(), flushed=False)
+        notes += [] if self.fixed is None else [str(self.fixed)]
         document = Document(
             command="fold",
             model=about.model,
@@ -126,10 +134,12 @@ class _Run:
             return self._written([], document.with_results(exit_code=4))
         with blaming_inputs(loaded.model, found.inputs):
             exported = self._export(folding, found.inputs, notes)
+        document = document.with_results(fixed_batch=self.fixed)
         if not request.no_verify:
             report = self._verify(loaded.model, folding, found.inputs, exported)
             self.stages.add_parts("verify", report.seconds)
-            document = document.with_results(verification=report.to_dict(), notes=(*notes, *report.notes))
+            notes += report.notes
+            document = document.with_results(verification=report.to_dict(), notes=tuple(dict.fromkeys(notes)))
             if not report.passed:
                 return self._written([], document.with_results(exit_code=1))
         return self._written(self._outputs(folding, exported), document.with_results(notes=tuple(dict.fromkeys(notes))))
@@ -148,15 +158,20 @@ class _Run:
             if ".pt2" in suffixes:
                 program = export_program(folding.module, inputs)
                 exported[".pt2"] = program.program
-                notes += program.notes
+                self._note(program, notes)
                 if not folding.plan.summary["affine"]:
                     source = program.program
             if ".onnx" in suffixes:
                 self.stages.inside("export", "exporting to ONNX", 0.4)
                 converted = onnx_of(source, inputs)
                 exported[".onnx"] = converted.model
-                notes += converted.notes
+                self._note(converted, notes)
         return exported
+
+    def _note(self, export: ProgramExport | OnnxExport, notes: list[str]) -> None:
+        """Note what is to be said about an export, but for a fixed batch that has been told already."""
+        notes += export.notes if export.fixed is None or self.fixed is None else export.notes[1:]
+        self.fixed = self.fixed or export.fixed
 
     def _verify(self, original: Any, folding: Folding, inputs: tuple[Any, ...], exported: dict[str, Any]) -> Any:
         with self.stages("verify"), self.terminal.foreign_code():

@@ -88,7 +88,7 @@ class Decisions(Sequence[Decision]):
 
     Attributes:
         decisions: the decisions.
-        capture: how the graph was obtained: ``"symbolic"``, ``"export"`` or ``"piecewise"``.
+        capture: how the graph was obtained: ``"recorded"``, ``"symbolic"``, ``"export"`` or ``"piecewise"``.
         notes: further sentences for the user, about nothing that is wrong.
         merges: what became of convolutions that could be one; empty unless merging was asked for.
     """

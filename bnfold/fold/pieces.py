@@ -59,7 +59,12 @@ def plan_model(
         close = difflib.get_close_matches(name, known, 3)
         fix = f"Did you mean {' or '.join(close)}?" if close else "See `bnfold explain MODEL` for their names."
         raise UnknownNameError(f"The model calls no BatchNorm named {name!r}.", fix=fix)
-    return plan
+    return plan if len(plan) else replace(plan, notes=(_nothing_to_fold(capture.root), *plan.notes))
+
+
+def _nothing_to_fold(model: nn.Module) -> str:
+    holds = any(isinstance(part, _LAYERS) for part in model.modules())
+    return f"The model {'calls' if holds else 'holds'} no BatchNorm: there is nothing to fold."
 
 
 def _plan_whole(

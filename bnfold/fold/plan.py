@@ -345,7 +345,7 @@ class _Planner:
         return str(node.target) if node.op in ("call_module", "get_attr") else node.name
 
     def _inside(self, node: Node) -> list[Decision]:
-        """BatchNorms inside a module that is called as a whole, because of hooks or of code that was not traced."""
+        """BatchNorms inside a module that is called as a whole, because of hooks or of code that was not recorded."""
         if node.op == "get_attr":
             return self._inside_region(node)
         if node.op != "call_module" or self.facts.call(node) is not None:

@@ -47,7 +47,7 @@ def require_writable(graph: Graph, owner: str) -> None:
         word = next((part for part in parts if iskeyword(part)), None)
         if word is not None:
             raise CaptureError(
-                f"torch.fx cannot trace {owner}: `{word}` in the name `{target}` is a word of Python's own.",
+                f"No graph of {owner} can be written: `{word}` in the name `{target}` is a word of Python's own.",
                 fix="Give that part another name.",
             )
 

@@ -18,12 +18,12 @@ from bnfold.graph.captured import NARROW, Capture
 from bnfold.graph.dataless import Dataless, DatalessMode
 from bnfold.graph.quiet import quiet
 
-__all__ = ["Shapes", "shapes_of"]
+__all__ = ["DatalessRun", "Shapes", "shapes_of"]
 
 _FEW = 16  # numbers in a tensor that a call may read, such as the strides of a detector
 
 
-class _Shapes(Interpreter):
+class DatalessRun(Interpreter):
     """Runs a graph on tensors without data and notes the shape of each."""
 
     def __init__(self, capture: Capture) -> None:
@@ -89,7 +89,7 @@ def _run(capture: Capture, more: int) -> tuple[dict[Node, tuple[int, ...]], str 
     """Return the shapes that a run shows, and why it stopped early; the reason is empty where that is no fault."""
     assert capture.example_inputs is not None
     inputs = [_without_data(value, more) for value in capture.example_inputs]
-    runner = _Shapes(capture)
+    runner = DatalessRun(capture)
     with quiet(), torch.no_grad(), DatalessMode(runner.dataless):
         try:
             runner.run(*inputs)

@@ -1,7 +1,7 @@
 """What users have said about modules of their own (:mod:`bnfold.extend`), by exact type, and the reading of it.
 
 A claim is looked up by type and checked on each layer: a pass-through and an absorber where the planner first meets
-them (:mod:`bnfold.fold.claims`), a normalisation here, before the model is traced.
+them (:mod:`bnfold.fold.claims`), a normalisation here, before the model is captured.
 """
 
 from __future__ import annotations

@@ -7,11 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnfold._version import __version__
+from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision, MergeDecision
 from bnfold.report.details import Details
+
+if TYPE_CHECKING:
+    from bnfold.graph.one_batch import FixedBatch
 
 __all__ = ["SCHEMA", "Document", "OutputFile", "versions"]
 
@@ -50,6 +54,7 @@ class Document:
         bench: what ``Bench.to_dict()`` gave; None if nothing was timed.
         outputs: the model files written.
         reports: the reports written; known when they are, so no report tells of it.
+        fixed_batch: the one batch size that the models written take, and why; None where they take others.
         notes: sentences about nothing that is wrong.
         strict: whether everything had to fold.
         seconds: where the time went, by stage; a part of a stage stands there as ``"stage.part"`` too.
@@ -69,6 +74,7 @@ class Document:
     bench: dict[str, Any] | None = None
     outputs: tuple[OutputFile, ...] = ()
     reports: tuple[OutputFile, ...] = ()
+    fixed_batch: FixedBatch | None = None
     notes: tuple[str, ...] = ()
     strict: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -97,6 +103,12 @@ class Document:
         """The comparisons of the verification, as plain data."""
         return [] if self.verification is None else self.verification["comparisons"]
 
+    def size_of(self, file: OutputFile) -> str:
+        """Return a file's size in words and, for a program, the batch that it takes alone."""
+        fixed = self.fixed_batch is not None and file in self.outputs and file.path.endswith((".onnx", ".pt2"))
+        only = f", for batch {self.fixed_batch.size} only" if fixed and self.fixed_batch is not None else ""
+        return bytes_in_words(file.size) + only
+
     def with_results(self, **changes: Any) -> Document:
         """Return the document with some fields changed."""
         return replace(self, **changes)
@@ -124,6 +136,8 @@ class Document:
             data["counts"] = {"before": self.counts[0], "after": self.counts[1]}
         if self.bench is not None:
             data["bench"] = self.bench
+        if self.fixed_batch is not None:
+            data["fixed_batch"] = {"size": self.fixed_batch.size, "why": self.fixed_batch.why}
         if self.candidate is not None:
             data["candidate"] = self.candidate
         if self.inputs is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bnfold.files.words import bytes_in_words
 from bnfold.report.benched import COLUMNS, bench_rows, machine_line, skipped_lines
 from bnfold.report.document import Document, versions
 from bnfold.report.escape import for_markdown
@@ -73,7 +72,7 @@ def markdown(document: Document) -> str:
         lines += [for_markdown(machine_line(document.bench)) + ".", ""]
         lines += [*(f"- {for_markdown(line)}" for line in skipped_lines(document.bench)), ""]
     if document.outputs:
-        files = ((file.path, bytes_in_words(file.size), file.sha256) for file in document.outputs)
+        files = ((file.path, document.size_of(file), file.sha256) for file in document.outputs)
         lines += _table(("file", "size", "sha256"), files)
     if document.notes:
         lines += [*(f"- {for_markdown(note)}" for note in document.notes), ""]

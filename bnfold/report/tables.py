@@ -170,7 +170,7 @@ def told_outcome(document: Document) -> Text:
 def told_outputs(document: Document) -> Iterator[Text]:
     """Yield a line per file written: models, then reports."""
     for file in (*document.outputs, *document.reports):
-        yield Text("wrote ") + Text(visible(file.path), style="bold") + Text(f"  {bytes_in_words(file.size)}")
+        yield Text("wrote ") + Text(visible(file.path), style="bold") + Text(f"  {document.size_of(file)}")
 
 
 def told_seconds(document: Document) -> Iterator[Table | Text]:

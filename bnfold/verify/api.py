@@ -6,19 +6,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from bnfold.batch import as_tuple
-from bnfold.capture.exported import takes_one_batch
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.export import onnx_of
+from bnfold.graph.one_batch import FixedBatch, fixed_batch
 from bnfold.mode import require_eval
 from bnfold.verify.blame import UNFOLDED, OwnExport, blame_of_export, culprit
+from bnfold.verify.declared import declared_batch, is_exported, program_refuses
 from bnfold.verify.evaluate import cases_of, evaluate
 from bnfold.verify.floor import Evaluated, NoiseFloor
+from bnfold.verify.inputs import Batches, Case, has_other_batch
 from bnfold.verify.original import Original, TorchOriginal
 from bnfold.verify.reference import exact_arithmetic
 from bnfold.verify.report import Comparison, Report
@@ -75,12 +78,13 @@ def verify(
         measured = _original(original, example)
         notes += measured.notes
         evaluated: list[Evaluated] = []
-        fixed = isinstance(candidate, nn.Module) and takes_one_batch(candidate)
-        cases = cases_of(example, inputs, seed=seed, thorough=thorough, own_batch=fixed)
         clock("the original and the oracle")
-        reason = evaluate(measured, cases, evaluated, notes, lambda sentence, done: clock.say(sentence, 0.4 * done))
-        if all(item.case.resized for item in evaluated):
-            reason = reason or "None of the inputs could be used, which proves nothing."
+
+        def run(batches: Batches) -> str | None:
+            cases = cases_of(example, inputs, seed=seed, thorough=thorough, batches=batches)
+            return evaluate(measured, cases, evaluated, notes, lambda sentence, done: clock.say(sentence, 0.4 * done))
+
+        reason = _run_all(run, evaluated, example, _batches(original, candidate, onnx, example, notes))
         if reason is not None:
             return Report("unverifiable", reason=reason, notes=tuple(notes), seconds=clock.stopped())
         floors = NoiseFloor(evaluated, measured.moved, seed=seed)
@@ -117,6 +121,32 @@ def verify(
             report = with_reach(report, measured, folding, compared)
     clock.say("compared", 1.0)
     return replace(report, seconds=clock.stopped())
+
+
+def _run_all(
+    run: Callable[[Batches], str | None], evaluated: list[Evaluated], example: tuple[Any, ...], batches: Batches
+) -> str | None:
+    """Run the original on all cases; where it takes no other batch than the example's, on more of that."""
+    reason = run(batches)
+    if reason is None and not has_other_batch(example, [item.case for item in evaluated]):
+        reason = run("own")
+    if all(item.case.resized for item in evaluated):
+        reason = reason or "None of the inputs could be used, which proves nothing."
+    return reason
+
+
+def _batches(original: Model, candidate: Model, onnx: Any, example: tuple[Any, ...], notes: list[str]) -> Batches:
+    """Return which batch sizes to draw, and note what fixes the batch of one of the models."""
+    for role, model in (("original", original), ("candidate", candidate)):
+        declared = declared_batch(model)
+        folded = isinstance(model, nn.Module) and not is_exported(model)
+        fixed = fixed_batch(model, example) if folded else None
+        if declared is not None:
+            fixed = FixedBatch(declared, f"the {role} is an export that declares it")
+        if fixed is not None:
+            notes.append(str(fixed))
+            return "own"
+    return "usual" if declared_batch(onnx) is None else "some"
 
 
 class _Clock:
@@ -176,6 +206,9 @@ def _witnesses(
     exported: Any = candidate
     if not _is_onnx(candidate):
         weights_alone, plain = of_weights(_module(candidate)), of_module(_module(candidate))
+        if is_exported(candidate):
+            refuses = partial(_refuses, candidate)
+            weights_alone, plain = replace(weights_alone, refuses=refuses), replace(plain, refuses=refuses)
         if original.module is None:
             weights_alone = replace(weights_alone, exported=True)
             plain = replace(plain, exported=True, limits=ONNX_LIMITS)
@@ -272,6 +305,10 @@ def _with_cause(
     reason = f"{report.reason} {findings.sentence}".strip()
     comparisons = (*report.comparisons, *findings.comparisons)
     return replace(report, comparisons=comparisons, reason=reason, located=findings.located)
+
+
+def _refuses(program: ExportedProgram, case: Case) -> str | None:
+    return program_refuses(program, case.inputs)
 
 
 def _is_program(model: Model) -> bool:

@@ -11,7 +11,7 @@ from bnfold.capture.nests import Leaf, structure_difference
 from bnfold.errors import UsageError
 from bnfold.verify.compare import measure
 from bnfold.verify.floor import Evaluated
-from bnfold.verify.inputs import Case, given_case, other_size, seeded_cases
+from bnfold.verify.inputs import Batches, Case, given_case, other_size, seeded_cases
 from bnfold.verify.original import Original
 from bnfold.verify.witness import in_words
 
@@ -19,13 +19,13 @@ __all__ = ["cases_of", "evaluate"]
 
 
 def cases_of(
-    example: tuple[Any, ...], inputs: Sequence[Any], *, seed: int, thorough: bool, own_batch: bool = False
+    example: tuple[Any, ...], inputs: Sequence[Any], *, seed: int, thorough: bool, batches: Batches = "usual"
 ) -> list[Case]:
     """Return the example inputs, the user's own, seeded ones of several kinds, and some of another spatial size."""
     cases = [given_case("the example inputs", example)]
     cases += [given_case(f"given inputs {number}", values) for number, values in enumerate(inputs, 1)]
-    cases += seeded_cases(example, seed=seed, thorough=thorough, own_batch=own_batch)
-    resized = other_size(example, seed=seed)
+    cases += seeded_cases(example, seed=seed, thorough=thorough, batches=batches)
+    resized = other_size(example, seed=seed, batches=batches)
     return cases if resized is None else [*cases, resized]
 
 
@@ -40,7 +40,7 @@ def evaluate(
 
     Args:
         original: the original and its oracle.
-        cases: the inputs.
+        cases: the inputs; those evaluated already are passed over.
         evaluated: what they answered is added here, but for cases that the original does not take.
         notes: sentences for the user are added here.
         say: called with a sentence and how much is done, 0 to 1.
@@ -48,7 +48,10 @@ def evaluate(
     Raises:
         UsageError: the original does not run on the user's own inputs.
     """
+    known = {item.case.name for item in evaluated}
     for number, case in enumerate(cases):
+        if case.name in known:
+            continue
         say(f"running the original: {case.name}", number / len(cases))
         try:
             own = original.run(case.inputs)

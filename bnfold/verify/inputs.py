@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from bnfold.batch import as_tuple, batch_positions
 from bnfold.capture.nests import computable
 from bnfold.errors import UsageError
 
-__all__ = ["Case", "given_case", "other_size", "seeded_cases"]
+__all__ = ["Batches", "Case", "given_case", "has_other_batch", "other_size", "seeded_cases"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Case:
 
 Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
+Batches = Literal["usual", "some", "own"]
+"""The batch sizes to draw: 1, 2 and 3; of these every second one replaced by the example's; or the example's alone."""
+
 
 def given_case(name: str, inputs: Any) -> Case:
     """Return the user's own inputs as a case.
@@ -56,14 +59,16 @@ def given_case(name: str, inputs: Any) -> Case:
     return Case(name, values, given=True)
 
 
-def seeded_cases(example: Sequence[Any], *, seed: int, thorough: bool = False, own_batch: bool = False) -> list[Case]:
-    """Return cases of several distributions and of batch sizes 1, 2 and 3, the same for the same seed.
+def seeded_cases(
+    example: Sequence[Any], *, seed: int, thorough: bool = False, batches: Batches = "usual"
+) -> list[Case]:
+    """Return cases of several distributions and batch sizes, the same for the same seed.
 
     Args:
         example: the user's example inputs.
         seed: of the generator.
         thorough: four more of them, from another seed.
-        own_batch: one of them is of the example's batch size, for a candidate that takes no other.
+        batches: which sizes.
     """
     plan: list[tuple[str, int, Draw]] = [
         ("normal", 2, _normal),
@@ -80,18 +85,28 @@ def seeded_cases(example: Sequence[Any], *, seed: int, thorough: bool = False, o
         ]
     generator = torch.Generator().manual_seed(seed)
     positions = batch_positions(example)
-    own = example[positions[0]].shape[0] if own_batch and positions else 0
-    if own > 0 and own not in (size for _, size, _ in plan):
-        plan.append(("normal", own, _normal))
+    own = int(example[positions[0]].shape[0]) if positions else 0
+    every = {"usual": 0, "some": 2, "own": 1}[batches] if own > 0 else 0
+    if every:
+        plan = [(name, own if number % every == 0 else size, draw) for number, (name, size, draw) in enumerate(plan)]
     return [
         Case(f"{name}, batch {size}" if positions else name, _drawn(example, size, draw, generator))
         for name, size, draw in plan
     ]
 
 
-def other_size(example: Sequence[Any], *, seed: int) -> Case | None:
-    """Return a case of batch 1 and three quarters of the example's height and width, or None if it has none.
+def has_other_batch(example: Sequence[Any], cases: Sequence[Case]) -> bool:
+    """Whether a case is of another batch than the example's; true where there is no batch."""
+    positions = batch_positions(example)
+    if not positions:
+        return True
+    return any(case.inputs[positions[0]].shape[0] != example[positions[0]].shape[0] for case in cases)
 
+
+def other_size(example: Sequence[Any], *, seed: int, batches: Batches = "usual") -> Case | None:
+    """Return a case of three quarters of the example's height and width, or None if it has none.
+
+    It is of batch 1, or of the example's where no other is drawn.
     Only where one input is an image, ``(N, C, H, W)``, or a volume or sequence like it: with several inputs their sizes
     may depend on each other.
     """
@@ -104,10 +119,11 @@ def other_size(example: Sequence[Any], *, seed: int) -> Case | None:
     if smaller == tuple(sizes):
         return None
     generator = torch.Generator().manual_seed(seed + 1)
-    shape = (1, tensors[0].shape[1], *smaller)
+    batch = tensors[0].shape[0] if batches == "own" else 1
+    shape = (batch, tensors[0].shape[1], *smaller)
     image = _normal(shape, generator).to(device=tensors[0].device, dtype=tensors[0].dtype)
     inputs = tuple(image if value is tensors[0] else value for value in example)
-    return Case(f"normal, batch 1, size {'x'.join(map(str, smaller))}", inputs, resized=True)
+    return Case(f"normal, batch {batch}, size {'x'.join(map(str, smaller))}", inputs, resized=True)
 
 
 def _drawn(example: Sequence[Any], size: int, draw: Draw, generator: torch.Generator) -> tuple[Any, ...]:

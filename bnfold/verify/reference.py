@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnfold.errors import UsageError
+from bnfold.graph.requires import require_dtype
 
 __all__ = [
     "Float64",
@@ -89,10 +91,20 @@ def copied(module: nn.Module) -> nn.Module:
 def copied_in_float64(module: nn.Module) -> nn.Module:
     """Return a deep copy of ``module`` with parameters, buffers and tensor attributes in float64.
 
+    A folded model that checks for a dtype checks for float64 instead.
+
     Raises:
         UsageError: something in it cannot be copied.
     """
-    return _copied(module, lambda tensor: tensor.detach().to(WIDE.get(tensor.dtype, tensor.dtype), copy=True))
+    wide = _copied(module, lambda tensor: tensor.detach().to(WIDE.get(tensor.dtype, tensor.dtype), copy=True))
+    for part in wide.modules():
+        if isinstance(part, GraphModule):
+            checks = [node for node in part.graph.nodes if node.target is require_dtype]
+            for node in checks:
+                node.args = tuple(WIDE.get(value, value) for value in node.args)
+            if checks:
+                part.recompile()
+    return wide
 
 
 def fresh(inputs: Sequence[Any]) -> tuple[Any, ...]:

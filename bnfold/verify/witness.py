@@ -157,7 +157,8 @@ def compare(
             continue
         refusal = witness.refuses(case) if number > 0 and not case.given else None
         if refusal is not None:
-            notes.append(f"Not compared on {case.name} under ONNX Runtime: {refusal}.")
+            under = "" if witness.stage == "fold" else " under ONNX Runtime"
+            notes.append(f"Not compared on {case.name}{under}: {refusal}.")
             continue
         try:
             answer = witness.run(case)

@@ -104,3 +104,13 @@ def test_a_report_of_the_plan_is_written(run: Run, seed_file: Path) -> None:
     data = json.loads(Path("plan.json").read_text())
     assert data["summary"] == {"fold": 1, "affine": 0, "keep": 0}
     assert data["verification"] is None
+
+
+@pytest.mark.parametrize("command", ["fold", "explain"])
+def test_a_model_without_a_batchnorm_is_told_so_first_of_all(run: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()\n"
+    )
+    result = run(command, "net.py:make")
+    assert result.code == 0, result.err
+    assert result.err.splitlines()[0] == "note: The model holds no BatchNorm: there is nothing to fold."

@@ -13,10 +13,19 @@ from tests.networks import normal
 def test_batch_sizes_one_two_and_three_are_among_them():
     cases = seeded_cases((normal(4, 3, 8, 8),), seed=0)
     assert {case.inputs[0].shape[0] for case in cases} == {1, 2, 3}
-    own = seeded_cases((normal(4, 3, 8, 8),), seed=0, own_batch=True)
-    assert {case.inputs[0].shape[0] for case in own} == {1, 2, 3, 4}
+    some = seeded_cases((normal(4, 3, 8, 8),), seed=0, batches="some")
+    assert [case.inputs[0].shape[0] for case in some] == [4, 1, 4, 1]
     assert all(case.inputs[0].shape[1:] == (3, 8, 8) for case in cases)
     assert len({case.name for case in cases}) == len(cases)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_where_the_batch_is_fixed_all_cases_are_of_it_and_no_two_alike(size):
+    x = normal(size, 3, 8, 8)
+    cases = [*seeded_cases((x,), seed=0, batches="own"), other_size((x,), seed=0, batches="own")]
+    assert [case.inputs[0].shape[0] for case in cases] == [size] * 5
+    assert len({case.name for case in cases}) == 5
+    assert len({float(case.inputs[0].sum()) for case in cases}) == 5
 
 
 def test_the_same_seed_gives_the_same_inputs_and_another_others():

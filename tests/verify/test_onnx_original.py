@@ -217,7 +217,8 @@ def test_a_candidate_of_one_batch_size_is_compared_at_that_size():
     fixed = weighted(shape=(2, 3))
     report = verify(Weighted().eval(), fixed, PAIR)
     assert report.passed, str(report)
-    assert any("Not compared on image-like, batch 1 under ONNX Runtime" in note for note in report.notes)
+    assert "The batch is fixed at 2: the candidate is an export that declares it." in report.notes
+    assert [case for case in report.cases if "batch 2" in case] == list(report.cases[1:])
 
 
 def test_an_original_that_does_not_take_the_example_is_a_mistake_of_the_user_s():

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import bnfold
 from bnfold.errors import UsageError
+from bnfold.graph.requires import require_dtype
 from bnfold.verify.reference import (
     copied,
     copied_in_float64,
@@ -198,3 +200,26 @@ def test_the_oracle_of_a_batchnorm_net_is_exact():
     with torch.no_grad(), everything_in_float64():
         y = copied_in_float64(model)(x.double())
     torch.testing.assert_close(y, model.double()(x.double()), rtol=1e-14, atol=1e-15)
+
+
+class AsksForItsType(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return self.bn(self.conv(wide.to(self.conv.weight.dtype))).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_folded_model_that_checks_for_a_type_runs_in_float64(dtype):
+    model = AsksForItsType().eval()
+    x = normal(2, 3, 8, 8).to(dtype)
+    folding = bnfold.fold(model, x)
+    checks = [node for node in folding.module.graph.nodes if node.target is require_dtype]
+    assert checks
+    report = bnfold.verify(model, folding.module, x, onnx=False)
+    assert report.passed, str(report)
+    with pytest.raises(bnfold.BnfoldError, match="captured where the dtype of `x`"):  # the model itself still checks
+        folding.module(x.double())

@@ -1,7 +1,7 @@
 """Layers: one row for each type of module.
 
-A type is matched exactly: a subclass may compute anything, so it is either traced through by the capture or opaque
-here.
+A type is matched exactly: a subclass may compute anything, so the capture either records what it calls, or it is
+opaque here.
 """
 
 from __future__ import annotations

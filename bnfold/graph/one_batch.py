@@ -1,0 +1,201 @@
+"""Which batch sizes a folded model takes, and what in its code decides: told by runs on tensors without data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from bnfold.batch import batch_positions
+from bnfold.errors import OtherInputError, first_line
+from bnfold.graph.captured import Capture
+from bnfold.graph.dataless import Dataless, DatalessMode
+from bnfold.graph.quiet import quiet
+from bnfold.graph.requires import (
+    require_answer,
+    require_batch,
+    require_number,
+    require_shape,
+    require_structure,
+    require_value,
+)
+from bnfold.graph.shapes import DatalessRun
+
+__all__ = ["FixedBatch", "Refusal", "fixed_batch", "refusal_of_batch", "why_fixed"]
+
+_CHECKS = frozenset((require_answer, require_batch, require_number, require_shape, require_structure, require_value))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a model does not take a batch.
+
+    Attributes:
+        why: the condition or the call, and its source line, without a full stop.
+        checked: whether a check in the graph says so, and no mere error.
+    """
+
+    why: str
+    checked: bool
+
+
+@dataclass(frozen=True)
+class FixedBatch:
+    """The one batch size that a model takes.
+
+    Attributes:
+        size: the size.
+        why: what in its code decides, without a full stop.
+    """
+
+    size: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"The batch is fixed at {self.size}: {self.why}."
+
+
+def fixed_batch(module: nn.Module, inputs: Sequence[Any], sizes: Sequence[int] = (3, 2, 1)) -> FixedBatch | None:
+    """Return the batch size of the inputs where a folded model takes none of the others; else None.
+
+    Args:
+        module: a folded model; any other module is said to take every batch.
+        inputs: positional inputs that it takes.
+        sizes: the others.
+    """
+    positions = batch_positions(inputs)
+    if not positions or not _holds_graph(module):
+        return None
+    own = int(inputs[positions[0]].shape[0])
+    first: Refusal | None = None
+    for size in sizes:
+        if size != own:
+            refusal = refusal_of_batch(module, inputs, size)
+            if refusal is None:
+                return None
+            first = first or refusal
+    return None if first is None else FixedBatch(own, first.why)
+
+
+def refusal_of_batch(module: nn.Module, inputs: Sequence[Any], size: int) -> Refusal | None:
+    """Return why a folded model does not take a batch size; None where it does, or where no run can tell."""
+    together = batch_positions(inputs)
+    if not together or not _holds_graph(module) or _stops(module, inputs, together, None) is not None:
+        return None
+    refusal: Refusal | None = None
+    for positions in dict.fromkeys((together, together[:1])):  # the others may be as long by chance
+        found = _stops(module, inputs, positions, size)
+        if found is None or found.why == "":
+            return None
+        refusal = refusal or found
+    return refusal
+
+
+def why_fixed(module: nn.Module, inputs: Sequence[Any]) -> str | None:
+    """Return what fixes the batch of a folded model whose export has it fixed; None where nothing tells."""
+    positions = batch_positions(inputs)
+    if not positions or not _holds_graph(module):
+        return None
+    own = int(inputs[positions[0]].shape[0])
+    for size in (own + 1, 1, 8 * own, 1000 * own):
+        refusal = refusal_of_batch(module, inputs, size) if size != own else None
+        if refusal is not None:
+            return refusal.why
+    return _where_it_is_lost(module, inputs, positions, own)
+
+
+def _holds_graph(module: nn.Module) -> bool:
+    return any(isinstance(part, GraphModule) for part in module.modules())
+
+
+def _stops(module: nn.Module, inputs: Sequence[Any], positions: Sequence[int], size: int | None) -> Refusal | None:
+    """Return why a run stops; of an empty reason where it is torch that cannot run without data."""
+    try:
+        _run(module, inputs, positions, size)
+    except NotImplementedError:
+        return Refusal("", checked=False)
+    except _StoppedError as stopped:
+        return _refusal(stopped.node, stopped.error)
+    except OtherInputError as error:
+        return Refusal(error.what.rstrip("."), checked=True)
+    except Exception:  # the code of a model that was captured in pieces, which may ask for data
+        return Refusal("", checked=False)
+    return None
+
+
+class _StoppedError(Exception):
+    """A run of a graph stopped at a node."""
+
+    def __init__(self, node: Node | None, error: Exception) -> None:
+        super().__init__(str(error))
+        self.node, self.error = node, error
+
+
+def _run(
+    module: nn.Module, inputs: Sequence[Any], positions: Sequence[int], size: int | None
+) -> dict[Node, tuple[int, ...]]:
+    """Run on tensors without data, and return the shapes that the nodes have."""
+    grown = [
+        pytree.tree_map_only(Tensor, partial(_without_data, size=size if position in positions else None), value)
+        for position, value in enumerate(inputs)
+    ]
+    dataless = Dataless()
+    with quiet(), torch.no_grad():
+        if not isinstance(module, GraphModule):
+            with DatalessMode(dataless):
+                module(*grown)
+            return {}
+        run = DatalessRun(Capture(module.graph, module, {}, "recorded"))
+        with DatalessMode(run.dataless):
+            try:
+                run.run(*grown)
+            except NotImplementedError:
+                raise
+            except Exception as error:
+                raise _StoppedError(run.at, error) from error
+        return run.found
+
+
+def _without_data(value: Tensor, size: int | None) -> Tensor:
+    shape = tuple(value.shape) if size is None else (size, *value.shape[1:])
+    return torch.empty(shape, dtype=value.dtype, device="meta")
+
+
+def _refusal(node: Node | None, error: Exception) -> Refusal:
+    checked = isinstance(error, OtherInputError)
+    if node is not None and node.target is require_number:
+        return Refusal(str(node.args[4]), checked)
+    if node is not None and node.target is require_answer:
+        return Refusal(f"{node.args[2]} is {node.args[1]!r}", checked)
+    if isinstance(error, OtherInputError):
+        return Refusal(error.what.rstrip("."), checked)
+    return Refusal(f"{_called(node)} takes no other ({first_line(error)})", checked)
+
+
+def _called(node: Node | None) -> str:
+    if node is None:
+        return "the model"
+    source = node.meta.get("source")
+    return f"`{node.target if isinstance(node.target, str) else node.name}`" + (f", at {source}," if source else "")
+
+
+def _where_it_is_lost(module: nn.Module, inputs: Sequence[Any], positions: Sequence[int], own: int) -> str | None:
+    """Return the first call that gives as many rows for one batch as for another."""
+    if not isinstance(module, GraphModule):
+        return None
+    try:
+        here, there = _run(module, inputs, positions, own), _run(module, inputs, positions, own + 1)
+    except Exception:  # no run can tell
+        return None
+    for node in module.graph.nodes:
+        read = [x for x in node.all_input_nodes if x in here and x in there]
+        before = [(here[x][:1], there[x][:1]) for x in read]
+        if ((own,), (own + 1,)) in before and (here.get(node, ())[:1], there.get(node, ())[:1]) == ((own,), (own,)):
+            return f"{_called(node)} makes {own} rows of any batch"
+    return None
