@@ -261,7 +261,12 @@ class Recorder(TorchFunctionMode):
                 return self._blind_result(name, args, kwargs)
             if name == "__setitem__":
                 return None
-            return self.dataless.call(func, args, kwargs)
+            try:
+                return self.dataless.call(func, args, kwargs)
+            except NotImplementedError as error:  # the shape of what comes out is a question about data: `x[mask]`
+                if "data-independent" not in str(error):
+                    raise
+                raise self.failed(self._data_question("nonzero")) from error
         if self.blind and any(value is None for value in _values((args, kwargs))):
             return self._stand_in()
         made = not any(isinstance(leaf, Tensor) for leaf in leaves((args, kwargs), []))

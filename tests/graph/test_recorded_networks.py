@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.capture.recorder import DataQuestionError
+from bnfold.capture.ways import capture
 from tests.graph.questions import Asks, image
 from tests.graph.test_recorded import folded_as, network, same
 
@@ -46,6 +49,19 @@ def test_a_conversion_that_changes_nothing_yet_is_part_of_the_graph() -> None:
     model = network(forward).float()
     folding = bnfold.fold(model, image((2, 3, 16, 16)).float())
     same(model.double(), folding.in_float64()[1], *WIDE)
+
+
+def test_a_selection_by_values_is_refused_as_a_question_about_data() -> None:
+    """torchvision's detectors: ``boxes[scores > threshold]``."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return x[x > 0]
+
+    with pytest.raises(
+        DataQuestionError, match=r"asks for the places of a value that depends on its input, at .*:\d+: no"
+    ):
+        capture(network(forward), image((2, 3, 16, 16)), "recorded")
 
 
 # --- what a model keeps of an earlier run ------------------------------------------------------------------------
