@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from bnfold.capture.arguments import enter_arguments, leave_result
 from bnfold.capture.check import ModelFailedError, difference, failure
 from bnfold.capture.lines import line_of_error, user_line
+from bnfold.capture.plain_calls import PlainCalls, functions_of, keeping_sizes
 from bnfold.capture.recorder import DataQuestionError, ImpureError, Recorder, WrittenLaterError
 from bnfold.capture.restore import buffers_of, empty_caches, left_as_found, put_back, random_state
 from bnfold.capture.taught_layers import teach
@@ -237,10 +238,35 @@ def _record(
     named: Mapping[str, Any],
     look: Callable[[], None] = lambda: None,
 ) -> Capture:
+    plain: PlainCalls = set()
+    captured = _record_making(model, inputs, named, look, plain)
+    functions: dict[Any, Any] = {}
+    while inputs is not None and plain:
+        found = functions_of(plain)
+        if found.keys() <= functions.keys():
+            break
+        functions |= found
+        plain.clear()
+        try:
+            with keeping_sizes(functions):
+                captured = _record_making(model, inputs, named, look, plain)
+        except CaptureError:  # what was recorded is right for fewer sizes
+            break
+    return captured
+
+
+def _record_making(
+    model: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    named: Mapping[str, Any],
+    look: Callable[[], None],
+    plain: PlainCalls,
+) -> Capture:
+    """Record a run, again where tensors that it makes turn out to get values of the data."""
     lines: set[str | None] = set()
     for _ in range(_MOST_RUNS):
         try:
-            return _record_once(model, inputs, named, lines, look)
+            return _record_once(model, inputs, named, lines, look, plain)
         except WrittenLaterError as error:
             if error.line in lines:
                 break
@@ -258,6 +284,7 @@ def _record_once(
     named: Mapping[str, Any],
     lines: set[str | None],
     look: Callable[[], None],
+    plain: PlainCalls,
 ) -> Capture:
     tensors = [leaf for leaf in pytree.tree_leaves((inputs, dict(named))) if isinstance(leaf, Tensor)]
     recorder = Recorder(model, blind=inputs is None, device=_device(model, tensors), data_lines=lines)
@@ -294,6 +321,7 @@ def _record_once(
             f"{type(model).__name__}.forward draws random numbers, which a graph would freeze.",
             fix="Make it deterministic in eval mode.",
         )
+    plain |= recorder.plain_calls
     graph = recorder.graph
     if recorder.rank_asked:
         require_ranks(graph, recorder.shapes)

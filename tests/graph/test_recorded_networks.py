@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
+import sys
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,6 +53,17 @@ def test_a_conversion_that_changes_nothing_yet_is_part_of_the_graph() -> None:
     model = network(forward).float()
     folding = bnfold.fold(model, image((2, 3, 16, 16)).float())
     same(model.double(), folding.in_float64()[1], *WIDE)
+
+
+def test_a_buffer_may_be_replaced_by_itself_in_the_type_of_the_input() -> None:
+    """speechbrain: ``self.drop_mask_te = self.drop_mask_te.to(w.device)``."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.features(x)
+        self.mask = self.mask.to(x.device, x.dtype)
+        return x * self.mask
+
+    recorded(network(forward, mask=torch.tensor([0.5])))
 
 
 def test_a_selection_by_values_is_refused_as_a_question_about_data() -> None:
@@ -115,3 +130,38 @@ def test_what_is_kept_and_not_what_a_first_run_computes_is_what_the_graph_holds(
     model = network(Remembers)
     model.last = torch.full((16,), 3.0, dtype=torch.float64)
     same(copy.deepcopy(model), bnfold.fold(model, image((2, 3, 16, 16))).module, (2, 3, 16, 16), (5, 3, 16, 16))
+
+
+# --- numbers made of sizes ---------------------------------------------------------------------------------------
+
+
+def resized(x: Tensor, sizes: list[int]) -> Tensor:
+    return torch.nn.functional.interpolate(x, sizes)
+
+
+PLAIN: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "int": lambda _, x: resized(x, [int(x.shape[2] * 0.5), int(x.shape[3] / 1.5)]),
+    "float": lambda _, x: resized(x, [int(float(size) / 2) for size in x.shape[2:]]),
+    "len": lambda _, x: x.reshape(len(x), -1).repeat(1, len(x.mT[0])),
+    "ceil": lambda _, x: resized(x, [int(np.ceil(x.shape[2] / 7)) * 7, int(math.sqrt(x.shape[1]))]),
+}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="its bytecode does not tell what is called")
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_number_made_of_a_size_follows_the_size(name: str) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return PLAIN[name](self, self.features(x))
+
+    code = PLAIN[name].__code__
+    recorded(network(forward))
+    assert PLAIN[name].__code__ is code
+
+
+def test_a_function_that_means_the_type_is_left_alone() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.features(x)
+        height = int(x.shape[2] / 2)
+        return resized(x, [height, 4]) if type(height) is int and isinstance(height, int) else x
+
+    recorded(network(forward), (2, 3, 16, 16), (5, 3, 16, 16))
