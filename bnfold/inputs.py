@@ -149,7 +149,7 @@ class _Search:
             self.count += 1
             self._known[key] = self.probe.run(guesses, batch, size)
             trial = self._known[key]
-            if trial.error and trial.reached > self._furthest.reached:
+            if trial.error and (trial.reached > self._furthest.reached or not self._furthest.error):
                 self._furthest = trial
         return self._known[key]
 

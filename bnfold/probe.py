@@ -173,10 +173,10 @@ class Probe:
                 dtype = self.dtype if guess.values is None else torch.int64
                 like = torch.empty(guess.shape(batch, size), dtype=dtype, device="meta")
                 inputs.append(recorder.enter_tensor(like, recorder.graph.placeholder(f"input_{index}")))
+            watch = _Watch(inputs, trial)
             try:
-                with unlogged(), same_random_numbers(), left_as_found(self._parts), recorder.running():
-                    with _Watch(inputs, trial):
-                        outputs = self._model(*inputs)
+                with unlogged(), same_random_numbers(), left_as_found(self._parts), recorder.running(), watch:
+                    outputs = self._model(*inputs)
             except WrittenLaterError as error:
                 if error.line in self._data_lines:
                     return None

@@ -34,7 +34,7 @@ class BlurPool(nn.Module):
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] < 2:  # symbolic tracing stops here, so that only a leaf lets it pass
+        if x.shape[-1] < 2:  # without a run there is no answer, so that only a leaf lets it pass
             return x
         padded = F.pad(x, (1, 1, 1, 1), mode=self.mode)
         return F.conv2d(padded, self.kernel, stride=2, groups=x.shape[1])
@@ -130,10 +130,35 @@ def test_an_affine_moves_forward_through_it_too() -> None:
     assert (decision.direction, decision.into, decision.through) == ("forward", ("3",), ("2",))
 
 
-def test_without_example_inputs_likely_shapes_are_tried() -> None:
+@pytest.mark.parametrize("way", ["auto", "recorded", "symbolic"])
+def test_without_example_inputs_likely_shapes_are_tried(way: str) -> None:
     with extend.passes(BlurPool):
-        (decision,) = bnfold.plan(blurred())
-    assert decision.action == "fold"
+        (decision,) = bnfold.plan(blurred(), capture=way)
+    assert (decision.action, decision.through) == ("fold", ("1",))
+
+
+def test_what_is_not_taught_is_gone_through() -> None:
+    with pytest.raises(bnfold.NeedsInputsError, match=r"asks for \w+\.shape\[-1\] < 2, at .*test_extend\.py:\d+"):
+        bnfold.plan(blurred(), capture="symbolic")
+    module = bnfold.fold(blurred(), X).module
+    with pytest.raises(ValueError, match=r"shape\[3\] < 2` does not hold, at .*test_extend\.py:\d+"):
+        module(X[..., :3])
+
+
+class Clipped(nn.Module):
+    """The identity, unless a value is huge: its own code asks for the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if float(x.abs().max()) < 1e300 else x.clamp(-1, 1)
+
+
+@pytest.mark.parametrize("way", ["auto", "recorded", "symbolic"])
+def test_a_taught_module_may_ask_for_the_data_since_no_one_looks_inside(way: str) -> None:
+    model = chain(nn.Conv2d(3, 4, 3), Clipped(), nn.BatchNorm2d(4))
+    with extend.passes(Clipped):
+        folding = bnfold.fold(model, X, capture=way)
+    assert error_of_peak(run(model, X), run(folding.module, X)) <= 1e-12
+    assert [(decision.action, decision.through) for decision in folding.plan] == [("fold", ("1",))]
 
 
 def test_the_conditions_that_were_said_are_kept() -> None:

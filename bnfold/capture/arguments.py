@@ -15,7 +15,6 @@ from torch.fx import Node
 
 from bnfold.capture.recorder import Recorder
 from bnfold.errors import CaptureError
-from bnfold.graph.dataless import leaves
 from bnfold.graph.requires import SIMPLE, require_structure, require_value
 
 __all__ = ["CHOICES", "enter_arguments", "leave_result"]
@@ -92,9 +91,10 @@ def _defaults(parameters: list[inspect.Parameter], given: set[str]) -> dict[str,
 def _enter(recorder: Recorder, value: Any, node: Node, name: str) -> Any:
     if isinstance(value, Tensor):
         return recorder.enter_tensor(value, node)
-    if leaves(value, []) and type(value) in (list, tuple, dict):
+    if type(value) in (list, tuple, dict):
         keys = list(value) if isinstance(value, dict) else range(len(value))
-        recorder.require(require_structure, (node, tuple(value) if isinstance(value, dict) else len(value), name))
+        parts_of = tuple(value) if isinstance(value, dict) else len(value)
+        recorder.require(require_structure, (node, type(value).__name__, parts_of, name))
         parts = {
             key: _enter(recorder, value[key], recorder.require(operator.getitem, (node, key)), f"{name}[{key!r}]")
             for key in keys
@@ -129,8 +129,8 @@ def leave_result(recorder: Recorder, value: Any) -> Any:
         except Exception:  # whatever its constructor raises
             same = False
         if same:
-            parts = {key: leave_result(recorder, part) for key, part in value.items()}
-            return recorder.require(type(value), (parts,), {})
+            inner = {key: leave_result(recorder, part) for key, part in value.items()}
+            return recorder.require(type(value), (inner,), {})
     elif type(value) is torch.Size:
         return recorder.require(torch.Size, (recorder.arg(list(value)),), {})
     else:

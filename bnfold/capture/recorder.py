@@ -1,9 +1,10 @@
 """Record one run of a model as a torch.fx graph.
 
-The model's own code runs on tensors without data (:mod:`bnfold.graph.dataless`), so whatever it asks (``isinstance``, ``type``,
-``hasattr``, a condition on a size) is answered as in any run. A :class:`Recorder` sees every torch call outside of leaf
-modules, and the leaf modules; both become nodes. Sizes are numbers that know how they were computed (:mod:`bnfold.graph.traced`):
-where one decides something, the graph gets a check; where one is used in a call, the computation becomes part of it.
+The model's own code runs on tensors without data, so whatever it asks (``isinstance``, ``type``, ``hasattr``, a
+condition on a size) is answered as in any run: :mod:`bnfold.graph.dataless`. A :class:`Recorder` sees every torch call
+outside of leaf modules, and the leaf modules; both become nodes. Sizes are numbers that know how they were computed
+(:mod:`bnfold.graph.traced`): where one decides something, the graph gets a check; where one is used in a call, the
+computation becomes part of it.
 
 What code asks of a value that depends on the model's input has no answer, and raises :class:`DataQuestionError`.
 
@@ -14,6 +15,7 @@ question about a size raises, too.
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +30,8 @@ from torch.overrides import TorchFunctionMode
 
 from bnfold.capture.lines import user_frame, user_line
 from bnfold.capture.plain_calls import calls_plainly
+from bnfold.capture.regions import followed
+from bnfold.capture.restore import same_random_numbers
 from bnfold.errors import CaptureError, NeedsInputsError
 from bnfold.graph import calls
 from bnfold.graph.captured import NARROW, Capture
@@ -35,7 +39,7 @@ from bnfold.graph.dataless import Dataless, leaves, settle
 from bnfold.graph.effects import RANDOM
 from bnfold.graph.facts import Facts
 from bnfold.graph.inplace import IN_PLACE
-from bnfold.graph.leaves import is_leaf
+from bnfold.graph.leaves import carries_hooks, is_leaf, is_torchs
 from bnfold.graph.requires import require_answer, require_dtype, require_number
 from bnfold.graph.traced import Expression, TracedFloat, TracedInt, settled
 
@@ -122,7 +126,7 @@ class Recorder(TorchFunctionMode):
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """While entered, what this thread runs is recorded."""
-        with _calls_seen(self), torch.no_grad(), self:
+        with followed(self), _calls_seen(self), torch.no_grad(), self:
             self.open = True
             try:
                 yield
@@ -138,16 +142,12 @@ class Recorder(TorchFunctionMode):
 
     def enter_tensor(self, value: Tensor, node: Node) -> Tensor:
         """Return the tensor that stands for an input."""
-        new = (
-            self._stand_in()
-            if self.blind
-            else torch.empty_strided(
-                value.size(),
-                value.stride() if value.layout is torch.strided else None,
-                dtype=value.dtype,
-                device="meta",
-            )
-        )
+        if self.blind:
+            new = self._stand_in()
+        elif value.layout is not torch.strided:
+            raise CaptureError(f"An input is {value.layout}, which cannot be run without data.", fix=_FIX)
+        else:
+            new = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
         self.put(node, new)
         return new
 
@@ -213,10 +213,10 @@ class Recorder(TorchFunctionMode):
                 raise self.failed(self._data_question(name))
             self._pin(found)
             return func(*settle(args, _same), **settle(kwargs, _same))
-        if name in _CHANGE_SHAPE or (name == "__set__" and func.__self__.__name__ == "data"):
+        if name in _CHANGE_MEMORY or (name == "__set__" and func.__self__.__name__ == "data"):
             raise self.failed(
                 CaptureError(
-                    f"forward changes the shape or the memory of a tensor in place ({name}){_at(user_line())}.",
+                    f"forward changes the memory of a tensor in place ({name}){_at(user_line())}.",
                     fix="Use the operation that returns a new tensor.",
                 )
             )
@@ -561,13 +561,33 @@ class Recorder(TorchFunctionMode):
         if result is None:
             self._inside += 1
             try:
-                result = original(module, *args, **kwargs)
+                result = self._run_leaf(original, module, args, kwargs, data=data)
             finally:
                 self._inside -= 1
         with torch._C.DisableTorchFunction():
             node = self._mark(_plain_node(self.graph, "call_module", path, *nodes))
             self.put(node, result, self._all_deps(found))
         return result
+
+    def _run_leaf(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any, *, data: bool) -> Any:
+        """Run a leaf module for the shape of what it gives.
+
+        Its hooks, which are not for a run without data, are left out. Code of the user's that looks at the data gets
+        some: standard normal numbers.
+        """
+        if not data:
+            return original(module, *args, **kwargs)
+        run = module.forward if carries_hooks(module) else functools.partial(original, module)
+        try:
+            return run(*args, **kwargs)
+        except (RuntimeError, NotImplementedError, TypeError):
+            if is_torchs(module):
+                raise
+        with torch._C.DisableTorchFunction():
+            drawn = settle(args, _drawn), settle(kwargs, _drawn)
+        with torch._C.DisableTorchFunction(), same_random_numbers():
+            result = run(*drawn[0], **drawn[1])
+            return settle(result, self.dataless.twin)
 
     def _blind_layer(self, module: nn.Module, path: str) -> Tensor:
         if isinstance(module, _SEVERAL_LAYERS):
@@ -739,7 +759,7 @@ class _UnknownShape(tuple[Any, ...]):
         recorder._alive.append(new)
         return new
 
-    __class__ = property(lambda _self: torch.Size)  # type: ignore[assignment]
+    __class__ = property(lambda _self: torch.Size)
 
     def __getitem__(self, index: Any) -> Any:
         recorder, x = self._held[id(self)]
@@ -781,6 +801,16 @@ def _plain_node(graph: Graph, op: str, target: Any, args: Any, kwargs: Any) -> N
     if kwargs:
         node.kwargs = kwargs
     return node
+
+
+def _drawn(tensor: Tensor) -> Tensor:
+    """Return a tensor with some numbers in the place of one without data."""
+    if not tensor.is_meta:
+        return tensor
+    generator = torch.Generator().manual_seed(0)
+    if not tensor.is_floating_point():
+        return torch.zeros(tensor.size(), dtype=tensor.dtype)
+    return torch.randn(tensor.size(), generator=generator).to(tensor.dtype)
 
 
 def _memory(tensor: Tensor) -> int:
@@ -876,9 +906,7 @@ _ASK_FOR_DATA = {
     "allclose": "the numbers",
     "bincount": "the numbers",
 }
-_CHANGE_SHAPE = frozenset(
-    "resize_ resize_as_ set_ unsqueeze_ squeeze_ transpose_ t_ swapaxes_ swapdims_ as_strided_ detach_".split()
-)
+_CHANGE_MEMORY = frozenset(("resize_", "resize_as_", "set_", "as_strided_"))
 _CONVERSIONS = frozenset(("to", "type", "type_as"))
 _SETTINGS = frozenset(("_set_grad_enabled", "requires_grad_", "set_grad_enabled", "retain_grad", "register_hook"))
 

@@ -139,13 +139,13 @@ def same_random_numbers() -> Iterator[None]:
         np.random.set_state(arrays)
 
 
-def own_copies(inputs: tuple[Any, ...]) -> Any:
+def own_copies(inputs: Any) -> Any:
     """Return inputs for one run, which may write into them: every tensor a copy of its own."""
     return pytree.tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, inputs)
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> list[tuple[Tensor, int | None, Tensor]]:
-    """Return the buffers of a model's modules, and tensors that are plain attributes, with what :func:`put_back` needs."""
+    """Return the buffers and plain tensors that a model's modules hold, with what :func:`put_back` needs."""
     held: dict[Tensor, None] = {}
     for part in modules:
         for value in (*part._buffers.values(), *part.__dict__.values()):  # a tensor may be a plain attribute, too

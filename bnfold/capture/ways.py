@@ -8,23 +8,20 @@ capture holds.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-import torch._functorch.eager_transforms
-import torch._functorch.vmap
 from torch import Tensor, nn
 from torch.fx import Graph
 from torch.utils import _pytree as pytree
 
 from bnfold.capture.arguments import enter_arguments, leave_result
 from bnfold.capture.check import ModelFailedError, difference, failure
-from bnfold.capture.lines import line_of_error, user_line
+from bnfold.capture.lines import line_of_error
 from bnfold.capture.plain_calls import PlainCalls, functions_of, keeping_sizes
 from bnfold.capture.recorder import DataQuestionError, ImpureError, Recorder, WrittenLaterError
 from bnfold.capture.restore import buffers_of, empty_caches, left_as_found, put_back, random_state
@@ -101,26 +98,22 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto", *, 
     _require_room(model, inputs or ())
     if inputs is None and how != "symbolic":
         inputs = _searched(model)
-    if how == "auto":
-        ways = ("symbolic",) if inputs is None else ("recorded", "export", "piecewise")
-    else:
-        ways = (how,)
-    first: CaptureError | None = None
-    for way in ways:
-        try:
-            return _one_way(way, model, inputs, parts, check=check, given=given)
-        except CaptureError as error:
-            if isinstance(error, ImpureError):  # another way to capture it would freeze the same
-                raise CaptureError(error.what, fix=error.fix) from error
-            if first is None and given and not isinstance(error, DataQuestionError):
-                _require_a_run(model, inputs)
-            first = first or error
-    assert first is not None
-    if not any(_holds_batch_norm(part) for part in (model,)):
-        raise CaptureError(
-            f"{type(model).__name__} holds no BatchNorm: there is nothing to fold.", fix="Use the model as it is."
-        ) from first
-    raise first
+    automatic = ("symbolic",) if inputs is None else ("recorded", "export", "piecewise")
+    errors: list[CaptureError] = []
+    for way in automatic if how == "auto" else (how,):
+        captured = _tried(way, model, inputs, parts, check=check, given=given)
+        if isinstance(captured, Capture):
+            return captured
+        errors.append(captured)
+        if isinstance(captured, ImpureError):  # another way to capture it would freeze the same
+            break
+        if given and len(errors) == 1 and not isinstance(captured, DataQuestionError):
+            _require_a_run(model, inputs)
+    first = errors[0]
+    if not _holds_batch_norm(model):
+        what = f"{type(model).__name__} holds no BatchNorm layer, so there may be nothing to fold. {first.what}"
+        raise CaptureError(what, fix=first.fix) from first
+    raise CaptureError(first.what, fix=first.fix) if type(first) in (ImpureError, DataQuestionError) else first
 
 
 def _require_a_run(model: nn.Module, inputs: tuple[Any, ...] | None) -> None:
@@ -145,7 +138,7 @@ def _searched(model: nn.Module) -> tuple[Any, ...] | None:
         return None
 
 
-def _one_way(
+def _tried(
     way: str,
     model: nn.Module,
     inputs: tuple[Any, ...] | None,
@@ -153,14 +146,13 @@ def _one_way(
     *,
     check: bool,
     given: bool,
-) -> Capture:
-    """Capture in one way, which leaves the model as it found it, and compare.
-
-    Raises:
-        CaptureError: this way does not take the model, or what it gives is not the model.
-    """
-    with left_as_found(parts.values()):
-        captured = _WAYS[way](model, inputs)
+) -> Capture | CaptureError:
+    """Capture in one way, which leaves the model as it found it, and compare; return the error where that fails."""
+    try:
+        with left_as_found(parts.values()):
+            captured = _WAYS[way](model, inputs)
+    except CaptureError as error:
+        return error
     if not check or inputs is None or way == "piecewise" or captured.check_seconds:
         return captured
     begin = time.perf_counter()
@@ -168,13 +160,13 @@ def _one_way(
         differs = difference(captured, model, inputs, {})
     except ModelFailedError as error:
         if given:
-            raise CaptureError(
+            return CaptureError(
                 f"{type(model).__name__} itself does not run on the example inputs: {error}.",
                 fix="Pass inputs that it takes.",
-            ) from error
+            )
         differs = None
     if differs is not None:
-        raise CaptureError(
+        return CaptureError(
             f"What was captured of {type(model).__name__} is not the model: {differs}.",
             fix="Fold the parts of the model one by one.",
         )
@@ -264,16 +256,16 @@ def _record_making(
 ) -> Capture:
     """Record a run, again where tensors that it makes turn out to get values of the data."""
     lines: set[str | None] = set()
-    for _ in range(_MOST_RUNS):
-        try:
-            return _record_once(model, inputs, named, lines, look, plain)
-        except WrittenLaterError as error:
-            if error.line in lines:
-                break
-            lines.add(error.line)
+    while len(lines) < _MOST_RUNS:
+        made = _record_once(model, inputs, named, lines, look, plain)
+        if isinstance(made, Capture):
+            return made
+        if made.line in lines:
+            break
+        lines.add(made.line)
     raise CaptureError(
-        f"forward writes values of its input into a tensor that it makes ({next(iter(lines))}), in a way that no graph "
-        "records.",
+        "forward writes values of its input into a tensor that it makes, in a way that no graph records: "
+        f"{next(iter(lines))}.",
         fix="Make the tensor of the input: x.new_zeros(...), torch.cat or torch.stack.",
     )
 
@@ -285,7 +277,7 @@ def _record_once(
     lines: set[str | None],
     look: Callable[[], None],
     plain: PlainCalls,
-) -> Capture:
+) -> Capture | WrittenLaterError:
     tensors = [leaf for leaf in pytree.tree_leaves((inputs, dict(named))) if isinstance(leaf, Tensor)]
     recorder = Recorder(model, blind=inputs is None, device=_device(model, tensors), data_lines=lines)
     teach(recorder)
@@ -295,14 +287,18 @@ def _record_once(
     args, kwargs = enter_arguments(recorder, model, inputs, named)
     replaced: str | None = None
     try:
-        with left_as_found(parts), unlogged(), _refused(recorder), recorder.running():
+        with left_as_found(parts), unlogged(), recorder.running():
             result = _record_run(model, args, kwargs)
             replaced = _replaced_buffer(recorder)
             look()  # at the model as the run leaves it
         recorder.graph.output(leave_result(recorder, result))
-    except (BnfoldError, WrittenLaterError):
+    except WrittenLaterError as error:
+        return error
+    except BnfoldError:
         raise
     except Exception as error:
+        if recorder.error is not None:
+            raise recorder.error from error
         line = line_of_error(error)
         raise CaptureError(
             f"A run of {type(model).__name__} cannot be recorded: {first_line(error)}{f', at {line}' if line else ''}.",
@@ -330,7 +326,17 @@ def _record_once(
     require_writable(graph, type(model).__name__)
     shapes = () if inputs is None else (recorder.shapes,)
     held = dict(model.named_modules())
-    return Capture(graph, model, recorder.constants, "recorded", inputs, left, shapes, _cache=dict(held))
+    return Capture(
+        graph,
+        model,
+        recorder.constants,
+        "recorded",
+        inputs,
+        left,
+        shapes,
+        _cache=dict(held),
+        exact=not recorder.special,
+    )
 
 
 def _replaced_buffer(recorder: Recorder) -> str | None:
@@ -355,47 +361,6 @@ def _device(model: nn.Module, tensors: list[Tensor]) -> torch.device | None:
     if tensors:
         return tensors[0].device
     return next((parameter.device for parameter in model.parameters()), None)
-
-
-@contextlib.contextmanager
-def _refused(recorder: Recorder) -> Iterator[None]:
-    """Stop where the model's code enters a region that no graph records: autocast, ``torch.vmap``, ``torch.func``."""
-    enter = torch.autocast.__enter__
-
-    def stop(what: str) -> CaptureError:
-        line = user_line()
-        return recorder.failed(
-            CaptureError(
-                f"forward enters {what}{f', at {line}' if line else ''}, which a graph would lose.",
-                fix="Fold the model without it, or fold its parts one by one.",
-            )
-        )
-
-    def autocast(self: torch.autocast) -> Any:
-        if self._enabled and recorder.runs_here():
-            raise stop("torch.autocast")
-        return enter(self)  # type: ignore[no-untyped-call]
-
-    def transform(original: Callable[..., Any]) -> Callable[..., Any]:
-        def entered(*args: Any, **kwargs: Any) -> Any:
-            if recorder.runs_here():
-                raise stop("torch.vmap or torch.func")
-            return original(*args, **kwargs)
-
-        return entered
-
-    places = [(torch._functorch.vmap, "_vmap_increment_nesting")]
-    places += [(torch._functorch.eager_transforms, f"_{kind}_increment_nesting") for kind in ("grad", "jvp")]
-    saved = [(home, name, getattr(home, name)) for home, name in places if hasattr(home, name)]
-    torch.autocast.__enter__ = autocast  # type: ignore[method-assign]
-    for home, name, original in saved:
-        setattr(home, name, transform(original))
-    try:
-        yield
-    finally:
-        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
-        for home, name, original in saved:
-            setattr(home, name, original)
 
 
 def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
@@ -423,7 +388,7 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
         )
     _remove_dead(graph, root)
     left = rewrite_native(graph)
-    return Capture(graph, root, {}, "export", inputs, (*notes, *left), shapes)
+    return Capture(graph, root, {}, "export", inputs, (*notes, *left), shapes, exact=False)
 
 
 def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:

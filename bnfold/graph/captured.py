@@ -28,6 +28,7 @@ class Capture:
         shapes: of all tensors, for the example inputs and perhaps for a second batch size; empty where the capture
             does not know them.
         pieces: for a piecewise capture, the captures of the parts by name; ``graph`` is then empty.
+        exact: whether the graph calls the kernels that the model calls; else it may round otherwise.
         check_seconds: how long the comparison with the model took.
     """
 
@@ -39,6 +40,7 @@ class Capture:
     notes: tuple[str, ...] = ()
     shapes: tuple[dict[Node, tuple[int, ...]], ...] = ()
     pieces: dict[str, Capture] = field(default_factory=dict)
+    exact: bool = True
     check_seconds: float = 0.0
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 

@@ -155,8 +155,10 @@ class Facts:
             inputs = node.all_input_nodes
             if node.op == "get_attr":
                 known[node] = True
-            elif node.op not in ("call_function", "call_method", "call_module") or not inputs:
+            elif node.op not in ("call_function", "call_method", "call_module"):
                 known[node] = False
+            elif not inputs:  # torch.tensor([3, 0, 2]), say
+                known[node] = node.op == "call_function" and is_pure(node, self.capture.module)
             elif node not in known:
                 answers = [known.get(read) for read in inputs]
                 if False in answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from types import MethodType
 
 import torch
@@ -15,11 +16,15 @@ from bnfold.graph.taught import claim_of
 __all__ = ["carries_hooks", "is_foreign", "is_leaf", "is_torchs", "replaces_forward"]
 
 _BNFOLD = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_STANDARD = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED = tuple(sysconfig.get_path(kind) + os.sep for kind in ("purelib", "platlib"))
 _NOT_THE_MODELS = (os.path.dirname(torch.__file__) + os.sep, _BNFOLD + os.sep, "<")
 
 
 def is_foreign(filename: str) -> bool:
-    """Whether a source file is torch's or bnfold's, or none at all, and so not the model's."""
+    """Whether a source file is torch's, Python's or bnfold's, or none at all, and so not the model's."""
+    if filename.startswith(_STANDARD) and not filename.startswith(_INSTALLED):
+        return True
     return filename.startswith(_NOT_THE_MODELS)
 
 

@@ -88,22 +88,19 @@ def require_answer(answer: Any, captured: Any, where: str) -> None:
         )
 
 
-_FULL_PRECISION = frozenset((torch.float32, torch.float64))
-
-
 @has_side_effect
 def require_dtype(dtype: torch.dtype, captured: torch.dtype, where: str) -> None:
-    """Raise unless a dtype that code asked for is the one that it got; float64 stands for float32, and the reverse.
+    """Raise unless a dtype that code asked for is the one that it got.
 
     Raises:
         OtherInputError: it is another.
     """
     if _recorded(require_dtype, dtype, captured, where):
         return
-    if dtype != captured and not {dtype, captured} <= _FULL_PRECISION:
+    if dtype != captured:
         raise OtherInputError(
             f"This model was captured where {where} is {captured}, and here it is {dtype}.",
-            fix="Convert the model first, then fold it.",
+            fix="Fold the model with example_inputs of that type; to change the model's own type, convert it, then fold.",
         )
 
 
@@ -124,21 +121,22 @@ def require_value(value: Any, captured: Any, name: str) -> None:
 
 
 @has_side_effect
-def require_structure(value: Any, captured: Any, name: str) -> None:
+def require_structure(value: Any, kind: str, captured: Any, name: str) -> None:
     """Raise unless an argument is a list or tuple of as many parts, or a dict of the same keys, as was captured.
 
     Args:
         value: the argument.
+        kind: the name of its class.
         captured: the number of parts, or the keys.
         name: of the argument.
 
     Raises:
         OtherInputError: it is another.
     """
-    if _recorded(require_structure, value, captured, name):
+    if _recorded(require_structure, value, kind, captured, name):
         return
-    same = set(value) == set(captured) if isinstance(captured, tuple) else len(value) == captured
-    if not same:
+    alike = type(value).__name__ == kind
+    if not alike or (set(value) != set(captured) if isinstance(captured, tuple) else len(value) != captured):
         raise OtherInputError(f"argument {name!r} holds other parts than this model was captured for.", fix=_FIX)
 
 

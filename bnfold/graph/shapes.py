@@ -1,14 +1,13 @@
-"""Shapes of all values, for the example inputs, for a batch one larger, and for other sizes where the graph takes them.
+"""Shapes of all values, for the example inputs and for a batch one larger.
 
-The first come from the capture, where it recorded them. The others come from runs of the graph on tensors without data,
-when they are asked for. Two batch sizes tell the batch dimension from a channel dimension that happens to be as large;
-other sizes tell what is true for the example's alone: ``view(-1, 4)`` keeps the channels where the length is 1.
+The first come from the capture, where it recorded them. The others come from a run of the graph on tensors without
+data, when they are asked for: two batch sizes tell the batch dimension from a channel dimension that happens to be as
+large. What must hold for all sizes is not read off these: see :mod:`.sizes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,40 +81,14 @@ def shapes_of(capture: Capture) -> Shapes:
         return Shapes()
     if len(capture.shapes) > 1:
         return Shapes(capture.shapes)
-    found, stopped = (capture.shapes[0], None) if capture.shapes else _run(capture, _same)
-    runs = [found, _run(capture, _larger_batch)[0]]
-    for grown in (_larger_apart, _larger_alike):
-        other, failed = _run(capture, grown)
-        if failed is None:  # else the graph holds these sizes fast, and what is true for them is true
-            runs.append(other)
-            break
-    return Shapes(tuple(runs), stopped or None)
+    found, stopped = (capture.shapes[0], None) if capture.shapes else _run(capture, 0)
+    return Shapes((found, _run(capture, 1)[0]), stopped or None)
 
 
-Grow: TypeAlias = Callable[[tuple[int, ...]], tuple[int, ...]]
-
-
-def _same(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape
-
-
-def _larger_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[0] + 1, *shape[1:]) if shape else ()
-
-
-def _larger_apart(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Every size after the channels, by another factor."""
-    return tuple(size * (position if position > 1 else 1) for position, size in enumerate(shape))
-
-
-def _larger_alike(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(size * (2 if position > 1 else 1) for position, size in enumerate(shape))
-
-
-def _run(capture: Capture, grown: Grow) -> tuple[dict[Node, tuple[int, ...]], str | None]:
+def _run(capture: Capture, more: int) -> tuple[dict[Node, tuple[int, ...]], str | None]:
     """Return the shapes that a run shows, and why it stopped early; the reason is empty where that is no fault."""
     assert capture.example_inputs is not None
-    inputs = [_without_data(value, grown) for value in capture.example_inputs]
+    inputs = [_without_data(value, more) for value in capture.example_inputs]
     runner = _Shapes(capture)
     with quiet(), torch.no_grad(), DatalessMode(runner.dataless):
         try:
@@ -135,12 +108,13 @@ def _sentence(node: Node | None, error: Exception) -> str:
     )
 
 
-def _without_data(value: Any, grown: Grow) -> Any:
-    """Return a tensor without data of a shape like that of ``value``; a nest part by part, of the shapes it has."""
+def _without_data(value: Any, more: int) -> Any:
+    """Return a tensor without data like ``value``, its batch larger by ``more``; a nest part by part, as it is."""
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(_without_data(part, _same) for part in value)
+        return type(value)(_without_data(part, 0) for part in value)
     if isinstance(value, dict):
-        return {key: _without_data(part, _same) for key, part in value.items()}
+        return {key: _without_data(part, 0) for key, part in value.items()}
     if not isinstance(value, Tensor):
         return value
-    return torch.empty(grown(tuple(value.shape)), dtype=value.dtype, device="meta")
+    shape = (value.shape[0] + more, *value.shape[1:]) if value.ndim else ()
+    return torch.empty(shape, dtype=value.dtype, device="meta")

@@ -85,7 +85,7 @@ def wrapped(tensor: Any, shells: dict[int, Any]) -> Any:
 
 
 def _in_double(tensor: Tensor) -> Tensor:
-    double = tensor.detach().double() if tensor.is_floating_point() else tensor.detach()
+    double = tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
     if not isinstance(tensor, nn.Parameter):
         return double
     return nn.Parameter(double, requires_grad=tensor.requires_grad and _may_require_grad(double))

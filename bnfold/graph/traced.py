@@ -19,6 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node
@@ -94,7 +95,7 @@ class _Traced:
         return self.value
 
     def __bool__(self) -> bool:
-        return self._compared("!=", 0)
+        return bool(self._compared("!=", 0))
 
     def __hash__(self) -> int:
         if sys._getframe(1).f_code.co_filename.endswith(_HASHES_SYMBOLS):
@@ -144,6 +145,11 @@ class _Traced:
     def __complex__(self) -> complex:
         return complex(self._pinned())
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.asarray(self._pinned(), dtype=dtype)
+
+    __array_priority__ = 1000  # a number of numpy's leaves the operation to this one
+
     def __str__(self) -> str:
         return str(self._pinned())
 
@@ -184,7 +190,7 @@ class _Traced:
         return computed(self.session, math.trunc, (self,))
 
     def __divmod__(self, other: Any) -> Any:
-        return self // other, self % other  # type: ignore[operator]
+        return self // other, self % other
 
     def __rdivmod__(self, other: Any) -> Any:
         return other // self, other % self
@@ -204,7 +210,7 @@ class TracedInt(_Traced, torch.SymInt):
         self.expression = expression
         self.session = session
 
-    __class__ = property(lambda _self: int)  # type: ignore[assignment]
+    __class__ = property(lambda _self: int)
     __hash__ = _Traced.__hash__
 
     def __index__(self) -> int:
@@ -221,7 +227,7 @@ class TracedFloat(_Traced, torch.SymFloat):
         self.expression = expression
         self.session = session
 
-    __class__ = property(lambda _self: float)  # type: ignore[assignment]
+    __class__ = property(lambda _self: float)
     __hash__ = _Traced.__hash__
 
 
@@ -256,7 +262,7 @@ _SIGNS: dict[Any, str] = {
     operator.xor: "^",
 }
 _ONLY_WHOLE = (operator.lshift, operator.rshift, operator.and_, operator.or_, operator.xor)
-_NAMES = {
+_NAMES: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -298,13 +304,21 @@ def _asked(name: str) -> Callable[[Any], Any]:
     return lambda self: getattr(self._pinned(), name)()
 
 
-for _kind in (TracedInt, TracedFloat):
-    for _name, _function in _NAMES.items():
-        setattr(_kind, f"__{_name}__", _binary(_function, swapped=False))
-        setattr(_kind, f"__r{_name}__", _binary(_function, swapped=True))
-    for _name, _one in {"neg": operator.neg, "pos": operator.pos, "abs": abs, "invert": operator.invert}.items():
+_UNARY: dict[str, Callable[[Any], Any]] = {
+    "neg": operator.neg,
+    "pos": operator.pos,
+    "abs": abs,
+    "invert": operator.invert,
+}
+_SYMBOLIC: dict[str, Callable[..., Any]] = {"max": max, "min": min, "float": float, "int": int}
+_KINDS_OF_NUMBERS: tuple[type, ...] = (TracedInt, TracedFloat)
+for _kind in _KINDS_OF_NUMBERS:
+    for _name, _two in _NAMES.items():
+        setattr(_kind, f"__{_name}__", _binary(_two, swapped=False))
+        setattr(_kind, f"__r{_name}__", _binary(_two, swapped=True))
+    for _name, _one in _UNARY.items():
         setattr(_kind, f"__{_name}__", _unary(_one))
-    for _name, _function in {"max": max, "min": min, "float": float, "int": int}.items():
-        setattr(_kind, f"__sym_{_name}__", _symbolic(_function))
+    for _name, _any in _SYMBOLIC.items():
+        setattr(_kind, f"__sym_{_name}__", _symbolic(_any))
     for _name in ("as_integer_ratio", "bit_length", "conjugate", "hex", "is_integer"):  # torch's would want its node
         setattr(_kind, _name, _asked(_name))

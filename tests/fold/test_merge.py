@@ -118,7 +118,7 @@ SUMS: dict[str, Callable[[Any, Tensor], Any]] = {
     "in place": lambda s, y: s.small(y).add_(s.large(y)),
     "by sum()": lambda s, y: sum([s.small(y), s.large(y), y]),
     "through dropout": lambda s, y: F.dropout(s.small(y), 0.5, False) + F.dropout(s.large(y) + 0, 0.5, False),
-    "through layers that pass it on": lambda s, y: s.dropout(s.small(y)) + s.dropout(s.dropout(y) + s.large(y)),
+    "through layers that pass it on": lambda s, y: s.dropout(s.small(y)) + s.dropout(s.large(y) + s.dropout(y)),
     "a sum passed on": lambda s, y: F.dropout(s.small(y) + y, 0.5, False) + s.large(y),
     "numbers before": lambda s, y: 2 * s.small(y) + s.large(y) / 3 - 0.5 * y,
     "constants for each channel": lambda s, y: s.g * (s.small(y) - s.large(y)) + y * s.g,

@@ -83,7 +83,7 @@ MIXED: dict[str, Case] = {
 def test_a_reshape_that_mixes_channels_at_another_size_is_refused_at_the_examples(name: str) -> None:
     case = MIXED[name]
     net = double(Net(case.forward, **case.parts()))
-    folding = folds(net, values(*case.example), capture="symbolic")
+    folding = folds(net, values(*case.example), capture="recorded")
     assert folding.plan[0].action == "affine"
     assert folding.plan[0].reason == ("no-producer" if name.startswith("forward") else "depends-on-size")
     assert_same_function(net, folding, values(*case.other))
@@ -113,7 +113,7 @@ def test_parts_of_unknown_size_are_not_told_apart_by_the_sum() -> None:
     for tensor in (net.bn.running_mean, net.bn.running_var, net.bn.weight.data, net.bn.bias.data):
         tensor.copy_(tensor[::4].repeat_interleave(4))
     x, y = values(2, 3, 4, 4), values(2, 3, 4, 4)
-    folding = folds(net, x, y, capture="symbolic")
+    folding = folds(net, x, y, capture="recorded")
     assert folding.plan[0].action == "affine"
     assert_same_function(net, folding, values(2, 3, 3, 4), values(2, 3, 5, 4))  # 8 and 24 in the place of 16 and 16
 
@@ -146,7 +146,7 @@ def test_a_shuffle_after_a_gate_and_a_pool_of_known_sizes_folds() -> None:
         return s.bn(_shuffled(y, 2))
 
     net = double(Net(forward, first=nn.Conv2d(3, 4, 3), conv=nn.Conv2d(4, 4, 3), bn=nn.BatchNorm2d(4)))
-    folding = folds(net, values(2, 3, 9, 9), capture="symbolic")
+    folding = folds(net, values(2, 3, 9, 9), capture="recorded")
     assert folding.plan[0].action == "fold"
     assert_same_function(net, folding, values(3, 3, 12, 7))
 

@@ -41,7 +41,7 @@ def test_selections_that_share_no_channel_take_each_their_own() -> None:
     assert [(d.action, d.into) for d in folds(net, values(2, 3, 9, 9)).plan] == [("fold", ("conv",))] * 2
 
 
-@pytest.mark.parametrize("way", ["symbolic", "export"])
+@pytest.mark.parametrize("way", ["recorded", "export"])
 def test_condensing_layers_fold_backward_where_nobody_else_reads(way: str) -> None:
     def forward(s: Any, x: Any) -> Any:
         return s.after(torch.relu(s.bn(torch.index_select(s.conv(x), 1, s.index))))
@@ -78,7 +78,7 @@ def test_numbers_that_the_model_would_fail_on_are_not_guessed(index: list[int], 
     from bnfold.graph.facts import Facts
 
     net = double(Net(lambda s, x: s.conv(x)[:, [0, 1, 2]], conv=nn.Conv2d(3, 4, 3)))
-    facts = Facts.of(capture(net, values(2, 3, 9, 9), "symbolic"))
+    facts = Facts.of(capture(net, values(2, 3, 9, 9), "recorded"))
     call = next(call for node in facts.index if isinstance(call := facts.call(node), calls.Select))
     other = calls.Select(call.node, call.input, 1, tuple(index), wraps)
     moved = selected(other, Demand(ChannelAffine.identity(3), 1, 4), facts)

@@ -55,9 +55,26 @@ def test_reading_metadata_is_not_reading_the_value(name: str) -> None:
     assert [d.action for d in folding.plan] == ["fold"]
 
 
+ONLY_A_RUN_TELLS = {"whole size": "the shape", "dim": "the number of dimensions"}
+ONLY_A_RUN_TELLS["assert on ndim"] = ONLY_A_RUN_TELLS["dim"]
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_without_a_run_metadata_is_computed_with_or_asked_for(name: str) -> None:
+    model = reading(METADATA[name])
+    if name in ONLY_A_RUN_TELLS:
+        asks = rf"forward asks for {ONLY_A_RUN_TELLS[name]}, at .*test_capture\.py:\d+, which only an input tells"
+        with pytest.raises(bnfold.NeedsInputsError, match=asks):
+            bnfold.plan(model, capture="symbolic")
+    else:
+        assert [d.action for d in folds(model, values(*IMAGES), capture="symbolic").plan] == ["fold"]
+
+
 @pytest.mark.parametrize("name", METADATA)
 def test_the_convolution_s_only_reader_is_the_batchnorm(name: str) -> None:
-    facts = Facts(capture(reading(METADATA[name])))
+    captured = capture(reading(METADATA[name]))
+    assert captured.way == "recorded"
+    facts = Facts(captured)
     (conv,) = [node for node in facts.index if node.op == "call_module" and node.target == "conv"]
     assert [reader.target for reader in facts.readers(conv)] == ["bn"]
 
@@ -87,10 +104,35 @@ def line_of(kind: Any, text: str) -> int:
     return start + next(index for index, line in enumerate(source) if text in line)
 
 
-def test_a_capture_error_names_the_line_of_the_user_s_code() -> None:
+@pytest.mark.parametrize("how", ["auto", "recorded", "symbolic"])
+@pytest.mark.parametrize("inputs", [None, torch.zeros(IMAGES)], ids=["searched", "given"])
+def test_a_capture_error_names_the_line_of_the_user_s_code(inputs: Tensor | None, how: str) -> None:
     line = line_of(Branching, "the line that the error names")
-    with pytest.raises(bnfold.CaptureError, match=rf"cannot trace Branching: .*test_capture\.py:{line}\b"):
-        capture(Branching().eval(), how="symbolic")
+    asks = rf"^Branching\.forward asks for the truth of a value that .*, at .*test_capture\.py:{line}: no graph"
+    with pytest.raises(bnfold.CaptureError, match=asks):
+        capture(Branching().eval(), inputs, how=how)
+
+
+def test_a_model_without_a_layer_of_batch_norm_is_not_said_to_have_none_where_it_calls_the_function() -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        y = nn.functional.batch_norm(s.conv(x), s.mean, s.variance)
+        return y if y.sum() > 0 else -y
+
+    net = Net(forward, conv=nn.Conv2d(3, 4, 3), mean=torch.zeros(4), variance=torch.ones(4)).eval()
+    with pytest.raises(bnfold.CaptureError, match="asks for the truth of a value that depends on its input"):
+        bnfold.plan(net, torch.zeros(IMAGES))
+
+
+@pytest.mark.parametrize("way", ["auto", "recorded", "symbolic"])
+def test_a_hook_may_look_at_the_data_since_its_layer_is_called_as_a_whole(way: str) -> None:
+    seen: list[float] = []
+    net = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))
+    net[0].register_forward_hook(lambda _module, _args, output: seen.append(float(output.max())))
+    folding = folds(net, values(*IMAGES), capture=way)
+    assert folding.plan[1].action == "fold"
+    seen.clear()
+    run(folding.module, values(*IMAGES))
+    assert len(seen) == 1
 
 
 def test_a_decision_names_the_line_of_its_call() -> None:
@@ -188,9 +230,9 @@ class Around(nn.Module):
         return self.inner(x) if x.sum() > -1e9 else x
 
 
-@pytest.mark.parametrize("way", ["symbolic", "export"])
+@pytest.mark.parametrize("way", ["recorded", "symbolic", "export"])
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_forward_that_is_another_method_of_the_class_is_traced(way: str, inside: bool) -> None:
+def test_a_forward_that_is_another_method_of_the_class_is_captured(way: str, inside: bool) -> None:
     net = double(nn.Sequential(Chooses(), nn.Tanh()) if inside else Chooses())
     assert [d.action for d in folds(net, values(*IMAGES), capture=way).plan] == ["fold"]
 
@@ -201,7 +243,7 @@ def test_a_piece_whose_forward_is_another_method_of_its_class_is_folded() -> Non
     assert "forward" not in folding.module.inner.__dict__  # type: ignore[operator, union-attr]
 
 
-def test_a_method_of_its_own_that_is_not_traced_belongs_to_the_folded_model() -> None:
+def test_a_method_of_its_own_that_is_not_recorded_belongs_to_the_folded_model() -> None:
     inner = Chooses()
     inner.register_forward_hook(lambda *_: None)  # a leaf
     net = double(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), inner))
@@ -250,10 +292,11 @@ def test_channels_that_cannot_fit_are_named() -> None:
     assert "gives 4 channels, and the affine is of 5" in decision.detail
 
 
+@pytest.mark.parametrize("how", ["auto", "recorded", "symbolic"])
 @pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random], ids=["torch", "random"])
-def test_a_number_drawn_in_forward_is_refused(draw: Any) -> None:
+def test_a_number_drawn_in_forward_is_refused(draw: Any, how: str) -> None:
     with pytest.raises(bnfold.CaptureError, match="draws random numbers"):
-        capture(pair(lambda s, x: s.bn(s.conv(x)) * draw()), how="symbolic")
+        capture(pair(lambda s, x: s.bn(s.conv(x)) * draw()), values(*IMAGES), how=how)
 
 
 def test_noise_drawn_like_a_value_stays_noise() -> None:
@@ -275,10 +318,12 @@ def test_example_inputs_are_a_tensor_or_a_tuple() -> None:
     assert as_inputs([x]) == (x,)
 
 
-def test_a_capture_moves_no_random_state_and_no_attribute() -> None:
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("way", ["recorded", "symbolic", "export"])
+def test_a_capture_moves_no_random_state_and_no_attribute(way: str, given: bool) -> None:
     net = pair(lambda s, x: _remember(s, s.bn(s.conv(x))))
     before = torch.random.get_rng_state()
-    bnfold.fold(net, values(*IMAGES))
+    bnfold.fold(net, values(*IMAGES) if given else None, capture=way)
     assert torch.equal(before, torch.random.get_rng_state())
     assert not hasattr(net, "last")
 

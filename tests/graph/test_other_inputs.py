@@ -49,6 +49,7 @@ CHOICES: dict[str, tuple[Any, Any, Any]] = {
     "count": (repeated, 2, 3),
     "compared": (lambda y, c: y * 2 if c > 1.5 else y, 2.0, 1.0),
     "in a dict": (lambda y, c: y * 2 if c["n"] > 1 else y, {"n": 2}, {"n": 1}),
+    "in a tuple": (lambda y, c: y * 2 if c[1] > 1 else y, (1, 2), (1, 1)),
 }
 
 
@@ -57,6 +58,7 @@ def test_a_choice_is_captured_and_another_is_refused(name: str) -> None:
     forward, choice, other = CHOICES[name]
     net, x = double(Chooses(forward)), values(2, 3, 9, 9)
     folding = bnfold.fold(net, (x, choice))
+    assert folding.plan.capture == "recorded"
     assert folding.plan.summary["fold"] == 1
     assert error_of_peak(run(net, x, choice), run(folding.module, x, choice)) <= ALGEBRA
     assert error_of_peak(run(net, x, other), run(net, x, choice)) > 0.1
@@ -77,32 +79,52 @@ def test_a_size_that_is_looked_up_is_a_size(factor: Any) -> None:
         assert error_of_peak(run(net, x, None), run(folding.module, x, None)) <= ALGEBRA
 
 
+KIND = {
+    "recorded": r"where the dtype of `choice`, at .*test_other_inputs\.py:\d+ is torch\.\w+, and here it is torch\.",
+    "export": r"is of torch\.\w+, and this graph was captured by torch.export for",
+}
+
+
+@pytest.mark.parametrize("way", KIND)
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.uint8], ids=str)
-def test_the_kind_of_numbers_that_was_captured_is_asked_for(kind: torch.dtype) -> None:
+def test_the_kind_of_numbers_that_was_captured_is_asked_for(kind: torch.dtype, way: str) -> None:
     net = double(Chooses(lambda y, z: y * 2 if z.dtype == torch.uint8 else y))
     x, given = values(2, 3, 9, 9), torch.zeros(2, 4, 7, 7).to(kind)
-    folding = bnfold.fold(net, (x, given))
-    assert folding.plan.capture == "export"
+    folding = bnfold.fold(net, (x, given), capture=way)
+    assert folding.plan.capture == way
     assert error_of_peak(run(net, x, given), run(folding.module, x, given)) <= ALGEBRA
     other = given.to(torch.uint8 if kind.is_floating_point else torch.float32)
-    with pytest.raises(OtherInputError, match=r"is of torch\.\w+, and this graph was captured by torch.export for"):
+    with pytest.raises(OtherInputError, match=KIND[way]):
         folding.module(x, other)
 
 
-def test_one_tensor_given_twice_is_two_inputs() -> None:
+def test_single_and_double_precision_are_told_apart_where_the_code_tells_them_apart() -> None:
+    net = double(Chooses(lambda y, z: y * 2 if z.dtype == torch.float64 else y))
+    x, given = values(2, 3, 9, 9), values(2, 4, 7, 7)
+    folding = bnfold.fold(net, (x, given))
+    try:
+        got = run(folding.module, x, given.float())
+    except OtherInputError:
+        return
+    assert error_of_peak(run(net, x, given.float()), got) <= ALGEBRA
+
+
+@pytest.mark.parametrize("way", ["recorded", "export"])
+def test_one_tensor_given_twice_is_two_inputs(way: str) -> None:
     net = double(Chooses(lambda y, z: y - 2 * z if z.shape[2] > 2 else y))
     z = values(2, 4, 7, 7)
     net.conv = nn.Conv2d(4, 4, 1).double().eval()
-    folding = bnfold.fold(net, (z, z))
-    assert folding.plan.capture == "export"
+    folding = bnfold.fold(net, (z, z), capture=way)
+    assert folding.plan.capture == way
     other = values(2, 4, 7, 7) * 3 + 1
     assert error_of_peak(run(net, z, other), run(folding.module, z, other)) <= ALGEBRA
 
 
-def test_an_input_of_size_one_is_no_batch_of_one() -> None:
+@pytest.mark.parametrize("way", ["recorded", "export"])
+def test_an_input_of_size_one_is_no_batch_of_one(way: str) -> None:
     net = double(Chooses(lambda y, k: y * k if y.shape[2] > 2 else y))
     x, k = values(2, 3, 9, 9), values(1, 1, 1, 1)
-    folding = bnfold.fold(net, (x, k))
+    folding = bnfold.fold(net, (x, k), capture=way)
     assert error_of_peak(run(net, x, k), run(folding.module, x, k)) <= ALGEBRA
     assert error_of_peak(run(net, x[:1], k), run(folding.module, x[:1], k)) <= ALGEBRA
 
@@ -147,10 +169,11 @@ def nest(kind: type, count: int) -> Any:
     return {f"image{i}": image for i, image in enumerate(images)} if kind is dict else kind(images)
 
 
+@pytest.mark.parametrize("way", ["recorded", "export"])
 @pytest.mark.parametrize("kind", [list, tuple, dict])
-def test_a_nest_of_other_parts_is_refused(kind: type) -> None:
+def test_a_nest_of_other_parts_is_refused(kind: type, way: str) -> None:
     net = double(OfNest(kind))
-    folding = bnfold.fold(net, (nest(kind, 2),), capture="export")
+    folding = bnfold.fold(net, (nest(kind, 2),), capture=way)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of what its own unpickling does
         copies = (copy.deepcopy(folding.module), pickle.loads(pickle.dumps(folding.module)))

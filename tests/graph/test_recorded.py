@@ -715,7 +715,6 @@ def split_by_sizes(s: Any, x: Tensor) -> Tensor:
 CODE = (
     numpy_of_a_size,
     copied_deeply,
-    vmapped,
     autocast_off,
     without_gradients,
     in_inference_mode,
@@ -725,6 +724,11 @@ CODE = (
     attention,
     split_by_sizes,
 )
+
+
+def test_a_region_of_vmap_is_refused_with_its_line() -> None:
+    with pytest.raises(bnfold.CaptureError, match=r"forward enters torch.vmap or .*test_recorded.py:\d+"):
+        bnfold.fold(network(vmapped), image(SIZES[0]))
 
 
 @pytest.mark.parametrize("forward", CODE, ids=lambda f: f.__name__)

@@ -48,7 +48,7 @@ def told(size: Size, found: dict[Node, Any]) -> Fraction:
 @pytest.mark.parametrize("case", [row for row in ROWS if row.dims in (0, 2)], ids=lambda case: case.name)
 def test_each_size_told_is_that_of_an_input_of_another_size(case: Row) -> None:
     net, x = built(case, zlib.crc32(case.name.encode()))
-    facts = Facts.of(capture(net, x, "symbolic"))
+    facts = Facts.of(capture(net, x, "recorded"))
     other = values(3, 3, *[14, 16][: case.dims]) if case.dims else values(4, 5, 3)
     runner = _Values(facts)
     with torch.no_grad(), contextlib.suppress(RuntimeError, ValueError):  # a size may be written down in the model
@@ -74,5 +74,5 @@ def test_a_size_divides_only_where_it_does_so_for_every_input() -> None:
 
 def test_what_is_reshaped_in_place_has_no_one_size() -> None:
     net = double(Net(lambda s, x: s.conv(x).unsqueeze_(2), conv=nn.Conv2d(3, 4, 3)))
-    facts = Facts.of(capture(net, values(2, 3, 9, 9), "symbolic"))
+    facts = Facts.of(capture(net, values(2, 3, 9, 9), "recorded"))
     assert all(facts.sizes(node) is None for node in facts.index)

@@ -47,9 +47,12 @@ def test_a_model_made_in_inference_mode_folds() -> None:
         assert [decision.action for decision in folding.plan] == ["fold"]
 
 
-def test_what_is_written_in_inference_mode_is_seen_and_put_back() -> None:
-    with torch.inference_mode():
+@pytest.mark.parametrize("way", ["auto", "recorded", "symbolic"])
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("inference", [True, False])
+def test_what_is_written_is_seen_and_put_back_in_inference_mode_too(inference: bool, given: bool, way: str) -> None:
+    with torch.inference_mode(inference):
         model = double(nn.Sequential(nn.Conv2d(3, 4, 3), Counting(4)))
         with pytest.raises(CaptureError, match=r"writes into the buffer `1\.num_batches_tracked`"):
-            bnfold.fold(model, values(2, 3, 8, 8))
+            bnfold.fold(model, values(2, 3, 8, 8) if given else None, capture=way)
         assert int(model[1].num_batches_tracked) == 0

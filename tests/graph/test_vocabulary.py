@@ -20,14 +20,14 @@ aten = torch.ops.aten
 MEAN, VAR, WEIGHT = torch.zeros(4), torch.ones(4), torch.ones(4)
 
 
-def read(function: Callable[[Any, Any], Any], **parts: Any) -> list[calls.Call | None]:
-    """Trace ``function(self, x)`` and read each node that computes something."""
-    facts = Facts(capture(Net(function, **parts).eval()))
+def read(function: Callable[[Any, Any], Any], *how: Any, **parts: Any) -> list[calls.Call | None]:
+    """Record ``function(self, x)`` and read each node that computes something; ``how`` are inputs and the way."""
+    facts = Facts(capture(Net(function, **parts).eval(), *how))
     return [facts.call(node) for node in facts.index if node.op in ("call_module", "call_function", "call_method")]
 
 
-def only(function: Callable[[Any, Any], Any], **parts: Any) -> Any:
-    (call,) = read(function, **parts)
+def only(function: Callable[[Any, Any], Any], *how: Any, **parts: Any) -> Any:
+    (call,) = read(function, *how, **parts)
     return call
 
 
@@ -95,11 +95,13 @@ SPELLINGS: dict[str, list[tuple[Callable[[Any, Any], Any], dict[str, Any]]]] = {
 }
 
 
+@pytest.mark.parametrize("how", ["recorded", "symbolic"])
 @pytest.mark.parametrize(
     ("kind", "index"), [(kind, index) for kind, found in SPELLINGS.items() for index in range(1, len(found))]
 )
-def test_each_spelling_reads_as_the_same_call(kind: str, index: int) -> None:
-    first, other = (only(function, **parts) for function, parts in (SPELLINGS[kind][0], SPELLINGS[kind][index]))
+def test_each_spelling_reads_as_the_same_call(kind: str, index: int, how: str) -> None:
+    x = torch.zeros({"BatchNorm": (2, 4, 8, 8), "Linear": (2, 3)}.get(kind, (2, 3, 8, 8)))
+    first, other = (only(function, x, how, **parts) for function, parts in (SPELLINGS[kind][0], SPELLINGS[kind][index]))
     assert type(first).__name__ == type(other).__name__ == kind
     if index != len(SPELLINGS[kind]) - 1 or kind != "Linear":
         assert comparable(first) == comparable(other)
@@ -147,9 +149,10 @@ UNKNOWN: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.parametrize("how", ["auto", "symbolic"])
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_looks_like_a_known_call_and_is_not_stays_unknown(name: str) -> None:
-    assert read(UNKNOWN[name])[-1] is None
+def test_what_looks_like_a_known_call_and_is_not_stays_unknown(name: str, how: str) -> None:
+    assert read(UNKNOWN[name], None, how)[-1] is None
 
 
 def test_a_subclass_of_a_known_layer_is_not_taken_for_it() -> None:

@@ -1,4 +1,4 @@
-"""The other ways to a graph: torch.export, piece by piece; and layers of unknown code that are asked what they are."""
+"""The ways to a graph: a recorded run, torch.export, piece by piece; and layers of unknown code that are measured."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.errors import OtherInputError
 from tests.fold.support import Net, assert_same_function, double, error_of_peak, run, values
 
 
 class PadsToEven(nn.Module):
-    """Control flow on the shape: symbolic tracing stops here."""
+    """Control flow on the shape: only a run answers it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,30 +30,74 @@ class PadsToEven(nn.Module):
             return {"features": features, "head": self.head(features)}
 
 
-def test_a_model_with_control_flow_is_exported_and_keeps_its_outputs() -> None:
+@pytest.mark.parametrize(("way", "captured"), [("auto", "recorded"), ("export", "export")])
+def test_a_model_with_control_flow_is_captured_and_keeps_its_outputs(way: str, captured: str) -> None:
     model, x = double(PadsToEven()), values(2, 3, 9, 9)
-    folding = bnfold.fold(model, x)
-    assert folding.plan.capture == "export"
+    folding = bnfold.fold(model, x, capture=way)
+    assert folding.plan.capture == captured
     assert [(d.batchnorm, d.action) for d in folding.plan] == [("bn", "fold"), ("head.1", "fold")]
     assert all(d.source is not None and "test_ways.py" in d.source for d in folding.plan[:1])
     assert_same_function(model, folding, x)
     assert_same_function(model, folding, values(5, 3, 9, 9))
 
 
+def test_a_recorded_graph_takes_all_sizes_that_get_the_same_answers_and_refuses_the_others() -> None:
+    model = double(PadsToEven())
+    for example, others, other in ((9, (3, 5, 13), 8), (8, (4, 6, 12), 9)):
+        folding = bnfold.fold(model, values(2, 3, 9, example))
+        assert folding.plan.notes == ()
+        for width in others:
+            assert_same_function(model, folding, values(3, 3, 7, width))
+        holds = "holds" if example % 2 else "does not hold"
+        asked = rf"`\(x\.shape\[3\] % 2\) != 0` {holds}, at .*test_ways\.py:\d+, where \d != 0 is {example % 2 == 0}"
+        with pytest.raises(OtherInputError, match=rf"captured for inputs of other sizes: {asked}\. Fold .* again"):
+            folding.module(values(2, 3, 9, other))
+
+
 def test_an_exported_graph_refuses_another_size_than_it_was_made_for() -> None:
-    folding = bnfold.fold(double(PadsToEven()), values(2, 3, 9, 9))
-    with pytest.raises(ValueError, match=r"captured by torch\.export for"):
+    folding = bnfold.fold(double(PadsToEven()), values(2, 3, 9, 9), capture="export")
+    with pytest.raises(ValueError, match=r"captured by torch\.export for") as caught:
         folding.module(values(2, 3, 8, 8))
+    assert isinstance(caught.value, OtherInputError)
     assert "takes inputs of (N, 3, 9, 9)" in folding.plan.notes[0]
 
 
-def test_without_example_inputs_the_error_asks_for_them() -> None:
-    with pytest.raises(bnfold.NeedsInputsError, match=r"test_ways\.py:\d+.*Pass example_inputs"):
-        bnfold.fold(double(PadsToEven()))
+def test_without_example_inputs_some_are_found_and_the_run_on_them_is_recorded() -> None:
+    model = double(PadsToEven())
+    folding = bnfold.fold(model)
+    assert folding.plan.capture == "recorded"
+    assert_same_function(model, folding, values(3, 3, 12, 12))
+
+
+def refused_without_inputs(model: nn.Module, way: str) -> None:
+    where = r"forward asks for \(x\.shape\[-1\] % 2\) != 0, at .*test_ways\.py:\d+, which only an input tells"
+    with pytest.raises(bnfold.NeedsInputsError, match=rf"{where}\. Pass example_inputs\."):
+        bnfold.fold(model, capture=way)
+
+
+def test_a_question_about_a_size_has_no_answer_without_a_run() -> None:
+    refused_without_inputs(double(PadsToEven()), "symbolic")
+
+
+def test_where_no_inputs_are_found_the_error_asks_for_them() -> None:
+    class OneRow(PadsToEven):
+        """Keeps no batch, so that no shape is believed."""
+
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x)["head"].sum(0)
+
+    refused_without_inputs(double(OneRow()), "auto")
+
+
+@pytest.mark.parametrize("way", ["recorded", "export", "piecewise"])
+def test_a_way_that_runs_the_model_asks_for_inputs_where_none_are_found(way: str) -> None:
+    model = double(Net(lambda s, x: s.bn(s.conv(x)).sum(0), conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4)))
+    with pytest.raises(bnfold.NeedsInputsError, match=r"Pass example_inputs\.$"):
+        bnfold.fold(model, capture=way)
 
 
 class Loops(nn.Module):
-    """Data-dependent control flow: neither tracing nor export take it, but its parts can be traced."""
+    """The data decides: neither a recorded run nor export take it, but its parts can be captured."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,14 +185,15 @@ def test_a_subclass_with_an_activation_keeps_it() -> None:
     assert_same_function(model, folding, values(2, 3, 6, 6))
 
 
-def test_autocast_in_forward_is_not_lost_in_silence() -> None:
+@pytest.mark.parametrize("way", ["recorded", "symbolic"])
+def test_autocast_in_forward_is_not_lost_in_silence(way: str) -> None:
     def forward(s: Any, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return s.bn(s.conv(x))
 
     model = Net(forward, conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4)).eval()
-    with pytest.raises(bnfold.CaptureError, match="autocast"):
-        bnfold.fold(model, capture="symbolic")
+    with pytest.raises(bnfold.CaptureError, match=r"enters torch\.autocast, at .*test_ways\.py:\d+"):
+        bnfold.fold(model, values(2, 3, 6, 6).float(), capture=way)
 
 
 class Asks(nn.Module):
@@ -162,7 +208,8 @@ class Asks(nn.Module):
         return y * 2 if isinstance(y, Tensor) and not isinstance(y.shape[0], Tensor) else y
 
 
-def test_a_traced_value_is_a_tensor_to_the_model_s_code() -> None:
+@pytest.mark.parametrize("way", ["recorded", "symbolic"])
+def test_a_recorded_value_is_a_tensor_to_the_model_s_code(way: str) -> None:
     model = double(Asks())
-    assert_same_function(model, bnfold.fold(model), values(2, 3, 4, 4))
+    assert_same_function(model, bnfold.fold(model, capture=way), values(2, 3, 4, 4))
     assert "isinstance" not in globals()
