@@ -148,7 +148,12 @@ class _Traced:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return np.asarray(self._pinned(), dtype=dtype)
 
-    __array_priority__ = 1000  # a number of numpy's leaves the operation to this one
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        function = _OF_NUMPY.get(ufunc)
+        if function is None or method != "__call__" or kwargs or any(isinstance(one, np.ndarray) for one in inputs):
+            plain = [one._pinned() if type(one) in (TracedInt, TracedFloat) else one for one in inputs]
+            return getattr(ufunc, method)(*plain, **kwargs)
+        return function(*(one.item() if isinstance(one, np.generic) else one for one in inputs))
 
     def __str__(self) -> str:
         return str(self._pinned())
@@ -260,6 +265,23 @@ _SIGNS: dict[Any, str] = {
     operator.and_: "&",
     operator.or_: "|",
     operator.xor: "^",
+}
+_OF_NUMPY: dict[Any, Callable[..., Any]] = {  # what numpy's functions, and its numbers beside ours, are
+    np.add: operator.add,
+    np.subtract: operator.sub,
+    np.multiply: operator.mul,
+    np.true_divide: operator.truediv,
+    np.floor_divide: operator.floordiv,
+    np.remainder: operator.mod,
+    np.power: operator.pow,
+    np.equal: operator.eq,
+    np.not_equal: operator.ne,
+    np.less: operator.lt,
+    np.less_equal: operator.le,
+    np.greater: operator.gt,
+    np.greater_equal: operator.ge,
+    np.ceil: lambda x: computed(x.session, float, (math.ceil(x),)),
+    np.floor: lambda x: computed(x.session, float, (math.floor(x),)),
 }
 _ONLY_WHOLE = (operator.lshift, operator.rshift, operator.and_, operator.or_, operator.xor)
 _NAMES: dict[str, Callable[[Any, Any], Any]] = {
