@@ -112,6 +112,28 @@ def test_a_setting_is_not_taken_for_something_kept() -> None:
     same(copy.deepcopy(model), bnfold.fold(model, image((2, 3, 16, 16))).module, *WIDE)
 
 
+class Batched(Asks):
+    """speechbrain's recurrent layers: the batch of the last run is kept; ``block`` looks the same and is a setting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch, self.block = 16, 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        if self.batch != x.shape[0]:
+            self.batch = x.shape[0]
+            self.start = torch.ones(self.batch, 1, 1, 1, dtype=x.dtype)
+        return x * self.start * self.block
+
+
+def test_a_batch_that_is_kept_as_a_number_does_not_pin_the_batch() -> None:
+    model = network(Batched)
+    model(image((2, 3, 16, 16)))
+    same(copy.deepcopy(model), bnfold.fold(model, image((2, 3, 16, 16))).module, *WIDE)
+    assert model.batch == 2
+
+
 class Remembers(Asks):
     """What it answers depends on the run before."""
 
