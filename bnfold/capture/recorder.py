@@ -93,6 +93,8 @@ class Recorder(TorchFunctionMode):
         self.dataless = Dataless()
         self.device = device or torch.device("cpu")
         self._data_lines = data_lines
+        floating = next((tensor for tensor in root.parameters() if tensor.is_floating_point()), None)
+        self._dtype = None if floating is None else floating.dtype  # of what nothing is known of
         self._nodes: dict[int, Node] = {}
         self._deps: dict[int, Deps] = {}  # of real tensors that the code made
         self._made_at: dict[int, str | None] = {}  # the memory of real tensors that the code made
@@ -722,7 +724,7 @@ class Recorder(TorchFunctionMode):
     # --- without shapes ---------------------------------------------------------------------------------------------
 
     def _stand_in(self) -> Tensor:
-        return torch.empty(0, device="meta")
+        return torch.empty(0, dtype=self._dtype, device="meta")
 
     def _blind_result(self, name: str, args: Any, kwargs: Any) -> Any:
         if name == "__setitem__":

@@ -122,7 +122,7 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto", *, 
             _require_a_run(model, inputs)
     first = errors[0]
     if not _holds_batch_norm(model):
-        what = f"{type(model).__name__} holds no BatchNorm layer, so there may be nothing to fold. {first.what}"
+        what = f"{type(model).__name__} holds no BatchNorm layer. {first.what}"
         raise CaptureError(what, fix=first.fix) from first
     raise CaptureError(first.what, fix=first.fix) if type(first) in (ImpureError, DataQuestionError) else first
 
@@ -377,18 +377,8 @@ def _record_once(
     left = rewrite_native(graph)
     require_writable(graph, type(model).__name__)
     shapes = () if inputs is None else (recorder.shapes,)
-    held = dict(model.named_modules())
-    return Capture(
-        graph,
-        model,
-        recorder.constants,
-        "recorded",
-        inputs,
-        left,
-        shapes,
-        _cache=dict(held),
-        exact=not recorder.special,
-    )
+    held, exact = dict(model.named_modules()), not recorder.special
+    return Capture(graph, model, recorder.constants, "recorded", inputs, left, shapes, _cache=dict(held), exact=exact)
 
 
 def _replaced_buffer(recorder: Recorder) -> str | None:

@@ -101,7 +101,7 @@ def require_dtype(dtype: torch.dtype, captured: torch.dtype, where: str) -> None
     if dtype != captured:
         raise OtherInputError(
             f"This model was captured where {where} is {captured}, and here it is {dtype}.",
-            fix="Fold the model with example_inputs of that type; to change the model's own type, convert it, then fold.",
+            fix="Fold it with example_inputs of the type that you need; convert the model itself before that.",
         )
 
 
