@@ -8,14 +8,20 @@ from types import CodeType, FrameType
 
 from bnfold.graph.leaves import is_foreign
 
-__all__ = ["line_of_error", "user_line"]
+__all__ = ["line_of_error", "user_frame", "user_line"]
 
 _FOREIGN: dict[CodeType, bool] = {}
 
 
 def user_line() -> str | None:
     """Return ``file:line`` of the innermost frame of the user's code, among those above the caller's."""
-    frame: FrameType | None = sys._getframe(2)
+    frame = user_frame(3)
+    return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def user_frame(depth: int = 2) -> FrameType | None:
+    """Return the innermost frame of the user's code, among those above the caller's."""
+    frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         code = frame.f_code
         foreign = _FOREIGN.get(code)
@@ -24,7 +30,7 @@ def user_line() -> str | None:
                 _FOREIGN.clear()
             foreign = _FOREIGN[code] = is_foreign(code.co_filename)
         if not foreign:
-            return f"{code.co_filename}:{frame.f_lineno}"
+            return frame
         if code.co_name == "_record_run":  # what called bnfold is no code of the model's
             return None
         frame = frame.f_back

@@ -19,7 +19,7 @@ import functools
 import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FunctionType, MethodDescriptorType, WrapperDescriptorType
+from types import CodeType, FrameType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
 
-from bnfold.capture.lines import user_line
+from bnfold.capture.lines import user_frame, user_line
+from bnfold.capture.plain_calls import calls_plainly
 from bnfold.capture.regions import followed
 from bnfold.capture.restore import same_random_numbers
 from bnfold.errors import CaptureError, NeedsInputsError
@@ -88,6 +89,7 @@ class Recorder(TorchFunctionMode):
         self.open = False
         self.error: Exception | None = None  # what was raised first: the model's code may have caught it
         self.rank_asked = False
+        self.plain_calls: set[tuple[CodeType, ...]] = set()
         self.dataless = Dataless()
         self.device = device or torch.device("cpu")
         self._data_lines = data_lines
@@ -238,6 +240,8 @@ class Recorder(TorchFunctionMode):
             if name not in _CONVERSIONS:
                 return result  # nothing happened: a `.contiguous()` of what is
             result = result.detach()  # nothing happened in this type; in another something will
+            if id(args[0]) in self._names:
+                self._names[id(result)] = self._names[id(args[0])]
         if not leaves(result, []) and name != "__setitem__":
             return self._answer(func, name, args, kwargs, found, result)
         try:
@@ -263,7 +267,12 @@ class Recorder(TorchFunctionMode):
                 return self._blind_result(name, args, kwargs)
             if name == "__setitem__":
                 return None
-            return self.dataless.call(func, args, kwargs)
+            try:
+                return self.dataless.call(func, args, kwargs)
+            except NotImplementedError as error:  # the shape of what comes out is a question about data: `x[mask]`
+                if "data-independent" not in str(error):
+                    raise
+                raise self.failed(self._data_question("nonzero")) from error
         if self.blind and any(value is None for value in _values((args, kwargs))):
             return self._stand_in()
         made = not any(isinstance(leaf, Tensor) for leaf in leaves((args, kwargs), []))
@@ -459,6 +468,11 @@ class Recorder(TorchFunctionMode):
         self._mark(
             self.graph.call_function(require_number, (self.arg(left), comparison, self.arg(right), holds, where))
         )
+
+    def called_plainly(self, frame: FrameType | None) -> None:
+        """Note that code made a plain number of a size."""
+        if not self._inside and self.open:
+            self.plain_calls.add(calls_plainly(frame))
 
     def unknown(self, text: str) -> Any:
         """Raise: code asks for a number that only an input tells."""
@@ -969,7 +983,10 @@ def _ask_count(self: Recorder, func: Any, _name: str, args: Any, kwargs: Any) ->
 def _ask_length(self: Recorder, _func: Any, _name: str, args: Any, _kwargs: Any) -> Any:
     if not self.blind and args[0].dim() == 0:
         raise TypeError("len() of a 0-d tensor")
-    return operator.index(self.size(args[0], 0))
+    size = self.size(args[0], 0)
+    if type(size) is TracedInt:
+        self.called_plainly(user_frame())
+    return operator.index(size)
 
 
 def _ask_type(self: Recorder, func: Any, name: str, args: Any, kwargs: Any) -> Any:

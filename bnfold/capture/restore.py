@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from bnfold.graph.leaves import is_torchs
 from bnfold.graph.values import version, was_written
 
 __all__ = [
@@ -122,6 +123,48 @@ def _empty_defaults(kind: type) -> set[str]:
         if base.__module__ != "torch.nn.modules.module":
             held |= base.__dict__
     return {name for name, value in held.items() if value is None or (isinstance(value, Tensor) and value.numel() == 0)}
+
+
+class _Outdated:
+    """Stands for a size of an earlier run, and is unequal to all."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_OUTDATED = _Outdated()
+
+
+def holders_of(modules: Iterable[nn.Module], numbers: Container[int]) -> list[tuple[nn.Module, str]]:
+    """Return the attributes of a model's own modules that hold one of some numbers, alone or among others."""
+    return [
+        (part, name)
+        for part in modules
+        if not is_torchs(part)
+        for name, value in part.__dict__.items()
+        for number in (value if isinstance(value, (tuple, list)) else (value,))
+        if type(number) is int and number in numbers
+    ]
+
+
+def outdate(
+    kept: list[tuple[nn.Module, str]], _: Any, among: Container[tuple[nn.Module, str]] | None = None
+) -> list[tuple[nn.Module, str]]:
+    """Let attributes hold what is unequal to all sizes, and return them; ``among`` as in :func:`empty_caches`."""
+    outdated = [where for where in dict.fromkeys(kept) if among is None or where in among]
+    for part, name in outdated:
+        part.__dict__[name] = _OUTDATED
+    return outdated
+
+
+def is_filled(part: nn.Module, name: str) -> bool:
+    """Whether an attribute that was emptied or outdated holds something again."""
+    return name in part.__dict__ and part.__dict__[name] is not _OUTDATED
 
 
 def random_state() -> tuple[Any, ...]:

@@ -8,6 +8,8 @@ capture holds.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import time
 from collections.abc import Callable, Mapping
@@ -22,8 +24,18 @@ from torch.utils import _pytree as pytree
 from bnfold.capture.arguments import enter_arguments, leave_result
 from bnfold.capture.check import ModelFailedError, difference, failure
 from bnfold.capture.lines import line_of_error
+from bnfold.capture.plain_calls import PlainCalls, functions_of, keeping_sizes
 from bnfold.capture.recorder import DataQuestionError, ImpureError, Recorder, WrittenLaterError
-from bnfold.capture.restore import buffers_of, empty_caches, left_as_found, put_back, random_state
+from bnfold.capture.restore import (
+    buffers_of,
+    empty_caches,
+    holders_of,
+    is_filled,
+    left_as_found,
+    outdate,
+    put_back,
+    random_state,
+)
 from bnfold.capture.taught_layers import teach
 from bnfold.errors import BnfoldError, CaptureError, NeedsInputsError, UsageError, first_line
 from bnfold.graph.captured import Capture
@@ -33,7 +45,7 @@ from bnfold.graph.names import refuse_names, require_writable
 from bnfold.graph.native import rewrite_native
 from bnfold.graph.proof import forget
 from bnfold.graph.quiet import unlogged
-from bnfold.graph.requires import require_ranks
+from bnfold.graph.requires import pinned_numbers, require_ranks
 from bnfold.graph.values import require_values
 from bnfold.graph.wrappers import refuse_wrappers, wrapper_refusal
 from bnfold.mode import require_eval
@@ -178,26 +190,67 @@ _MOST_RUNS = 12  # each finds a line that makes tensors which get values of the 
 def _recorded(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[str, Any] | None = None) -> Capture:
     if inputs is None:
         raise NeedsInputsError("A recorded run needs inputs, and none were found.", fix="Pass example_inputs.")
-    anew = _recorded_anew(model, inputs, named or {})
-    return _record(model, inputs, named or {}) if anew is None else anew
+    named = named or {}
+    anew = _recorded_anew(model, inputs, named, empty_caches)
+    if anew is not None:
+        return anew
+    captured = _record(model, inputs, named)
+    kept = _kept_numbers(model, captured, inputs, named)
+    anew = _recorded_anew(model, inputs, named, functools.partial(outdate, kept)) if kept else None
+    return captured if anew is None else anew
 
 
-def _recorded_anew(model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Capture | None:
+def _kept_numbers(
+    model: nn.Module, captured: Capture, inputs: tuple[Any, ...], named: Mapping[str, Any]
+) -> list[tuple[nn.Module, str]]:
+    """Return attributes that hold a number to which a size must be equal, and that a run at another batch writes."""
+    found = holders_of(model.modules(), pinned_numbers(captured.graph))
+    if not found:
+        return []
+    before = [part.__dict__[name] for part, name in found]
+    written: list[tuple[nn.Module, str]] = []
+
+    def look() -> None:
+        written[:] = [
+            (part, name)
+            for (part, name), value in zip(found, before, strict=True)
+            if part.__dict__.get(name) is not value
+        ]
+
+    with left_as_found([*model.modules()]), contextlib.suppress(CaptureError):
+        larger = pytree.tree_map(_of_a_larger_batch, (inputs, dict(named)))
+        _record_making(model, larger[0], larger[1], look, set())
+    return written
+
+
+def _of_a_larger_batch(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    return value.new_empty((value.shape[0] + 1, *value.shape[1:]))
+
+
+def _recorded_anew(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    named: Mapping[str, Any],
+    forget_kept: Callable[..., list[tuple[nn.Module, str]]],
+) -> Capture | None:
     """Record a run in which the model computes what it keeps of an earlier one; None where it keeps nothing.
 
     Such caches are right for the sizes of that run, and a run that reads them is recorded for these sizes only. They
-    are recognised by an empty default in the class, and by ``forward``, which fills them again; that the model computes
-    the same with and without them is tried, however much is checked otherwise.
+    are recognised by an empty default in the class, or by a run at another batch that writes them; and by ``forward``,
+    which fills them again. That the model computes the same with and without them is tried, however much is checked
+    otherwise.
     """
     parts = [*model.modules()]
     filled: list[tuple[nn.Module, str]] | None = None
     for _ in range(2):
         with left_as_found(parts):
-            emptied = empty_caches(parts, filled)
+            emptied = forget_kept(parts, filled)
             filled = []
 
             def look(emptied: list[Any] = emptied, filled: list[Any] = filled) -> None:
-                filled[:] = [(part, name) for part, name in emptied if name in part.__dict__]
+                filled[:] = [(part, name) for part, name in emptied if is_filled(part, name)]
 
             if not emptied:
                 return None
@@ -229,9 +282,34 @@ def _record(
     named: Mapping[str, Any],
     look: Callable[[], None] = lambda: None,
 ) -> Capture:
+    plain: PlainCalls = set()
+    captured = _record_making(model, inputs, named, look, plain)
+    functions: dict[Any, Any] = {}
+    while inputs is not None and plain:
+        found = functions_of(plain)
+        if found.keys() <= functions.keys():
+            break
+        functions |= found
+        plain.clear()
+        try:
+            with keeping_sizes(functions):
+                captured = _record_making(model, inputs, named, look, plain)
+        except CaptureError:  # what was recorded is right for fewer sizes
+            break
+    return captured
+
+
+def _record_making(
+    model: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    named: Mapping[str, Any],
+    look: Callable[[], None],
+    plain: PlainCalls,
+) -> Capture:
+    """Record a run, again where tensors that it makes turn out to get values of the data."""
     lines: set[str | None] = set()
     while len(lines) < _MOST_RUNS:
-        made = _record_once(model, inputs, named, lines, look)
+        made = _record_once(model, inputs, named, lines, look, plain)
         if isinstance(made, Capture):
             return made
         if made.line in lines:
@@ -250,6 +328,7 @@ def _record_once(
     named: Mapping[str, Any],
     lines: set[str | None],
     look: Callable[[], None],
+    plain: PlainCalls,
 ) -> Capture | WrittenLaterError:
     tensors = [leaf for leaf in pytree.tree_leaves((inputs, dict(named))) if isinstance(leaf, Tensor)]
     recorder = Recorder(model, blind=inputs is None, device=_device(model, tensors), data_lines=lines)
@@ -290,6 +369,7 @@ def _record_once(
             f"{type(model).__name__}.forward draws random numbers, which a graph would freeze.",
             fix="Make it deterministic in eval mode.",
         )
+    plain |= recorder.plain_calls
     graph = recorder.graph
     if recorder.rank_asked:
         require_ranks(graph, recorder.shapes)

@@ -19,6 +19,7 @@ from bnfold.errors import OtherInputError
 __all__ = [
     "COMPARISONS",
     "SIMPLE",
+    "pinned_numbers",
     "require_answer",
     "require_batch",
     "require_dtype",
@@ -204,6 +205,17 @@ def require_batch(value: Any, least: int, name: str, like: Any = None) -> None:
             f"input {name!r} has a batch of {size}, and this graph was captured by torch.export for {wanted}.",
             fix=_FIX,
         )
+
+
+def pinned_numbers(graph: Graph) -> set[int]:
+    """Return the numbers to which some size must be equal."""
+    found = set()
+    for node in graph.nodes:
+        if node.target is require_number:
+            _, comparison, right, holds, _ = node.args
+            if type(right) is int and (comparison, holds) in (("==", True), ("!=", False)):
+                found.add(right)
+    return found
 
 
 def require_ranks(graph: Graph, shapes: Mapping[Node, tuple[int, ...]]) -> None:

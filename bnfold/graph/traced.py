@@ -16,6 +16,7 @@ import numbers
 import operator
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch.fx import Node
 
 from bnfold.graph.requires import COMPARISONS
 
-__all__ = ["Expression", "Session", "TracedFloat", "TracedInt", "settled"]
+__all__ = ["Expression", "Session", "TracedFloat", "TracedInt", "computed", "settled"]
 
 
 class Expression:
@@ -52,6 +53,9 @@ class Session(Protocol):
 
     def decided(self, left: Any, comparison: str, right: Any, holds: bool) -> None:
         """Note that a comparison decided something."""
+
+    def called_plainly(self, frame: FrameType) -> None:
+        """Note that code asked for a plain number where one that knows how it was computed would do."""
 
     def unknown(self, text: str) -> Any:
         """Raise: the value of this number is asked for, and no example input gives it one."""
@@ -129,11 +133,13 @@ class _Traced:
         return self._compared(">=", other)
 
     def __int__(self) -> int:
+        self.session.called_plainly(sys._getframe(1))
         if self.value is None or isinstance(self.value, int):
             return int(self._pinned())
-        return int(_computed(self.session, int, (self,))._pinned())
+        return int(computed(self.session, int, (self,))._pinned())
 
     def __float__(self) -> float:
+        self.session.called_plainly(sys._getframe(1))
         return float(self._pinned())
 
     def __complex__(self) -> complex:
@@ -142,7 +148,12 @@ class _Traced:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return np.asarray(self._pinned(), dtype=dtype)
 
-    __array_priority__ = 1000  # a number of numpy's leaves the operation to this one
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        function = _OF_NUMPY.get(ufunc)
+        if function is None or method != "__call__" or kwargs or any(isinstance(one, np.ndarray) for one in inputs):
+            plain = [one._pinned() if type(one) in (TracedInt, TracedFloat) else one for one in inputs]
+            return getattr(ufunc, method)(*plain, **kwargs)
+        return function(*(one.item() if isinstance(one, np.generic) else one for one in inputs))
 
     def __str__(self) -> str:
         return str(self._pinned())
@@ -172,16 +183,16 @@ class _Traced:
     # --- what computes ------------------------------------------------------------------------------------------
 
     def __round__(self, digits: int | None = None) -> Any:
-        return _computed(self.session, round, (self,) if digits is None else (self, digits))
+        return computed(self.session, round, (self,) if digits is None else (self, digits))
 
     def __floor__(self) -> Any:
-        return _computed(self.session, math.floor, (self,))
+        return computed(self.session, math.floor, (self,))
 
     def __ceil__(self) -> Any:
-        return _computed(self.session, math.ceil, (self,))
+        return computed(self.session, math.ceil, (self,))
 
     def __trunc__(self) -> Any:
-        return _computed(self.session, math.trunc, (self,))
+        return computed(self.session, math.trunc, (self,))
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
@@ -225,7 +236,7 @@ class TracedFloat(_Traced, torch.SymFloat):
     __hash__ = _Traced.__hash__
 
 
-def _computed(session: Session, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def computed(session: Session, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """Return what a function makes of numbers, with how it was computed."""
     values = [*map(settled, args)]
     value = None if None in values else function(*values)
@@ -255,6 +266,23 @@ _SIGNS: dict[Any, str] = {
     operator.or_: "|",
     operator.xor: "^",
 }
+_OF_NUMPY: dict[Any, Callable[..., Any]] = {  # what numpy's functions, and its numbers beside ours, are
+    np.add: operator.add,
+    np.subtract: operator.sub,
+    np.multiply: operator.mul,
+    np.true_divide: operator.truediv,
+    np.floor_divide: operator.floordiv,
+    np.remainder: operator.mod,
+    np.power: operator.pow,
+    np.equal: operator.eq,
+    np.not_equal: operator.ne,
+    np.less: operator.lt,
+    np.less_equal: operator.le,
+    np.greater: operator.gt,
+    np.greater_equal: operator.ge,
+    np.ceil: lambda x: computed(x.session, float, (math.ceil(x),)),
+    np.floor: lambda x: computed(x.session, float, (math.floor(x),)),
+}
 _ONLY_WHOLE = (operator.lshift, operator.rshift, operator.and_, operator.or_, operator.xor)
 _NAMES: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
@@ -280,18 +308,18 @@ def _binary(function: Callable[[Any, Any], Any], *, swapped: bool) -> Callable[[
             other = int(other) if isinstance(other, numbers.Integral) else float(other)  # a bool, a number of numpy's
         if function in _ONLY_WHOLE and isinstance(settled(other), float):
             return NotImplemented
-        return _computed(self.session, function, (other, self) if swapped else (self, other))
+        return computed(self.session, function, (other, self) if swapped else (self, other))
 
     return compute
 
 
 def _unary(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda self: _computed(self.session, function, (self,))
+    return lambda self: computed(self.session, function, (self,))
 
 
 def _symbolic(function: Callable[..., Any]) -> Callable[..., Any]:
     """What ``torch.sym_max`` and its kin call: a computation, and no decision."""
-    return lambda self, *others: _computed(self.session, function, (self, *others))
+    return lambda self, *others: computed(self.session, function, (self, *others))
 
 
 def _asked(name: str) -> Callable[[Any], Any]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
+import sys
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.capture.ways import capture
+from bnfold.errors import CaptureError
 from tests.graph.questions import Asks, image
 from tests.graph.test_recorded import folded_as, network, same
 
@@ -48,6 +55,28 @@ def test_a_conversion_that_changes_nothing_yet_is_part_of_the_graph() -> None:
     same(model.double(), folding.in_float64()[1], *WIDE)
 
 
+def test_a_buffer_may_be_replaced_by_itself_in_the_type_of_the_input() -> None:
+    """speechbrain: ``self.drop_mask_te = self.drop_mask_te.to(w.device)``."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.features(x)
+        self.mask = self.mask.to(x.device, x.dtype)
+        return x * self.mask
+
+    recorded(network(forward, mask=torch.tensor([0.5])))
+
+
+def test_a_selection_by_values_is_refused_as_a_question_about_data() -> None:
+    """torchvision's detectors: ``boxes[scores > threshold]``."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.features(x)
+        return x[x > 0]
+
+    with pytest.raises(CaptureError, match=r"asks for the places of a value that depends on its input, at .*:\d+: no"):
+        capture(network(forward), image((2, 3, 16, 16)), "recorded")
+
+
 # --- what a model keeps of an earlier run ------------------------------------------------------------------------
 
 
@@ -83,6 +112,28 @@ def test_a_setting_is_not_taken_for_something_kept() -> None:
     same(copy.deepcopy(model), bnfold.fold(model, image((2, 3, 16, 16))).module, *WIDE)
 
 
+class Batched(Asks):
+    """speechbrain's recurrent layers: the batch of the last run is kept; ``block`` looks the same and is a setting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch, self.block = 16, 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
+        if self.batch != x.shape[0]:
+            self.batch = x.shape[0]
+            self.start = torch.ones(self.batch, 1, 1, 1, dtype=x.dtype)
+        return x * self.start * self.block
+
+
+def test_a_batch_that_is_kept_as_a_number_does_not_pin_the_batch() -> None:
+    model = network(Batched)
+    model(image((2, 3, 16, 16)))
+    same(copy.deepcopy(model), bnfold.fold(model, image((2, 3, 16, 16))).module, *WIDE)
+    assert model.batch == 2
+
+
 class Remembers(Asks):
     """What it answers depends on the run before."""
 
@@ -99,3 +150,39 @@ def test_what_is_kept_and_not_what_a_first_run_computes_is_what_the_graph_holds(
     model = network(Remembers)
     model.last = torch.full((16,), 3.0, dtype=torch.float64)
     same(copy.deepcopy(model), bnfold.fold(model, image((2, 3, 16, 16))).module, (2, 3, 16, 16), (5, 3, 16, 16))
+
+
+# --- numbers made of sizes ---------------------------------------------------------------------------------------
+
+
+def resized(x: Tensor, sizes: list[int]) -> Tensor:
+    return torch.nn.functional.interpolate(x, sizes)
+
+
+PLAIN: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "int": lambda _, x: resized(x, [int(x.shape[2] * 0.5), int(x.shape[3] / 1.5)]),
+    "float": lambda _, x: resized(x, [int(float(size) / 2) for size in x.shape[2:]]),
+    "len": lambda _, x: x.reshape(len(x), -1).repeat(1, len(x.mT[0])),
+    "numpy": lambda _, x: resized(x, [int(np.floor(np.float64(1.5) * x.shape[2])), int(x.shape[3] * np.int64(2) - 1)]),
+    "ceil": lambda _, x: resized(x, [int(np.ceil(x.shape[2] / 7)) * 7, int(math.sqrt(x.shape[1]))]),
+}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="its bytecode does not tell what is called")
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_number_made_of_a_size_follows_the_size(name: str) -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return PLAIN[name](self, self.features(x))
+
+    code = PLAIN[name].__code__
+    recorded(network(forward))
+    assert PLAIN[name].__code__ is code
+
+
+def test_a_function_that_means_the_type_is_left_alone() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        x = self.features(x)
+        height = int(x.shape[2] / 2)
+        return resized(x, [height, 4]) if type(height) is int and isinstance(height, int) else x
+
+    recorded(network(forward), (2, 3, 16, 16), (5, 3, 16, 16))
