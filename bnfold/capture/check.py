@@ -18,7 +18,7 @@ from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_ba
 from bnfold.errors import OtherInputError, first_line
 from bnfold.graph.captured import NARROW, Capture
 
-__all__ = ["GraphRun", "ModelFailedError", "difference", "failure"]
+__all__ = ["GraphRun", "ModelFailedError", "compare", "difference", "failure"]
 
 _SEED = 0
 
@@ -68,11 +68,11 @@ def difference(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], name
         return f"a check in the graph does not hold for the inputs it was captured with: {actual.what}"
     if isinstance(actual, Exception):
         return f"the graph raises {type(actual).__name__}: {first_line(actual)}"
-    found = _compare(expected, actual)
+    found = compare(expected, actual)
     if found is None:
         return None
     again = _run(model, model, inputs, named)
-    if isinstance(again, Exception) or _compare(expected, again) is not None:
+    if isinstance(again, Exception) or compare(expected, again) is not None:
         return None  # the model does not agree with itself
     where = _first(capture, model, inputs, named)
     return found + (f"; it first differs at {where}" if where else "")
@@ -98,7 +98,8 @@ def _run(call: Any, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[st
             put_back(state, by_content=True)
 
 
-def _compare(expected: Any, actual: Any) -> str | None:
+def compare(expected: Any, actual: Any) -> str | None:
+    """Return how one answer differs from another, to the bit; None where it does not."""
     left, right = flatten(expected), flatten(actual)
     found = structure_difference(left, right)
     if found is not None:

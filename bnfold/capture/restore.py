@@ -97,7 +97,7 @@ def same_random_numbers() -> Iterator[None]:
         np.random.set_state(arrays)
 
 
-def own_copies(inputs: tuple[Any, ...]) -> Any:
+def own_copies(inputs: Any) -> Any:
     """Return inputs for one run, which may write into them: every tensor a copy of its own."""
     return pytree.tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, inputs)
 
