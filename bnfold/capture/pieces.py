@@ -87,7 +87,7 @@ def find_pieces(
         # A piece answers for the size it was recorded with; whether it does for another, only a run tells.
         tried = {place: piece for place, piece in pieces.items() if check or len(seen.sizes[place]) > 1}
         begin = time.perf_counter()
-        wrong = _differing(model, inputs, tried, check=check)
+        wrong = _differing(model, inputs, tried, check=check, may_stop=seen.stopped is not None)
         seconds += time.perf_counter() - begin
         if not wrong:
             return Pieces(pieces, differing, seconds)
@@ -353,15 +353,27 @@ def _has_state(part: nn.Module) -> bool:
 # --- do they answer as the parts do? ------------------------------------------------------------------------------
 
 
-def _differing(model: nn.Module, inputs: tuple[Any, ...], pieces: dict[str, Capture], *, check: bool) -> dict[str, str]:
-    """Return how pieces differ from the parts that they stand for, by place, in a run of the model."""
+def _differing(
+    model: nn.Module, inputs: tuple[Any, ...], pieces: dict[str, Capture], *, check: bool, may_stop: bool
+) -> dict[str, str]:
+    """Return how pieces differ from the parts that they stand for, by place, in a run of the model.
+
+    Args:
+        model: left as it is found.
+        inputs: positional.
+        pieces: by place.
+        check: whether to compare what they answer; if not, they need only run.
+        may_stop: whether the model's run stops before its end.
+    """
     wrong: dict[str, str] = {}
     if not pieces:
         return wrong
     copy = shell(model, {})
     for place, piece in pieces.items():
         _Trial(place, piece, wrong, check).watch(copy)
-    _run(copy, model, inputs)
+    stopped = _run(copy, model, inputs)
+    if stopped is not None and not may_stop:
+        raise stopped
     return wrong
 
 
@@ -399,10 +411,9 @@ class _Trial:
         names = [node.target for node in self.piece.graph.nodes if node.op == "placeholder" and node.target in kwargs]
         try:
             answer = GraphRun(self.piece).run(*args, *(kwargs[name] for name in names))
-        except Exception as error:  # a check of a size, above all
-            self.wrong[self.place] = first_line(error)
-            return
-        if self.check:
-            found = compare((output, *call), (answer, args, kwargs))  # what was written into arguments, too
-            if found is not None:
-                self.wrong[self.place] = found
+            # With the arguments, since both may have written into them.
+            found = compare((output, *call), (answer, args, kwargs)) if self.check else None
+        except Exception as error:  # a check of a size, above all; what it is must not end the model's run
+            found = first_line(error)
+        if found is not None:
+            self.wrong[self.place] = found

@@ -102,6 +102,13 @@ def test_one_activation_in_several_places() -> None:
     assert {action for action, _ in actions(folded(model, values(*IMAGE))).values()} == {"fold"}
 
 
+def test_a_convolution_in_several_places() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    features = nn.Sequential(conv, nn.BatchNorm2d(4), Asks(), nn.BatchNorm2d(4), conv, Asks(), *pair(4, 4), conv)
+    model = double(Net(lambda s, x: s.features(s.stem(x)), stem=nn.Conv2d(3, 4, 1), features=features))
+    assert actions(folded(model, values(*IMAGE)))["features.7"] == ("fold", ("features.6",))
+
+
 def test_keep_and_overflow_name_layers_of_a_run() -> None:
     model = double(Net(lambda s, x: s.features(x), features=nn.Sequential(*pair(3, 4), Asks(), *pair(4, 5))))
     folding = folded(model, values(*IMAGE), keep=["features.4"])
