@@ -12,9 +12,10 @@ size that the model itself passes, is no piece.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -160,11 +161,18 @@ def _see(model: nn.Module, inputs: tuple[Any, ...], seen: _Seen) -> None:
             owners[id(tensor)].append(name)
 
     def read(tensor: Tensor) -> None:
-        names = owners.get(id(tensor), ())
+        names = owners[id(tensor)]
         if not any(name in running for name in names):
             seen.entered.update(part for name in names for part in (*_outer(name), name) if part not in running)
 
-    seen.stopped = _run(copy, model, inputs, _Reads(read))
+    with _uncompiled():
+        seen.stopped = _run(copy, model, inputs, _Reads(owners.keys(), read))
+
+
+def _uncompiled() -> Any:
+    """While entered, what ``torch.compile`` made runs as it was written: it would be compiled anew to be watched."""
+    compiler = sys.modules.get("torch._dynamo")
+    return contextlib.nullcontext() if compiler is None else torch.compiler.set_stance("force_eager")
 
 
 def _run(copy: nn.Module, model: nn.Module, inputs: tuple[Any, ...], mode: Any = None) -> Exception | None:
@@ -182,21 +190,27 @@ def _run(copy: nn.Module, model: nn.Module, inputs: tuple[Any, ...], mode: Any =
 
 
 class _Reads(TorchFunctionMode):
-    """Tells which tensors are read by calls of torch."""
+    """Tells which of some tensors are read by calls of torch; quickly, since post-processing makes many of them."""
 
-    def __init__(self, read: Callable[[Tensor], None]) -> None:
+    def __init__(self, known: Collection[int], read: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self.read = read
+        self.known, self.read = known, read
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See a call of torch, and run it."""
-        name = getattr(func, "__name__", "")
-        asked = func.__self__.__name__ not in _VIEWS if name == "__get__" else name in _QUESTIONS
-        if not asked:
-            for leaf in pytree.tree_leaves((args, kwargs)):
-                if isinstance(leaf, Tensor):
-                    self.read(leaf)
+        waiting = [*args, *kwargs.values()] if kwargs else [*args]
+        for value in waiting:  # grows
+            if isinstance(value, (list, tuple)):
+                waiting += value
+            elif id(value) in self.known and not _only_asks(func):
+                self.read(value)
         return func(*args, **(kwargs or {}))
+
+
+def _only_asks(func: Any) -> bool:
+    """Whether a call asks for what no fold changes: the size of a tensor, its type."""
+    name = getattr(func, "__name__", "")
+    return func.__self__.__name__ not in _VIEWS if name == "__get__" else name in _QUESTIONS
 
 
 _VIEWS = frozenset(("data", "T", "mT", "H", "mH", "real", "imag"))  # attributes that are more than a question
