@@ -119,7 +119,12 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto", *, 
         raise CaptureError(
             f"{type(model).__name__} holds no BatchNorm: there is nothing to fold.", fix="Use the model as it is."
         ) from first
+    if isinstance(first, DataQuestionError) and ways[-1] == "piecewise":  # no part of it could be captured either
+        raise DataQuestionError(first.what, fix=_APART) from first
     raise first
+
+
+_APART = "Put each convolution and its BatchNorm into an nn.Sequential of their own, which then folds by itself."
 
 
 def _require_a_run(model: nn.Module, inputs: tuple[Any, ...] | None) -> None:
@@ -383,7 +388,7 @@ def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None, *, check: bool 
         why = f": {reasons[-1].rstrip('.')}" if reasons else ""
         raise CaptureError(
             f"No part of {type(model).__name__} that holds a BatchNorm can be captured by itself{why}.",
-            fix="Move what cannot be captured out of the part that holds the BatchNorm.",
+            fix=_APART,
         )
     seconds = pieces.check_seconds if check else 0.0
     return Capture(Graph(), model, {}, "piecewise", inputs, pieces=pieces.found, check_seconds=seconds)

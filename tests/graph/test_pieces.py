@@ -296,6 +296,9 @@ def test_where_there_is_no_piece_the_message_names_the_line() -> None:
             bnfold.fold(model, values(*IMAGE), capture=way)
         assert str(caught.value).count("test_pieces.py") == 1
         assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith(
+            "Put each convolution and its BatchNorm into an nn.Sequential of their own, which then folds by itself."
+        )
 
 
 # --- a detector -------------------------------------------------------------------------------------------------------
