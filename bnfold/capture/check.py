@@ -19,7 +19,7 @@ from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_ba
 from bnfold.errors import OtherInputError, first_line
 from bnfold.graph.captured import NARROW, Capture
 
-__all__ = ["GraphRun", "ModelFailedError", "difference", "failure"]
+__all__ = ["GraphRun", "ModelFailedError", "compare", "difference", "failure"]
 
 _SEED = 0
 
@@ -69,11 +69,11 @@ def difference(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], name
         return f"a check in the graph does not hold for the inputs it was captured with: {actual.what}"
     if isinstance(actual, Exception):
         return f"the graph raises {type(actual).__name__}: {first_line(actual)}"
-    found = _compare(expected, actual, exact=capture.exact)
+    found = compare(expected, actual, exact=capture.exact)
     if found is None:
         return None
     again = _run(model, model, inputs, named)
-    if isinstance(again, Exception) or _compare(expected, again, exact=True) is not None:
+    if isinstance(again, Exception) or compare(expected, again, exact=True) is not None:
         return None  # the model does not agree with itself
     where = _first(capture, model, inputs, named)
     return found + (f"; it first differs at {where}" if where else "")
@@ -102,7 +102,8 @@ def _run(call: Any, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[st
 _ROUNDINGS = 1000  # of the largest value, where a layer was written as a function that rounds otherwise
 
 
-def _compare(expected: Any, actual: Any, *, exact: bool) -> str | None:
+def compare(expected: Any, actual: Any, *, exact: bool) -> str | None:
+    """Return how one answer differs from another, to the bit or within roundings; None where it does not."""
     left, right = flatten(expected), flatten(actual)
     found = structure_difference(left, right)
     if found is not None:

@@ -124,7 +124,12 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto", *, 
     if not _holds_batch_norm(model):
         what = f"{type(model).__name__} holds no BatchNorm layer. {first.what}"
         raise CaptureError(what, fix=first.fix) from first
+    if isinstance(first, DataQuestionError) and len(errors) > 1:  # no part of it could be captured either
+        raise CaptureError(first.what, fix=_APART) from first
     raise CaptureError(first.what, fix=first.fix) if type(first) in (ImpureError, DataQuestionError) else first
+
+
+_APART = "Put each convolution and its BatchNorm into an nn.Sequential of their own, which then folds by itself."
 
 
 def _require_a_run(model: nn.Module, inputs: tuple[Any, ...] | None) -> None:
@@ -161,10 +166,12 @@ def _tried(
     """Capture in one way, which leaves the model as it found it, and compare; return the error where that fails."""
     try:
         with left_as_found(parts.values()):
+            if way == "piecewise":  # which compares each piece
+                return _piecewise(model, inputs, check=check)
             captured = _WAYS[way](model, inputs)
     except CaptureError as error:
         return error
-    if not check or inputs is None or way == "piecewise" or captured.check_seconds:
+    if not check or inputs is None or captured.check_seconds:
         return captured
     begin = time.perf_counter()
     try:
@@ -433,31 +440,39 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
     return Capture(graph, root, {}, "export", inputs, (*notes, *left), shapes, exact=False)
 
 
-def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
+def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None, *, check: bool = True) -> Capture:
     if inputs is None:
         raise NeedsInputsError("A piecewise capture runs the model to see its parts.", fix="Pass example_inputs.")
     from bnfold.capture.pieces import find_pieces
 
-    def try_capture(part: nn.Module, call: Any) -> Capture | None:
-        args, kwargs = call
+    errors: list[CaptureError] = []
+
+    def record(part: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Capture | None:
         if wrapper_refusal(part) is not None or isinstance(part, nn.modules.batchnorm._BatchNorm):
             return None
         try:
             with left_as_found(model.modules()):
-                return _recorded(part, args, kwargs)
-        except CaptureError:
+                return _recorded(part, *call)
+        except CaptureError as error:
+            errors.append(error)
             return None
 
     try:
-        pieces = find_pieces(model, inputs, _holds_batch_norm, try_capture)
+        pieces = find_pieces(model, inputs, _holds_batch_norm, record, check=check)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} does not run on the example inputs: {_one_line(error)}{_at(error)}.",
             fix="Pass inputs that it takes.",
         ) from error
-    if not pieces:
-        raise CaptureError("No part of it that holds a BatchNorm can be traced.", fix="Fold its parts one by one.")
-    return Capture(Graph(), model, {}, "piecewise", inputs, pieces=pieces)
+    if not pieces.found:
+        reasons = [error.what for error in errors] or [f"`{place}`: {how}" for place, how in pieces.differing.items()]
+        why = f": {reasons[-1].rstrip('.')}" if reasons else ""
+        raise CaptureError(
+            f"No part of {type(model).__name__} that holds a BatchNorm can be captured by itself{why}.",
+            fix=_APART,
+        )
+    seconds = pieces.check_seconds if check else 0.0
+    return Capture(Graph(), model, {}, "piecewise", inputs, pieces=pieces.found, check_seconds=seconds)
 
 
 def _holds_batch_norm(module: nn.Module) -> bool:

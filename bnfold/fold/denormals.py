@@ -68,7 +68,7 @@ def _made(folded: nn.Module, captured: Capture) -> Iterator[tuple[str, Tensor, T
         if tensor.untyped_storage().data_ptr() in kept or name.rpartition(".")[0] + "." in explicit:
             continue
         made = _denormal(tensor)
-        before = originals.get(_CLONE.sub("", name))
+        before = originals.get(captured.original_name(_CLONE.sub("", name)))
         if before is not None and before.shape == made.shape:
             made &= ~_denormal(before)
         if bool(made.any()):

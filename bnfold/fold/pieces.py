@@ -93,23 +93,30 @@ def unfolded_model(capture: Capture) -> nn.Module:
 def rewrite_model(capture: Capture, plan: Plan) -> nn.Module:
     """Return the folded model: a ``GraphModule``, or a shell of the model with one for each piece.
 
-    A graph takes over the plain attributes of the part that it stands for, so that code which reads them still can.
+    A piece that stands for several layers of an ``nn.Sequential`` takes the place of the first, and the others become
+    the identity. What is put in a place takes over the plain attributes of what stood there, so that code which reads
+    them still can.
     """
     if capture.way != "piecewise":
         return rewrite(capture, plan)
     whole: nn.Module = shell(capture.root, {})
     for path, piece in capture.pieces.items():
         graph = rewrite(piece, plan.pieces.get(path, Plan((), "")))
-        for name, value in piece.root.__dict__.items():
-            if name not in graph.__dict__ and not name.startswith("_") and not isinstance(value, MethodType):
-                graph.__dict__[name] = value
-        _put(whole, path, graph)
+        for place, part in ((path, graph), *((place, nn.Identity()) for place in piece.passed)):
+            _take_attributes(part, capture.module(place))
+            _put(whole, place, part)
     for name in plan.steps.explicit:
         layer: Any = capture.module(name)
         alpha, beta = exact_terms(layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
         needs_grad = layer.weight is not None and bool(layer.weight.requires_grad)
         _put(whole, name, ExplicitAffine(alpha, beta, requires_grad=needs_grad))
     return whole
+
+
+def _take_attributes(part: nn.Module, of: nn.Module) -> None:
+    for name, value in of.__dict__.items():
+        if name not in part.__dict__ and not name.startswith("_") and not isinstance(value, MethodType):
+            part.__dict__[name] = value
 
 
 def _put(whole: nn.Module, path: str, part: nn.Module) -> None:
@@ -130,20 +137,27 @@ def _plan_pieces(
     decisions: list[Decision] = []
     merges: list[MergeDecision] = []
     for path, piece in capture.pieces.items():
-        prefix = path + "."
-        inner = frozenset(name.removeprefix(prefix) for name in keep if name.startswith(prefix))
-        theirs = {site.removeprefix(prefix): why for site, why in refused.items() if site.startswith(prefix)}
+        prefix, place = piece.prefix, path + "."  # names begin with the one, sites with the other
+        inner = frozenset(name.removeprefix(way) for name in keep for way in (prefix, place) if name.startswith(way))
+        theirs = {site.removeprefix(place): why for site, why in refused.items() if site.startswith(place)}
         pieces[path] = _plan_whole(piece, inner, share, theirs, merge=merge)
         names = {name for name, _ in piece.root.named_modules() if name}
-        decisions.extend(_prefixed(decision, prefix, names) for decision in pieces[path])
-        merges.extend(_merge_prefixed(decision, prefix, names) for decision in pieces[path].merges)
+        decisions.extend(_prefixed(decision, prefix, place, names) for decision in pieces[path])
+        merges.extend(_merge_prefixed(decision, prefix, place, names) for decision in pieces[path].merges)
     steps = Steps()
+    taken = tuple(f"{place}." for path, piece in capture.pieces.items() for place in (path, *piece.passed))
     for name, module in capture.root.named_modules():
-        if isinstance(module, _LAYERS) and not any((name + ".").startswith(path + ".") for path in capture.pieces):
+        if isinstance(module, _LAYERS) and not (name + ".").startswith(taken):
             decisions.append(_outside(name, module, keep, steps))
     inside = tuple(f"In `{path}`: {note}" for path, piece in pieces.items() for note in piece.notes)
-    notes = (*capture.notes, f"captured in {len(pieces)} pieces: {listed(tuple(pieces))}", *inside)
+    count = f"{len(pieces)} piece{'s' if len(pieces) != 1 else ''}"
+    notes = (*capture.notes, f"captured in {count}: {listed(tuple(map(_told, capture.pieces.items())))}", *inside)
     return Plan(tuple(decisions), capture.way, notes, tuple(merges), steps, pieces)
+
+
+def _told(item: tuple[str, Capture]) -> str:
+    place, piece = item
+    return f"{place} to {piece.passed[-1]}" if piece.passed else place
 
 
 def _outside(name: str, module: Any, keep: frozenset[str], steps: Steps) -> Decision:
@@ -163,7 +177,7 @@ def _outside(name: str, module: Any, keep: frozenset[str], steps: Steps) -> Deci
     return Decision(name, action, None, (), (), reason, f"{name} {text}.", site=name)
 
 
-def _prefixed(decision: Decision, prefix: str, names: set[str]) -> Decision:
+def _prefixed(decision: Decision, prefix: str, place: str, names: set[str]) -> Decision:
     """Return a decision about a part, in names of the whole."""
 
     def whole(name: str) -> str:
@@ -180,11 +194,11 @@ def _prefixed(decision: Decision, prefix: str, names: set[str]) -> Decision:
         into=into,
         through=through,
         detail=detail,
-        site=prefix + decision.site,
+        site=place + decision.site,
     )
 
 
-def _merge_prefixed(decision: MergeDecision, prefix: str, names: set[str]) -> MergeDecision:
+def _merge_prefixed(decision: MergeDecision, prefix: str, place: str, names: set[str]) -> MergeDecision:
     """Return a decision about a part, in names of the whole."""
 
     def whole(name: str) -> str:
@@ -194,4 +208,4 @@ def _merge_prefixed(decision: MergeDecision, prefix: str, names: set[str]) -> Me
     for name in dict.fromkeys((decision.into, *decision.merged)):
         detail = detail.replace(name, whole(name), 1)
     merged = tuple(map(whole, decision.merged))
-    return replace(decision, into=whole(decision.into), merged=merged, detail=detail, site=prefix + decision.site)
+    return replace(decision, into=whole(decision.into), merged=merged, detail=detail, site=place + decision.site)

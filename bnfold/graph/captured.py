@@ -27,7 +27,9 @@ class Capture:
         notes: sentences for the user.
         shapes: of all tensors, for the example inputs and perhaps for a second batch size; empty where the capture
             does not know them.
-        pieces: for a piecewise capture, the captures of the parts by name; ``graph`` is then empty.
+        pieces: for a piecewise capture, the captures of the parts by place; ``graph`` is then empty.
+        prefix: of a piece: what stands before the names in its graph to make them names of the model.
+        passed: of a piece: the places after its own that it also stands for.
         exact: whether the graph calls the kernels that the model calls; else it may round otherwise.
         check_seconds: how long the comparison with the model took.
     """
@@ -40,6 +42,8 @@ class Capture:
     notes: tuple[str, ...] = ()
     shapes: tuple[dict[Node, tuple[int, ...]], ...] = ()
     pieces: dict[str, Capture] = field(default_factory=dict)
+    prefix: str = ""
+    passed: tuple[str, ...] = ()
     exact: bool = True
     check_seconds: float = 0.0
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -61,3 +65,10 @@ class Capture:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}, not a tensor")
         return value
+
+    def original_name(self, name: str) -> str:
+        """Return what something is called in the model that is called ``name`` in a rewritten one."""
+        for place, piece in self.pieces.items():
+            if name.startswith(place + "."):
+                return piece.prefix + name.removeprefix(place + ".")
+        return name
