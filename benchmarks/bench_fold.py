@@ -3,7 +3,8 @@
     python benchmarks/bench_fold.py [--rounds 9] [--threads 1 2] [--only resnet50]
 
 The *floor* is what no folder can do without: one bare ``torch.fx.symbolic_trace``, and one float32 pass over the
-weights of the convolutions. All contestants run in one process, on the same model in memory, in a new order each round;
+weights of the convolutions. *fold* is given inputs and checks nothing; *search* is given none, and finds them; *check* is
+given inputs and compares what it captured with the model, in one run of each. All contestants run in one process, on the same model in memory, in a new order each round;
 times are CPU times of the process (of all its threads), so that other work on the machine counts less, and each ratio
 is the median of the ratios within the rounds. With more threads than idle cores, those that wait are counted too: then
 believe the rows of one thread. Needs torchvision (see ``benchmarks/shim.py``).
@@ -43,13 +44,16 @@ def model(name: str) -> nn.Module:
 
 def contestants(network: nn.Module) -> dict[str, Callable[[], Any]]:
     """Return what is timed, by name."""
+    x = torch.randn(2, 3, 224, 224)
     weights = [part.weight.detach() for part in network.modules() if isinstance(part, nn.Conv2d)]
     return {
         "trace": lambda: torch.fx.symbolic_trace(network),
         "pass": lambda: [weight * 1.5 for weight in weights],
         "fuse": lambda: fuse(network),
-        "plan": lambda: plan(network),
-        "fold": lambda: fold(network),
+        "plan": lambda: plan(network, x, check=False),
+        "fold": lambda: fold(network, x, check=False),
+        "search": lambda: fold(network, check=False),
+        "check": lambda: fold(network, x),
     }
 
 
@@ -86,7 +90,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=MODELS)
     given = parser.parse_args()
     torch.manual_seed(0)
-    columns = ("trace", "pass", "fuse", "plan", "fold")
+    columns = ("trace", "pass", "fuse", "plan", "fold", "search", "check")
     heading = ["model", "threads", *(f"{name}, ms" for name in columns), "fold / fuse", "fold / floor", "plan / trace"]
     print("| " + " | ".join(heading) + " |\n|" + " --- |" * len(heading))
     for name in given.only:

@@ -399,7 +399,10 @@ def unreadable(text: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("mode", MODES)
+_LONG = pytest.mark.long  # without inputs, each network is searched for some first: as slow, and no other code
+
+
+@pytest.mark.parametrize("mode", [pytest.param(mode, marks=_LONG if mode == "found" else ()) for mode in MODES])
 def test_what_reaches_c_code_is_right_or_is_refused_in_a_sentence(mode: str) -> None:
     answers = survive("tests.graph.test_no_crash", [f"{mode}: {text}" for text in NETWORKS])
     problems = {job: answer for job, answer in answers.items() if answer != RIGHT}

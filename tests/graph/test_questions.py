@@ -93,6 +93,7 @@ def test_where_the_model_stops_anything_but_an_answer_is_right(folded: Any, kind
     assert compare(model, other, image(EXAMPLE), stops=True).kind == kind
 
 
+@pytest.mark.long
 def test_what_ends_its_process_is_named_and_the_others_are_answered() -> None:
     answers = survive("tests.graph.test_questions", ["first", "dies", "sleeps", "last"], limit=8)
     assert answers == {
