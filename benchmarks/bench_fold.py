@@ -3,11 +3,13 @@
     python benchmarks/bench_fold.py [--rounds 9] [--threads 1 2] [--only resnet50]
 
 The *floor* is what no folder can do without: one bare ``torch.fx.symbolic_trace``, and one float32 pass over the
-weights of the convolutions. *fold* is given inputs and checks nothing; *search* is given none, and finds them; *check* is
-given inputs and compares what it captured with the model, in one run of each. All contestants run in one process, on the same model in memory, in a new order each round;
-times are CPU times of the process (of all its threads), so that other work on the machine counts less, and each ratio
-is the median of the ratios within the rounds. With more threads than idle cores, those that wait are counted too: then
-believe the rows of one thread. Needs torchvision (see ``benchmarks/shim.py``).
+weights of the convolutions. *fold* is given inputs and checks nothing; *search* is given none, and finds them; *check*
+is given inputs and compares what it captured with the model, in one run of each.
+
+All contestants run in one process, on the same model in memory, in a new order each round; times are CPU times of the
+process (of all its threads), so that other work on the machine counts less, and each ratio is the median of the ratios
+within the rounds. With more threads than idle cores, those that wait are counted too: then believe the rows of one
+thread. Needs torchvision (see ``benchmarks/shim.py``).
 """
 
 from __future__ import annotations
