@@ -251,33 +251,10 @@ def _judge(record: Record) -> None:
 
 
 def _fold(subject: Subject, record: Record, merge: bool) -> api.Folding:
-    """Fold without example inputs; where that fails or leaves something, with them, and keep the better.
-
-    A client's inputs are given at once.
-    """
-    without: api.Folding | None = None
     start = time.perf_counter()
-    if not subject.entry.builder:
-        try:
-            without = api.fold(subject.model, merge=merge)
-        except BnfoldError as error:
-            record["without_inputs"] = message(error)
-    if without is not None:
-        record["seconds"].update(without.seconds, fold=since(start))
-        if without.plan.summary["fold"] == len(without.plan):
-            record["with_inputs"] = False
-            return without
-    start = time.perf_counter()
-    informed = api.fold(subject.model, _example(subject), merge=merge)
-    seconds = {**informed.seconds, "fold": since(start)}
-    if without is not None and without.plan.summary["fold"] > informed.plan.summary["fold"]:
-        record["with_inputs"], record["note"] = False, "with example inputs, fewer fold"
-        return without
-    record["with_inputs"] = without is None or without.plan.summary != informed.plan.summary
-    if without is not None:
-        record["without_inputs"] = without.plan.summary
-    record["seconds"].update(seconds)
-    return informed
+    folding = api.fold(subject.model, _example(subject), merge=merge)
+    record["seconds"].update(folding.seconds, fold=since(start))
+    return folding
 
 
 def _plainly(folding: api.Folding, double: tuple[Any, ...], record: Record) -> tuple[list[Any], list[Any]]:

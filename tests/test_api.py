@@ -50,6 +50,7 @@ EXIT_CODES = {
     "NotFoldedError": 4,
     "FileAccessError": 5,
     "CaptureError": 6,
+    "OtherInputError": 6,
     "NeedsInputsError": 6,
     "ExportError": 6,
     "MissingPackageError": 6,
@@ -150,6 +151,6 @@ def test_decisions_are_plain_data() -> None:
     assert plan.summary == {"fold": 1, "affine": 1, "keep": 0}
     data = json.loads(json.dumps(plan.to_dict()))
     assert data["summary"] == plan.summary
-    assert data["capture"] == "symbolic"
+    assert data["capture"] == "recorded"
     assert set(data["batchnorms"][0]) >= {"batchnorm", "action", "direction", "into", "through", "reason", "detail"}
     assert pickle.loads(pickle.dumps(plan[0])) == plan[0]

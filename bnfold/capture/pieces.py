@@ -158,7 +158,8 @@ def _see(model: nn.Module, inputs: tuple[Any, ...], seen: _Seen) -> None:
             module.register_forward_pre_hook(enter(name), with_kwargs=True)
             module.register_forward_hook(leave, always_call=True)
         for tensor in (*module._parameters.values(), *module._buffers.values()):
-            owners[id(tensor)].append(name)
+            if tensor is not None:
+                owners[id(tensor)].append(name)
 
     def read(tensor: Tensor) -> None:
         names = owners[id(tensor)]

@@ -83,6 +83,8 @@ def require_answer(answer: Any, captured: Any, where: str) -> None:
     """
     if _recorded(require_answer, answer, captured, where):
         return
+    if isinstance(answer, torch.device) and answer.type == "meta":  # a run for the shapes alone
+        return
     if answer != captured:
         raise OtherInputError(
             f"This model was captured where {where} is {captured!r}, and here it is {answer!r}.", fix=_FIX

@@ -132,7 +132,7 @@ def _client(monkeypatch: pytest.MonkeyPatch, builder: str) -> Entry:
 def test_a_client_is_built_by_its_expression_and_gets_the_inputs_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     record = check(_client(monkeypatch, "a_client_library:Network(channels=8)"))
     assert record["outcome"] == "equivalent", record.get("message")
-    assert (record["shape"], record["calls"], record["with_inputs"]) == ([3, 16, 12], 1, True)
+    assert (record["shape"], record["calls"], record["capture"]) == ([3, 16, 12], 1, "recorded")
     assert (record["batch_free"], record["size_free"]) == (True, True)
     assert record["export_seconds"] > 0
 

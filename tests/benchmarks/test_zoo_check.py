@@ -40,7 +40,7 @@ def examined(model: nn.Module, shape: tuple[int, ...] = (3, 8, 8)) -> dict[str, 
 def test_a_fold_that_is_right_is_equivalent_and_its_calls_are_counted() -> None:
     record = examined(randomise(network()))
     assert record["outcome"] == "equivalent"
-    assert (record["capture"], record["calls"], record["left"]) == ("symbolic", 3, 0)
+    assert (record["capture"], record["calls"], record["left"]) == ("recorded", 3, 0)
     assert record["actions"] == {"fold": 2, "affine": 1, "keep": 0}
     assert sum(record["reasons"].values()) == 1
     assert record["unfolded"][0][:2] == ["3", "affine"]

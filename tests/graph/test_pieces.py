@@ -102,6 +102,14 @@ def test_one_activation_in_several_places() -> None:
     assert {action for action, _ in actions(folded(model, values(*IMAGE))).values()} == {"fold"}
 
 
+def test_a_call_without_a_value_does_not_use_a_missing_bias() -> None:
+    def forward(s: Any, x: Tensor) -> Any:
+        return s.features(F.interpolate(x, size=None, scale_factor=2.0))
+
+    features = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), Asks())
+    assert {d.action for d in folded(double(Net(forward, features=features)), values(*IMAGE)).plan} == {"fold"}
+
+
 def test_a_convolution_in_several_places() -> None:
     conv = nn.Conv2d(4, 4, 3, padding=1)
     features = nn.Sequential(conv, nn.BatchNorm2d(4), Asks(), nn.BatchNorm2d(4), conv, Asks(), *pair(4, 4), conv)
