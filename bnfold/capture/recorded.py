@@ -69,30 +69,31 @@ def recorded(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[st
 def _kept_numbers(
     model: nn.Module, captured: Capture, inputs: tuple[Any, ...], named: Mapping[str, Any]
 ) -> list[tuple[nn.Module, str]]:
-    """Return attributes that hold a number to which a size must be equal, and that a run at another batch writes."""
-    found = holders_of(model.modules(), pinned_numbers(captured.graph))
+    """Return attributes that hold a number to which a size is compared, and that a run at other sizes writes."""
+    numbers = pinned_numbers(captured.graph)
+    found = holders_of(model.modules(), numbers)
     if not found:
         return []
     before = [part.__dict__[name] for part, name in found]
     written: list[tuple[nn.Module, str]] = []
 
     def look() -> None:
-        written[:] = [
-            (part, name)
-            for (part, name), value in zip(found, before, strict=True)
-            if part.__dict__.get(name) is not value
-        ]
+        held = zip(found, before, strict=True)
+        written.extend((part, name) for (part, name), value in held if part.__dict__.get(name) is not value)
 
-    with left_as_found([*model.modules()]), contextlib.suppress(CaptureError):
-        larger = pytree.tree_map(_of_a_larger_batch, (inputs, dict(named)))
-        _record_making(model, larger[0], larger[1], look, set())
+    def larger(value: Any, times: int) -> Any:
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        batch = 2 * value.shape[0] + 1
+        while any(kept and kept % batch == 0 for kept in numbers):  # else it may be the one that is kept
+            batch += 1
+        return value.new_empty((batch, *value.shape[1:2], *(times * size for size in value.shape[2:])))
+
+    for times in (1, 2):  # where the model does not take another size, another batch alone tells
+        with left_as_found([*model.modules()]), contextlib.suppress(CaptureError):
+            given = pytree.tree_map(functools.partial(larger, times=times), (inputs, dict(named)))
+            _record_making(model, given[0], given[1], look, set())
     return written
-
-
-def _of_a_larger_batch(value: Any) -> Any:
-    if not isinstance(value, Tensor) or not value.dim():
-        return value
-    return value.new_empty((value.shape[0] + 1, *value.shape[1:]))
 
 
 def _recorded_anew(

@@ -147,8 +147,8 @@ def holders_of(modules: Iterable[nn.Module], numbers: Container[int]) -> list[tu
         for part in modules
         if not is_torchs(part)
         for name, value in part.__dict__.items()
-        for number in (value if isinstance(value, (tuple, list)) else (value,))
-        if type(number) is int and number in numbers
+        if isinstance(value, (int, tuple, list))
+        and any(type(number) is int and number in numbers for number in pytree.tree_leaves(value))
     ]
 
 

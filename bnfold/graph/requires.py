@@ -210,12 +210,12 @@ def require_batch(value: Any, least: int, name: str, like: Any = None) -> None:
 
 
 def pinned_numbers(graph: Graph) -> set[int]:
-    """Return the numbers to which some size must be equal."""
+    """Return the numbers to which some size must be equal, or must not."""
     found = set()
     for node in graph.nodes:
         if node.target is require_number:
-            _, comparison, right, holds, _ = node.args
-            if type(right) is int and (comparison, holds) in (("==", True), ("!=", False)):
+            _, comparison, right, *_ = node.args
+            if type(right) is int and comparison in ("==", "!="):
                 found.add(right)
     return found
 
