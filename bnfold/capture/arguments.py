@@ -100,6 +100,11 @@ def _enter(recorder: Recorder, value: Any, node: Node, name: str) -> Any:
             for key in keys
         }
         return parts if isinstance(value, dict) else type(value)(parts.values())
+    if not isinstance(value, CHOICES):
+        raise CaptureError(
+            f"Argument {name!r} is a {type(value).__name__}, which no graph can hold.",
+            fix="Pass its tensors themselves.",
+        )
     recorder.require(require_value, (node, value, name))
     return value
 

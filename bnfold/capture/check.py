@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from bnfold.batch import batch_positions
 from bnfold.capture.nests import flatten, structure_difference
 from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
 from bnfold.errors import OtherInputError, first_line
@@ -71,12 +72,52 @@ def difference(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], name
         return f"the graph raises {type(actual).__name__}: {first_line(actual)}"
     found = compare(expected, actual, exact=capture.exact)
     if found is None:
-        return None
+        return _other_samples(capture, model, inputs, named) or _state(capture, model, inputs, named)
     again = _run(model, model, inputs, named)
     if isinstance(again, Exception) or compare(expected, again, exact=True) is not None:
         return None  # the model does not agree with itself
     where = _first(capture, model, inputs, named)
     return found + (f"; it first differs at {where}" if where else "")
+
+
+def _other_samples(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
+    """Compare on other numbers and another batch, which is small: an answer of an earlier run is none for these."""
+    places = batch_positions(inputs)
+    if not places:
+        return None
+    size = inputs[places[0]].shape[0]
+    other = tuple(
+        (value[-1:].flip(-1) if size > 1 else torch.cat([value, value.flip(-1)])) if position in places else value
+        for position, value in enumerate(inputs)
+    )
+    expected = _run(model, model, other, named)
+    graph = GraphRun(capture)
+    actual = _run(lambda *args, **kwargs: graph.run(*args, *kwargs.values()), model, other, named)
+    if isinstance(expected, Exception) or isinstance(actual, OtherInputError):
+        return None
+    if isinstance(actual, Exception):
+        return f"for a batch of {1 if size > 1 else 2} the graph raises {type(actual).__name__}: {first_line(actual)}"
+    found = compare(expected, actual, exact=capture.exact)
+    again = None if found is None else _run(model, model, other, named)
+    if found is None or isinstance(again, Exception) or compare(expected, again, exact=True) is not None:
+        return None
+    return f"for a batch of {1 if size > 1 else 2}, {found}"
+
+
+def _state(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
+    """Where a run changes the model: does the next one answer otherwise?"""
+    if not capture.changes:
+        return None
+
+    def twice(*args: Any, **kwargs: Any) -> Any:
+        first = model(*own_copies(args), **own_copies(kwargs))
+        torch.manual_seed(_SEED)
+        return first, model(*args, **kwargs)
+
+    answers = _run(twice, model, inputs, named)
+    if isinstance(answers, Exception) or compare(answers[0], answers[1], exact=True) is None:
+        return None
+    return f"a run changes `{capture.changes[0]}`, and the next one answers otherwise"
 
 
 def failure(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:

@@ -36,7 +36,9 @@ class NotArgumentError(CaptureError):
     """A call has an argument that no graph can hold."""
 
     def __init__(self, kind: type, line: str | None) -> None:
-        super().__init__(f"forward passes a {kind.__name__} to torch{at(line)}, which no graph can hold.", fix=APART)
+        super().__init__(
+            f"forward hands a {kind.__name__} to torch, or returns it{at(line)}, which no graph can hold.", fix=APART
+        )
 
     def __reduce__(self) -> Any:
         return CaptureError, (self.what,), {"fix": self.fix}

@@ -43,6 +43,7 @@ class Nodes:
         self.scope = ""  # the part of the model whose code runs
         self._nodes: dict[int, Node] = {}
         self._deps: dict[int, Deps] = {}  # of real tensors that the code made
+        self._memory_deps: dict[int, Deps] = {}
         self._made_at: dict[int, str | None] = {}  # the memory of real tensors that the code made
         self._alive: list[Any] = []  # an id names a tensor only as long as it lives
         self._names: dict[int, str] = {}
@@ -56,6 +57,10 @@ class Nodes:
 
     def depends_on_data(self, found: Sequence[Any]) -> bool:
         """Whether a value among tensors and numbers depends on the model's input."""
+        raise NotImplementedError
+
+    def pin(self, found: Sequence[Any]) -> None:
+        """Let the graph check the numbers that a value depends on, whose content is asked for."""
         raise NotImplementedError
 
     def name_constant(self, tensor: Tensor, name: str, narrow: torch.dtype | None = None) -> None:
@@ -107,6 +112,8 @@ class Nodes:
             self._alive.append(value)
             if not value.is_meta:
                 self._deps[id(value)] = deps or {}
+                if deps:
+                    self._memory_deps.setdefault(memory_of(value), {}).update(deps)
                 self._made_at.setdefault(memory_of(value), node.meta.get("source"))
             elif not self.blind:
                 self.shapes[node] = tuple(value.size())
@@ -128,6 +135,7 @@ class Nodes:
             self.depends_on_data((tensor,))
         name = self._names.get(id(tensor)) or self._constant_names.get(id(tensor))
         if name is None:
+            self.pin((tensor,))  # what it was made of, out of sight, is what it holds
             name = f"_tensor_constant{len(self.constants)}"
             while hasattr(self.root, name):
                 name = "_" + name

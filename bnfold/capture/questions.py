@@ -14,14 +14,14 @@ from torch.fx import Node
 from bnfold.capture.blind import UnknownShape
 from bnfold.capture.failures import APART, DataQuestionError, at
 from bnfold.capture.lines import user_frame, user_line
-from bnfold.capture.nodes import TRACED, Deps, Nodes, plain_node
+from bnfold.capture.nodes import TRACED, Deps, Nodes, memory_of, plain_node
 from bnfold.capture.plain_calls import calls_plainly
 from bnfold.capture.tables import ASK_FOR_DATA, DEVICE_ATTRIBUTES, TENSOR_ATTRIBUTES
 from bnfold.errors import CaptureError, NeedsInputsError
 from bnfold.graph import calls
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
-from bnfold.graph.requires import require_answer, require_dtype, require_number
+from bnfold.graph.requires import require_answer, require_dtype, require_number, require_rank
 from bnfold.graph.traced import Expression, TracedInt, settled
 
 __all__ = ["QUESTIONS", "Questions"]
@@ -53,7 +53,9 @@ class Questions(Nodes):
         self.device = device or torch.device("cpu")
         self.open = False
         self.error: Exception | None = None  # what was raised first: the model's code may have caught it
+        self.hashed = False
         self.rank_asked = False
+        self.squeezed = False  # whether a value has as many dimensions as its sizes allow
         self.plain_calls: set[tuple[CodeType, ...]] = set()
         self.inside = 0  # of how many leaf modules
         floating = next((tensor for tensor in root.parameters() if tensor.is_floating_point()), None)
@@ -75,6 +77,8 @@ class Questions(Nodes):
         if name == "shape":
             return self._shape(x)
         if not x.is_meta or id(x) not in self._nodes:
+            if name in ("ndim", "nbytes"):
+                self.pin((x,))
             return func(x)
         if name == "ndim":
             return self._rank(x)
@@ -88,7 +92,7 @@ class Questions(Nodes):
             answer = func(x)
         if name == "dtype":
             return self._dtype_of(x)
-        if name not in ("requires_grad", "is_leaf", "grad_fn", "layout", "itemsize", "is_meta", "retains_grad"):
+        if name not in ("is_leaf", "grad_fn", "layout", "itemsize", "is_meta", "retains_grad"):
             node = self.node_of(x)
             self.require_same_answer(node, getattr, (node, name), answer, f"the {name} of `{node.name}`")
         return answer
@@ -98,8 +102,16 @@ class Questions(Nodes):
             return UnknownShape(self, x)
         if not self.varies(x):
             return x.size()
-        self.rank_asked = True
+        self.ask_rank(x)
         return torch.Size([self.size(x, dim) for dim in range(x.dim())])
+
+    def ask_rank(self, x: Tensor) -> None:
+        """Let the graph check the rank of its inputs and, where a squeeze may have changed it, that of a value."""
+        self.rank_asked = True
+        node = self.node_of(x)
+        if self.squeezed and ("rank", node) not in self._decided:
+            self._decided.add(("rank", node))
+            self.require(require_rank, (node, x.dim(), node.name + at(user_line())))
 
     def varies(self, x: Tensor) -> bool:
         """Whether the shape of a tensor may be another in another run."""
@@ -110,7 +122,8 @@ class Questions(Nodes):
         if not self.varies(x) or (not x.is_meta and id(x) not in self._nodes):
             return x.size(dim)
         if not self.blind:
-            self.rank_asked |= dim < 0
+            if dim < 0:
+                self.ask_rank(x)
             dim = range(x.dim())[dim]
         node = self.node_of(x)
         if dim == 1:
@@ -151,7 +164,7 @@ class Questions(Nodes):
     def _rank(self, x: Tensor) -> int:
         if self.blind:
             self.unknown("the number of dimensions")
-        self.rank_asked = True
+        self.ask_rank(x)
         return x.dim()
 
     def _device_of(self, x: Tensor) -> torch.device:
@@ -249,10 +262,16 @@ class Questions(Nodes):
         deps: Deps = {}
         for leaf in found:
             if isinstance(leaf, Tensor):
-                deps.update(self._deps.get(id(leaf), {}))
+                deps.update(self._deps.get(id(leaf)) or self._made_of(leaf))
             else:
                 deps[leaf.expression.key] = leaf
         return deps
+
+    def _made_of(self, tensor: Tensor) -> Deps:
+        """Return what the memory of a real tensor depends on, of which torch's functions show no more than that."""
+        if tensor.is_meta or not self._memory_deps or id(tensor) in self._names:
+            return {}
+        return self._memory_deps.get(memory_of(tensor), {})
 
     def depends_on_data(self, found: Sequence[Any]) -> bool:
         """Whether a value among tensors and numbers depends on the model's input."""

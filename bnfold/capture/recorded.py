@@ -20,8 +20,10 @@ from bnfold.capture.lines import line_of_error
 from bnfold.capture.plain_calls import PlainCalls, functions_of, keeping_sizes
 from bnfold.capture.recorder import ImpureError, Recorder, WrittenLaterError
 from bnfold.capture.restore import (
+    Change,
     buffers_of,
     empty_caches,
+    forget_sizes,
     holders_of,
     is_filled,
     left_as_found,
@@ -33,6 +35,7 @@ from bnfold.capture.taught_layers import teach
 from bnfold.errors import BnfoldError, CaptureError, NeedsInputsError, first_line
 from bnfold.graph.captured import Capture
 from bnfold.graph.effects import has_effect
+from bnfold.graph.leaves import is_torchs
 from bnfold.graph.names import require_writable
 from bnfold.graph.native import rewrite_native
 from bnfold.graph.quiet import unlogged
@@ -205,8 +208,9 @@ def _record_once(
     state = buffers_of(parts)
     args, kwargs = enter_arguments(recorder, model, inputs, named)
     replaced: str | None = None
+    changed: list[Change] = []
     try:
-        with left_as_found(parts), unlogged(), recorder.running():
+        with left_as_found(parts, changed), unlogged(), recorder.running():
             result = _record_run(model, args, kwargs)
             replaced = _replaced_buffer(recorder)
             look()  # at the model as the run leaves it
@@ -225,6 +229,8 @@ def _record_once(
         ) from error
     finally:
         written = put_back(state)
+        if recorder.hashed:
+            forget_sizes()
     if written or replaced:
         name = next((name for name, buffer in model.named_buffers() if written and buffer is written[0]), replaced)
         raise ImpureError(
@@ -236,6 +242,7 @@ def _record_once(
             f"{type(model).__name__}.forward draws random numbers, which a graph would freeze.",
             fix="Make it deterministic in eval mode.",
         )
+    changes = _named_changes(model, changed)
     plain |= recorder.plain_calls
     graph = recorder.graph
     if recorder.rank_asked:
@@ -244,8 +251,28 @@ def _record_once(
     left = rewrite_native(graph)
     require_writable(graph, type(model).__name__)
     shapes = () if inputs is None else (recorder.shapes,)
-    held, exact = dict(model.named_modules()), not recorder.special
-    return Capture(graph, model, recorder.constants, "recorded", inputs, left, shapes, _cache=dict(held), exact=exact)
+    rest: dict[str, Any] = {"exact": not recorder.special, "changes": changes, "_cache": dict(model.named_modules())}
+    return Capture(graph, model, recorder.constants, "recorded", inputs, left, shapes, **rest)
+
+
+def _named_changes(model: nn.Module, changed: list[Change]) -> tuple[str, ...]:
+    """Return the attributes that a run changed, by name.
+
+    Raises:
+        CaptureError: one is a setting of a layer of torch's, which the graph calls as it is.
+    """
+    owners = {id(part.__dict__): (path, part) for path, part in model.named_modules()}
+    names = []
+    for state, attribute in changed:
+        path, part = owners.get(id(state), ("", None))
+        name = f"{path}.{attribute}" if path else attribute
+        if part is not None and path and is_torchs(part) and not isinstance(part, nn.Sequential):
+            raise CaptureError(
+                f"forward changes `{name}`, which a graph would leave as it is.",
+                fix="Call the function instead of the layer.",
+            )
+        names.append(name)
+    return tuple(dict.fromkeys(names))
 
 
 def _replaced_buffer(recorder: Recorder) -> str | None:

@@ -32,8 +32,16 @@ from bnfold.capture.nodes import TRACED, memory_of, plain_node
 from bnfold.capture.questions import QUESTIONS, Questions
 from bnfold.capture.regions import followed
 from bnfold.capture.restore import same_random_numbers
-from bnfold.capture.tables import ASK_FOR_DATA, CHANGE_MEMORY, CONVERSIONS, SETTINGS, written_by
-from bnfold.errors import CaptureError, NeedsInputsError
+from bnfold.capture.tables import (
+    ASK_FOR_DATA,
+    CHANGE_MEMORY,
+    CONVERSIONS,
+    MADE_LIKE,
+    SETTINGS,
+    TENSOR_ATTRIBUTES,
+    written_by,
+)
+from bnfold.errors import BnfoldError, CaptureError, NeedsInputsError, first_line
 from bnfold.graph.dataless import Dataless, leaves, settle
 from bnfold.graph.effects import RANDOM
 from bnfold.graph.leaves import carries_hooks, is_leaf, is_torchs
@@ -61,6 +69,7 @@ class Recorder(Questions, TorchFunctionMode):
         self.dataless = Dataless()
         self.special: dict[int, Callable[[tuple[Any, ...], dict[str, Any]], Any]] = {}  # layers written otherwise
         self._data_lines = data_lines
+        self._shown: set[int] = set()  # the memory of tensors that numpy or Python was given
         self._modules: dict[int, str] = {}
         self._leaves: set[int] = set()
         for path, part in root.named_modules():
@@ -144,8 +153,9 @@ class Recorder(Questions, TorchFunctionMode):
             if data:
                 raise self.failed(self.data_question(name))
             self.pin(found)
+            self._shown.update(memory_of(leaf) for leaf in found if isinstance(leaf, Tensor))
             return func(*settle(args, same), **settle(kwargs, same))
-        if name in CHANGE_MEMORY or (name == "__set__" and func.__self__.__name__ == "data"):
+        if name in CHANGE_MEMORY or (name == "__set__" and func.__self__.__name__ in TENSOR_ATTRIBUTES):
             raise self.failed(
                 CaptureError(
                     f"forward changes the memory of a tensor in place ({name}){at(user_line())}.",
@@ -165,7 +175,12 @@ class Recorder(Questions, TorchFunctionMode):
         written = written_by(func, name, args, kwargs)
         if written is not None:
             self._require_own(written, data=data)
-        result = self._run(func, name, args, kwargs, data)
+        try:
+            result = self._run(func, name, args, kwargs, data)
+        except Exception as error:  # code that catches it decides by it
+            self._raised(error)
+            raise
+        self.squeezed |= data and name in ("squeeze", "squeeze_")
         if written is None and args and result is args[0] and not data:
             if name not in CONVERSIONS:
                 return result  # nothing happened: a `.contiguous()` of what is
@@ -182,9 +197,15 @@ class Recorder(Questions, TorchFunctionMode):
                 raise
             return result  # made of what no graph can hold: numpy's arrays, say; its value stays
         deps = self.all_deps(found)
+        if data and isinstance(result, Tensor) and not result.is_meta and name.endswith("_like"):
+            deps = self.all_deps(
+                [size for dim in range(result.dim()) if type(size := self.size(args[0], dim)) in TRACED]
+            )
         if written is not None and not data:
             self._deps.setdefault(id(written), {}).update(deps)
             self._tainted.update(deps)
+            if memory_of(written) in self._shown:
+                self.pin(found)
         self._require_count(name, args, kwargs, result)  # before the pieces are taken
         self.put(node, result, deps)
         return result
@@ -192,6 +213,8 @@ class Recorder(Questions, TorchFunctionMode):
     def _run(self, func: Any, name: str, args: Any, kwargs: Any, data: bool) -> Any:
         if name == "__deepcopy__":
             return self.like(args[0]) if data else args[0].detach().clone()
+        if data and not self.blind and name in MADE_LIKE and user_line() not in self._data_lines:
+            return self._made_like(func, name, args, kwargs)
         if data:
             if self.blind:
                 return blind_result(self, name, args, kwargs)
@@ -211,6 +234,26 @@ class Recorder(Questions, TorchFunctionMode):
         for value in _written_values(func, name, args, kwargs):
             self.dataless.forget(value)
         return func(*settle(args, same), **settle(kwargs, same))
+
+    def _made_like(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
+        """Make a tensor that has no more of another than its shape or its type: it is as real as any that code makes."""
+        x = args[0]
+        if name.endswith("_like"):
+            like = torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=self.device)
+        else:
+            like = torch.empty(0, dtype=x.dtype, device=self.device)
+        made: Tensor = func(like, *settle(args[1:], same), **settle(kwargs, same))
+        return made
+
+    def _raised(self, error: Exception) -> None:
+        """Remember that a call of torch raised: for other sizes or types it may not."""
+        if not isinstance(error, (BnfoldError, WrittenLaterError, TypeError, AttributeError)):  # of how it is written
+            self.failed(
+                CaptureError(
+                    f"A run of {type(self.root).__name__} cannot be recorded: {first_line(error)}{at(user_line())}.",
+                    fix=APART,
+                )
+            )
 
     def _require_own(self, written: Tensor, *, data: bool) -> None:
         """Raise for a write into a tensor that outlives the run."""
@@ -234,9 +277,13 @@ class Recorder(Questions, TorchFunctionMode):
 
     def _require_count(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """Check that a call which cuts a value in pieces cuts it in as many."""
-        if name not in ("unbind", "split", "chunk") or not isinstance(result, (tuple, list)) or self.blind:
+        name = name.removeprefix("unsafe_")
+        if name not in _CUTS or not isinstance(result, (tuple, list)) or self.blind:
             return
-        x = args[0]
+        if name not in ("unbind", "split", "chunk"):  # a number of sections, or where to cut
+            self.pin([leaf for leaf in leaves((args, kwargs), []) if not isinstance(leaf, Tensor)])
+            return
+        x = args[0] if args else kwargs["input"]
         given = list(args[1:])
         if name == "unbind":
             dim = kwargs.get("dim", given[0] if given else 0)
@@ -296,8 +343,18 @@ class Recorder(Questions, TorchFunctionMode):
             self.inside += 1
             try:
                 result = self._run_leaf(original, module, args, kwargs, data=data)
+            except Exception as error:
+                self._raised(error)
+                raise
             finally:
                 self.inside -= 1
+        if data and not is_torchs(module) and not _of_tensors(result):
+            raise self.failed(
+                CaptureError(
+                    f"`{path}` is called as a whole, and gives more than tensors{at(user_line())}.",
+                    fix="Remove its hooks, or let it give tensors alone.",
+                )
+            )
         with torch._C.DisableTorchFunction():
             node = self.mark(plain_node(self.graph, "call_module", path, *nodes))
             self.put(node, result, self.all_deps(found))
@@ -327,6 +384,18 @@ class Recorder(Questions, TorchFunctionMode):
         if isinstance(module, _SEVERAL_LAYERS):
             raise NeedsInputsError(f"`{path}` gives several values.", fix="Pass example_inputs.")
         return self.stand_in()
+
+
+_CUTS = frozenset("unbind split chunk tensor_split hsplit vsplit dsplit".split())
+
+
+def _of_tensors(value: Any) -> bool:
+    """Whether a nest holds tensors and nothing else that could be another in another run."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_of_tensors, value))
+    if isinstance(value, dict):
+        return all(map(_of_tensors, value.values()))
+    return isinstance(value, Tensor) or value is None
 
 
 def drawn(tensor: Tensor) -> Tensor:

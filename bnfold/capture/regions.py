@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ import torch._functorch.vmap
 
 from bnfold.capture.lines import user_line
 from bnfold.errors import CaptureError
+from bnfold.graph.leaves import is_foreign
+from bnfold.graph.requires import require_answer
 
 if TYPE_CHECKING:
     from bnfold.capture.recorder import Recorder
@@ -47,6 +50,14 @@ def followed(recorder: Recorder) -> Iterator[None]:
 
         return entered
 
+    grad_enabled = torch.is_grad_enabled
+
+    def asks_for_grad() -> bool:
+        if recorder.runs_here() and recorder.inside == 0 and not is_foreign(sys._getframe(1).f_code.co_filename):
+            node = recorder.require(grad_enabled, ())
+            recorder.require(require_answer, (node, grad_enabled(), "torch.is_grad_enabled()"))
+        return grad_enabled()
+
     scripted = torch.jit.ScriptFunction.__call__
 
     def script(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,6 +72,7 @@ def followed(recorder: Recorder) -> Iterator[None]:
     places = [(torch._functorch.vmap, "_vmap_increment_nesting")]
     places += [(torch._functorch.eager_transforms, f"_{kind}_increment_nesting") for kind in ("grad", "jvp")]
     saved = [(home, name, getattr(home, name)) for home, name in places if hasattr(home, name)]
+    torch.is_grad_enabled = asks_for_grad
     torch.autocast.__enter__ = autocast  # type: ignore[method-assign]
     kind: Any = torch.jit.ScriptFunction
     kind.__call__ = script
@@ -69,6 +81,7 @@ def followed(recorder: Recorder) -> Iterator[None]:
     try:
         yield
     finally:
+        torch.is_grad_enabled = grad_enabled
         torch.autocast.__enter__ = enter  # type: ignore[method-assign]
         kind.__call__ = scripted
         for home, name, original in saved:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Container, Iterable, Iterator
 from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bnfold.graph.leaves import is_torchs
+from bnfold.graph.leaves import is_foreign, is_torchs
 from bnfold.graph.values import version, was_written
 
 __all__ = [
+    "Change",
     "buffers_of",
     "empty_caches",
+    "forget_sizes",
     "left_as_found",
     "own_copies",
     "put_back",
@@ -30,8 +33,13 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Undo what ``forward`` writes into modules while it is traced: attributes, buffers, counters, caches."""
+def left_as_found(modules: Iterable[nn.Module], changed: list[Change] | None = None) -> Iterator[None]:
+    """Undo what ``forward`` writes into modules while it runs: attributes, buffers, counters, caches.
+
+    Args:
+        modules: the parts of a model.
+        changed: gets what was changed: the ``__dict__`` of a part, or of an object that it holds, and an attribute.
+    """
     found = []
     states: list[dict[str, Any]] = [module.__dict__ for module in modules]
     seen = {id(state) for state in states}
@@ -51,6 +59,10 @@ def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for state, before, contents, empty in found:
+            if changed is not None:
+                changed += [(state, name) for name in _changed(state, before)]
+                inner = [value for value, content in contents if not _same(value, content)] + [v for v in empty if v]
+                changed += [(state, name) for name, value in before.items() if any(value is one for one in inner)]
             if [*state] != [*before] or [*map(id, state.values())] != [*map(id, before.values())]:
                 state.clear()
                 state.update(before)
@@ -59,6 +71,26 @@ def left_as_found(modules: Iterable[nn.Module]) -> Iterator[None]:
             for value in empty:
                 if value:
                     value.clear()
+
+
+Change: TypeAlias = "tuple[dict[str, Any], str]"
+
+
+def _changed(state: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    missing = object()
+    return [name for name in {**before, **state} if state.get(name, missing) is not before.get(name, missing)]
+
+
+def _same(value: Any, content: Any) -> bool:
+    """Whether a container holds what it held."""
+    before, inner = content
+    if len(before) != len(value):
+        return False
+    if isinstance(value, dict):
+        same = [*before] == [*value] and [*map(id, before.values())] == [*map(id, value.values())]
+    else:
+        same = isinstance(value, set) or all(a is b for a, b in zip(before, value, strict=True))
+    return same and all(_same(part, held) for part, held in inner)
 
 
 _NO_STATE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, functools.partial)
@@ -165,6 +197,15 @@ def outdate(
 def is_filled(part: nn.Module, name: str) -> bool:
     """Whether an attribute that was emptied or outdated holds something again."""
     return name in part.__dict__ and part.__dict__[name] is not _OUTDATED
+
+
+def forget_sizes() -> None:
+    """Empty the ``lru_cache`` of each function of the user's: it may hold what a run computed from traced sizes."""
+    for cached in gc.get_objects():
+        if type(cached) is functools._lru_cache_wrapper:
+            code = getattr(getattr(cached, "__wrapped__", None), "__code__", None)
+            if code is not None and not is_foreign(code.co_filename):
+                cached.cache_clear()
 
 
 def random_state() -> tuple[Any, ...]:

@@ -54,6 +54,9 @@ ASK_FOR_DATA = {
     "bincount": "the numbers",
 }
 
+MADE_LIKE = frozenset(
+    "new_zeros new_ones new_full new_tensor new_empty zeros_like ones_like full_like empty_like".split()
+)
 CHANGE_MEMORY = frozenset(("resize_", "resize_as_", "set_", "as_strided_"))
 
 CONVERSIONS = frozenset(("to", "type", "type_as"))

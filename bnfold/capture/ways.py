@@ -9,6 +9,7 @@ capture holds.
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -31,6 +32,9 @@ from bnfold.graph.proof import forget
 from bnfold.graph.values import require_values
 from bnfold.graph.wrappers import refuse_wrappers, wrapper_refusal
 from bnfold.mode import require_eval
+
+# A run changes what all threads share, for as long as it takes: how modules are called, the state of the generators.
+ONE_AT_A_TIME = threading.RLock()
 
 __all__ = ["as_inputs", "capture"]
 
@@ -90,11 +94,13 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto", *, 
     given = inputs is not None
     _require_room(model, inputs or ())
     if inputs is None and how != "symbolic":
-        inputs = _searched(model)
+        with ONE_AT_A_TIME:
+            inputs = _searched(model)
     automatic = ("symbolic",) if inputs is None else ("recorded", "export", "piecewise")
     errors: list[CaptureError] = []
     for way in automatic if how == "auto" else (how,):
-        captured = _tried(way, model, inputs, parts, check=check, given=given)
+        with ONE_AT_A_TIME:
+            captured = _tried(way, model, inputs, parts, check=check, given=given)
         if isinstance(captured, Capture):
             return captured
         errors.append(captured)

@@ -31,6 +31,7 @@ class Capture:
         prefix: of a piece: what stands before the names in its graph to make them names of the model.
         passed: of a piece: the places after its own that it also stands for.
         exact: whether the graph calls the kernels that the model calls; else it may round otherwise.
+        changes: attributes that a run of the model changes.
         check_seconds: how long the comparison with the model took.
     """
 
@@ -45,6 +46,7 @@ class Capture:
     prefix: str = ""
     passed: tuple[str, ...] = ()
     exact: bool = True
+    changes: tuple[str, ...] = ()
     check_seconds: float = 0.0
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 

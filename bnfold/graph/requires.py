@@ -116,7 +116,8 @@ def require_value(value: Any, captured: Any, name: str) -> None:
     """
     if _recorded(require_value, value, captured, name):
         return
-    if value is not captured and not (isinstance(value, SIMPLE) and value == captured):
+    same = type(value) is type(captured) and isinstance(value, SIMPLE) and value == captured
+    if value is not captured and not same:
         raise OtherInputError(
             f"argument {name!r} was captured as {captured!r}.",
             fix="To use another value, pass it in example_inputs when folding.",
@@ -125,7 +126,7 @@ def require_value(value: Any, captured: Any, name: str) -> None:
 
 @has_side_effect
 def require_structure(value: Any, kind: str, captured: Any, name: str) -> None:
-    """Raise unless an argument is a list or tuple of as many parts, or a dict of the same keys, as was captured.
+    """Raise unless an argument is a list or tuple of as many parts, or a dict of the same keys, in order, as captured.
 
     Args:
         value: the argument.
@@ -139,7 +140,7 @@ def require_structure(value: Any, kind: str, captured: Any, name: str) -> None:
     if _recorded(require_structure, value, kind, captured, name):
         return
     alike = type(value).__name__ == kind
-    if not alike or (set(value) != set(captured) if isinstance(captured, tuple) else len(value) != captured):
+    if not alike or (tuple(value) != captured if isinstance(captured, tuple) else len(value) != captured):
         raise OtherInputError(f"argument {name!r} holds other parts than this model was captured for.", fix=_FIX)
 
 

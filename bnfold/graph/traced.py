@@ -47,6 +47,8 @@ class Expression:
 class Session(Protocol):
     """What a number needs of the recorder that made it."""
 
+    hashed: bool  # whether a number may be a key somewhere
+
     @property
     def open(self) -> bool:
         """Whether the run still goes on."""
@@ -100,6 +102,7 @@ class _Traced:
     def __hash__(self) -> int:
         if sys._getframe(1).f_code.co_filename.endswith(_HASHES_SYMBOLS):
             raise TypeError("unhashable type: a size that is not known yet")
+        self.session.hashed = True
         return hash(self._pinned())
 
     def _compared(self, comparison: str, other: Any) -> Any:
@@ -150,7 +153,14 @@ class _Traced:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         function = _OF_NUMPY.get(ufunc)
-        if function is None or method != "__call__" or kwargs or any(isinstance(one, np.ndarray) for one in inputs):
+        exact = all(isinstance(one, _EXACT) for one in inputs if isinstance(one, np.generic))
+        if (
+            function is None
+            or not exact
+            or method != "__call__"
+            or kwargs
+            or any(isinstance(one, np.ndarray) for one in inputs)
+        ):
             plain = [one._pinned() if type(one) in (TracedInt, TracedFloat) else one for one in inputs]
             return getattr(ufunc, method)(*plain, **kwargs)
         return function(*(one.item() if isinstance(one, np.generic) else one for one in inputs))
@@ -241,8 +251,13 @@ def computed(session: Session, function: Callable[..., Any], args: tuple[Any, ..
     values = [*map(settled, args)]
     value = None if None in values else function(*values)
     kind = _FLOAT_OF.get(function, TracedInt) if value is None else _KINDS.get(type(value))
-    if not session.open or kind is None:
-        return value  # a complex number, a bool: nothing that torch has a symbol for
+    if not session.open:
+        return value
+    if kind is None:  # a complex number, a bool: nothing that torch has a symbol for
+        for arg in args:
+            if type(arg) in (TracedInt, TracedFloat):
+                session.decided(arg, "==", arg.value, True)
+        return value
     name = _SIGNS.get(function)
     texts = [_text(arg) for arg in args]
     text = f"({texts[0]} {name} {texts[1]})" if name else f"{function.__name__}({', '.join(texts)})"
@@ -283,6 +298,7 @@ _OF_NUMPY: dict[Any, Callable[..., Any]] = {  # what numpy's functions, and its 
     np.ceil: lambda x: computed(x.session, float, (math.ceil(x),)),
     np.floor: lambda x: computed(x.session, float, (math.floor(x),)),
 }
+_EXACT = (np.int64, np.float64)  # numbers of numpy's that compute as Python's do
 _ONLY_WHOLE = (operator.lshift, operator.rshift, operator.and_, operator.or_, operator.xor)
 _NAMES: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
@@ -301,7 +317,11 @@ _NAMES: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _binary(function: Callable[[Any, Any], Any], *, swapped: bool) -> Callable[[Any, Any], Any]:
-    def compute(self: Any, other: Any, *_modulus: Any) -> Any:
+    def compute(self: Any, other: Any, *modulus: Any) -> Any:
+        if modulus:
+            return pow(self._pinned(), settled(other), settled(modulus[0]))
+        if isinstance(other, np.generic) and not isinstance(other, _EXACT):
+            return NotImplemented  # which rounds, or runs over, as no number of Python's does
         if type(other) not in (int, float, TracedInt, TracedFloat):
             if isinstance(other, Tensor) or not isinstance(other, numbers.Real):
                 return NotImplemented
