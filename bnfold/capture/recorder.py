@@ -236,7 +236,7 @@ class Recorder(Questions, TorchFunctionMode):
         return func(*settle(args, same), **settle(kwargs, same))
 
     def _made_like(self, func: Any, name: str, args: Any, kwargs: Any) -> Tensor:
-        """Make a tensor that has no more of another than its shape or its type: it is as real as any that code makes."""
+        """Make a tensor that has no more of another than its shape or its type: a real one, as all that code makes."""
         x = args[0]
         if name.endswith("_like"):
             like = torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=self.device)
