@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from bnfold.capture.check import ModelFailedError, difference, failure
+from bnfold.capture.check import ModelFailedError, answers_twice_alike, difference, failure
 from bnfold.capture.lines import line_of_error
 from bnfold.capture.recorded import recorded, remove_dead, symbolic
 from bnfold.capture.recorder import DataQuestionError, ImpureError
@@ -159,6 +159,12 @@ def _tried(
             captured = _WAYS[way](model, inputs)
     except CaptureError as error:
         return error
+    if captured.changes and inputs is not None and not answers_twice_alike(model, inputs):
+        return ImpureError(
+            f"{type(model).__name__}.forward changes `{captured.changes[0]}`, and the next run answers otherwise: a "
+            "graph would freeze what it keeps.",
+            fix="Pass what is kept from call to call as an input, and return it.",
+        )
     if not check or inputs is None or captured.check_seconds:
         return captured
     begin = time.perf_counter()
