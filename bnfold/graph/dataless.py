@@ -222,6 +222,24 @@ def _batch_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None
     return None if training or x.dtype != mean.dtype else _similar(x)
 
 
+def _layer_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    x, shape = args[0], args[1] if len(args) > 1 else kwargs.get("normalized_shape")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not isinstance(shape, (tuple, list)):
+        return None
+    fits = x.is_meta and tuple(x.size()[-len(shape) :]) == tuple(shape)
+    return torch.empty(x.size(), dtype=x.dtype, device=_META) if fits else None  # in order, whatever order x is in
+
+
+def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    if len(args) not in (2, 3) or kwargs or not all(isinstance(arg, Tensor) for arg in args[:2]):
+        return None
+    x, weight = args[0], args[1]
+    fits = weight.dim() == 2 and x.dim() > 1 and x.size(-1) == weight.size(1) and x.dtype == weight.dtype
+    if not fits or not x.is_contiguous() or not x.is_meta:
+        return None
+    return torch.empty((*x.size()[:-1], weight.size(0)), dtype=x.dtype, device=_META)
+
+
 def _dropout(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     training = kwargs.get("training", args[2] if len(args) > 2 else True)
     return args[0] if training is False and args and isinstance(args[0], Tensor) and args[0].is_meta else None
@@ -234,6 +252,8 @@ _FUNCTIONAL = (
 )
 _LIKE: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Tensor | None]] = {
     F.batch_norm: _batch_norm,
+    F.layer_norm: _layer_norm,
+    F.linear: _linear,
     F.dropout: _dropout,
 }
 for _name in _UNARY:
