@@ -239,7 +239,8 @@ def _nudged(inputs: Any) -> Any:
     """Return inputs moved by a few of their last places."""
     generator = torch.Generator().manual_seed(0)
     return pytree.tree_map(
-        lambda x: x * (1 + NUDGE * torch.randn(x.shape, generator=generator)) if _floating(x) else x, inputs
+        lambda x: x * (1 + NUDGE * torch.randn(x.shape, generator=generator, dtype=x.dtype)) if _floating(x) else x,
+        inputs,
     )
 
 
