@@ -334,7 +334,7 @@ class Recorder(Questions, TorchFunctionMode):
             found = leaves((args, kwargs), [])
             data = self.depends_on_data(found)
             nodes = self.arg(tuple(args)), self.arg(dict(kwargs))
-            result = self._blind_layer(module, path) if self.blind and data else None
+            result = self._blind_layer(module, path, args) if self.blind and data else None
             if result is None and data:
                 result = self.dataless.layer(module, args, kwargs)
             if result is None:
@@ -380,7 +380,10 @@ class Recorder(Questions, TorchFunctionMode):
             result = run(*some[0], **some[1])
             return settle(result, self.dataless.twin)
 
-    def _blind_layer(self, module: nn.Module, path: str) -> Tensor:
+    def _blind_layer(self, module: nn.Module, path: str, args: Any) -> Tensor:
+        passes = isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)) and not module.training
+        if (passes or getattr(module, "inplace", False)) and args and isinstance(args[0], Tensor):
+            return args[0]
         if isinstance(module, _SEVERAL_LAYERS):
             raise NeedsInputsError(f"`{path}` gives several values.", fix="Pass example_inputs.")
         return self.stand_in()
