@@ -62,7 +62,11 @@ def sweep(folder: Path) -> list[Path]:
         path = folder / name
         if match is None or not _is_real_folder(path):
             continue
-        if _is_alive(int(match[1])) and time.time() - path.lstat().st_mtime < _CERTAINLY_OLD:
+        try:
+            age = time.time() - path.lstat().st_mtime
+        except OSError:  # its owner has removed it just now
+            continue
+        if _is_alive(int(match[1])) and age < _CERTAINLY_OLD:
             continue
         lock = _locked(path)
         if lock >= 0:
