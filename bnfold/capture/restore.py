@@ -82,15 +82,18 @@ def _changed(state: dict[str, Any], before: dict[str, Any]) -> list[str]:
 
 
 def _same(value: Any, content: Any) -> bool:
-    """Whether a container holds what it held."""
+    """Whether a container, and each in it, holds what it held."""
     before, inner = content
-    if len(before) != len(value):
-        return False
-    if isinstance(value, dict):
-        same = [*before] == [*value] and [*map(id, before.values())] == [*map(id, value.values())]
-    else:
-        same = isinstance(value, set) or all(a is b for a, b in zip(before, value, strict=True))
-    return same and all(_same(part, held) for part, held in inner)
+    return _holds(value, before) and all(_same(part, held) for part, held in inner)
+
+
+def _holds(value: Any, before: Any) -> bool:
+    """Whether a container itself holds as much as before and, where it has an order, the same."""
+    return len(before) == len(value) and (
+        [*map(id, value)] == [*map(id, before)] and [*map(id, value.values())] == [*map(id, before.values())]
+        if isinstance(value, dict)
+        else isinstance(value, set) or all(a is b for a, b in zip(before, value, strict=True))
+    )
 
 
 _NO_STATE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, functools.partial)
@@ -111,12 +114,7 @@ def _parts(value: Any) -> Any:
 def _restore(value: Any, content: Any) -> None:
     """Put back what a container held; it is touched only where something changed."""
     before, inner = content
-    same = len(before) == len(value) and (
-        [*map(id, value)] == [*map(id, before)] and [*map(id, value.values())] == [*map(id, before.values())]
-        if isinstance(value, dict)
-        else isinstance(value, set) or all(a is b for a, b in zip(before, value, strict=True))
-    )
-    if not same or isinstance(value, set):
+    if not _holds(value, before) or isinstance(value, set):
         value.clear()
         (value.extend if isinstance(value, list) else value.update)(before)
     for part, held in inner:

@@ -8,12 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnfold.graph.effects import ACTIVATIONS
 from bnfold.graph.inplace import IN_PLACE
-
-ACTIVATIONS = frozenset(
-    "relu relu6 leaky_relu elu selu celu silu mish hardtanh hardswish hardsigmoid threshold rrelu dropout dropout1d "
-    "dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
-)
 
 PAIRS = frozenset("topk sort kthvalue mode cummax cummin aminmax std_mean var_mean".split())
 

@@ -15,7 +15,7 @@ from bnfold.graph.inplace import IN_PLACE
 from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.taught import claim_of
 
-__all__ = ["RANDOM", "has_effect", "is_pure", "mutated_inputs"]
+__all__ = ["ACTIVATIONS", "RANDOM", "has_effect", "is_pure", "mutated_inputs"]
 
 Modules: TypeAlias = Callable[[str], nn.Module]
 
@@ -105,10 +105,10 @@ def _positional_in_place(node: Node) -> bool:
     """Whether a functional activation got ``inplace=True`` by position (its last parameter)."""
     name = getattr(node.target, "__name__", "")
     home = getattr(node.target, "__module__", "")
-    return home == "torch.nn.functional" and len(node.args) > 1 and node.args[-1] is True and name in _ACTIVATIONS
+    return home == "torch.nn.functional" and len(node.args) > 1 and node.args[-1] is True and name in ACTIVATIONS
 
 
-_ACTIVATIONS = frozenset(
+ACTIVATIONS = frozenset(
     "relu relu6 leaky_relu elu selu celu silu mish hardtanh hardswish hardsigmoid threshold rrelu dropout dropout1d "
     "dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
 )
