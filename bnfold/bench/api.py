@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bnfold.batch import as_tuple, batch_positions
 from bnfold.bench.machine import cores, this_machine
 from bnfold.bench.result import Bench, Skipped, Timing, timing_of
 from bnfold.bench.targets import TARGETS, NotReadyError, Target, make_target
 from bnfold.bench.turns import CLOCKS, measure
 from bnfold.errors import UsageError
-from bnfold.mode import require_eval
+from bnfold.graph.batch_dimension import as_tuple, batch_positions
+from bnfold.graph.mode import require_eval
 
 __all__ = ["bench"]
 

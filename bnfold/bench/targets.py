@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnfold.batch import as_tuple, batch_positions, with_batch
 from bnfold.errors import BnfoldError, first_line
+from bnfold.graph.batch_dimension import as_tuple, batch_positions, with_batch
 from bnfold.graph.quiet import unlogged
 
 __all__ = ["TARGETS", "NotReadyError", "Target", "make_target"]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from bnfold.batch import batch_positions
 from bnfold.capture.nests import flatten, structure_difference
 from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
 from bnfold.errors import OtherInputError, first_line
+from bnfold.graph.batch_dimension import batch_positions
 from bnfold.graph.captured import NARROW, Capture
 
 __all__ = ["GraphRun", "ModelFailedError", "answers_twice_alike", "compare", "difference", "failure"]

@@ -26,12 +26,12 @@ from bnfold.capture.restore import left_as_found, random_state
 from bnfold.errors import CaptureError, NeedsInputsError, UsageError
 from bnfold.graph.captured import Capture
 from bnfold.graph.leaves import carries_hooks
+from bnfold.graph.mode import require_eval
 from bnfold.graph.names import refuse_names
 from bnfold.graph.native import rewrite_native
 from bnfold.graph.proof import forget
 from bnfold.graph.values import require_values
 from bnfold.graph.wrappers import refuse_wrappers, wrapper_refusal
-from bnfold.mode import require_eval
 
 # A run changes what all threads share, for as long as it takes: how modules are called, the state of the generators.
 ONE_AT_A_TIME = threading.RLock()
@@ -134,7 +134,7 @@ def _require_a_run(model: nn.Module, inputs: tuple[Any, ...] | None) -> None:
 
 def _searched(model: nn.Module) -> tuple[Any, ...] | None:
     """Return inputs that the model takes, or None where none are found."""
-    from bnfold.inputs import find_inputs
+    from bnfold.inputs.search import find_inputs
 
     try:
         return find_inputs(model).inputs

@@ -81,7 +81,7 @@ def _document(request: BenchRequest, terminal: Terminal, stages: Stages, read: l
     found = find_inputs(about, loaded, terminal, stages)
     with stages("fold"), terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
         from bnfold.fold.api import fold
-        from bnfold.inputs import shapes_in_words
+        from bnfold.inputs.search import shapes_in_words
 
         folding = fold(loaded.model, found.inputs, keep=request.keep, merge=request.merge)
         stages.add_parts("fold", folding.seconds)
@@ -124,7 +124,7 @@ def _document(request: BenchRequest, terminal: Terminal, stages: Stages, read: l
 
 def _given_batch(about: ModelRequest, inputs: tuple[Any, ...]) -> tuple[int, ...]:
     """Return the batch size of inputs that the user gave, else 1."""
-    from bnfold.batch import batch_positions
+    from bnfold.graph.batch_dimension import batch_positions
 
     positions = batch_positions(inputs)
     given = about.shapes or about.inputs is not None

@@ -11,9 +11,9 @@ from typing import Any
 from rich.text import Text
 
 from bnfold._version import __version__
+from bnfold.cli.health import OPTIONAL, Doctor, examine
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
-from bnfold.doctor import OPTIONAL, Doctor, examine
 from bnfold.report.escape import visible
 from bnfold.report.tables import plain_table
 from bnfold.report.words import counted

@@ -121,7 +121,7 @@ def _explained(request: ExplainRequest, model: Any, document: Document, inputs: 
     Raises:
         UnknownNameError: no BatchNorm has this name; close ones are named.
     """
-    from bnfold.explain import explain
+    from bnfold.report.equation import explain
     from bnfold.report.explained import told_explanation
 
     name = request.name or ""

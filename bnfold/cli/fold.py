@@ -101,7 +101,7 @@ class _Run:
             from bnfold.fold.api import fold
             from bnfold.fold.denormals import told
             from bnfold.graph.one_batch import fixed_batch
-            from bnfold.inputs import shapes_in_words
+            from bnfold.inputs.search import shapes_in_words
 
             folding = fold(
                 loaded.model,

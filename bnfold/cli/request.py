@@ -17,7 +17,7 @@ from bnfold.files.kinds import open_regular
 
 if TYPE_CHECKING:
     from bnfold.files.load import LoadedModel
-    from bnfold.inputs import FoundInputs
+    from bnfold.inputs.search import FoundInputs
 
 __all__ = ["ModelRequest", "load", "parse_shape", "read_files"]
 
@@ -68,7 +68,7 @@ def load(request: ModelRequest, terminal: Terminal, stages: Stages) -> tuple[Loa
         import torch  # noqa: F401
 
         from bnfold.files.load import load_model
-        from bnfold.mode import training_parts
+        from bnfold.graph.mode import training_parts
     with stages("load"), terminal.foreign_code():
         loaded = load_model(request.model, code=request.code, model=request.spec, key=request.key, trust=request.trust)
         notes = list(loaded.notes)
@@ -94,14 +94,14 @@ def find_inputs(request: ModelRequest, loaded: LoadedModel, terminal: Terminal, 
         raise UsageError("--inputs and --input-shape were both given.", fix="Leave one out: real inputs have a shape.")
     with stages("inputs"), terminal.foreign_code():
         if request.inputs is not None:
-            from bnfold.input_files import read_inputs
+            from bnfold.inputs.from_file import read_inputs
 
             return read_inputs(loaded.model, request.inputs)
-        from bnfold import inputs
+        from bnfold.inputs import search
 
         if request.shapes:
-            return inputs.inputs_of_shapes(loaded.model, request.shapes, seed=request.seed)
-        return inputs.find_inputs(loaded.model, seed=request.seed)
+            return search.inputs_of_shapes(loaded.model, request.shapes, seed=request.seed)
+        return search.find_inputs(loaded.model, seed=request.seed)
 
 
 def read_files(request: ModelRequest) -> list[Path]:

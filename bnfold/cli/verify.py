@@ -21,7 +21,7 @@ from bnfold.report.document import Document
 from bnfold.report.tables import told_comparisons, told_outcome, told_outputs, told_seconds
 
 if TYPE_CHECKING:
-    from bnfold.inputs import FoundInputs
+    from bnfold.inputs.search import FoundInputs
 
 __all__ = ["VerifyRequest", "run"]
 
@@ -64,7 +64,7 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
             candidate = loaded.model
             notes += [f"{request.candidate}: {note}" for note in more]
         with stages("verify"), terminal.foreign_code():
-            from bnfold.inputs import shapes_in_words
+            from bnfold.inputs.search import shapes_in_words
             from bnfold.verify import verify
 
             def progress(sentence: str, done: float) -> None:
@@ -105,11 +105,11 @@ def _onnx_inputs(about: ModelRequest, terminal: Terminal, stages: Stages) -> Fou
     with stages("import"):
         import torch  # noqa: F401
 
-        from bnfold.inputs import FoundInputs
+        from bnfold.inputs.search import FoundInputs
         from bnfold.verify.runtime import require_onnxruntime
     require_onnxruntime()
     with stages("inputs"), terminal.foreign_code():
-        from bnfold.input_files import read_tensors
+        from bnfold.inputs.from_file import read_tensors
         from bnfold.verify.onnx_inputs import given_inputs, onnx_inputs
         from bnfold.verify.runtime import OrtModel
 

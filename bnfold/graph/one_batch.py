@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from bnfold.batch import batch_positions
 from bnfold.errors import OtherInputError, first_line
+from bnfold.graph.batch_dimension import batch_positions
 from bnfold.graph.captured import Capture
 from bnfold.graph.dataless import Dataless, DatalessMode
 from bnfold.graph.quiet import quiet

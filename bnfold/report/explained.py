@@ -1,4 +1,4 @@
-"""What :mod:`bnfold.explain` found, as a person reads it in a terminal."""
+"""What :mod:`bnfold.report.equation` found, as a person reads it in a terminal."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.explain import Explanation
 from bnfold.fold.decision import Decision
 from bnfold.report.bars import bar, spread
 from bnfold.report.chain import Link, told_chain
+from bnfold.report.equation import Explanation
 from bnfold.report.escape import visible
 from bnfold.report.tables import plain_table
 

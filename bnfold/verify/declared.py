@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
-from bnfold.program import input_shapes, shapes_of_placeholders
+from bnfold.export.spec import input_shapes, shapes_of_placeholders
 
 __all__ = ["declared_batch", "is_exported", "program_refuses"]
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bnfold.batch import as_tuple, batch_positions
 from bnfold.capture.nests import computable
 from bnfold.errors import UsageError
+from bnfold.graph.batch_dimension import as_tuple, batch_positions
 
 __all__ = ["Batches", "Case", "given_case", "has_other_batch", "other_size", "seeded_cases"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bnfold import doctor
+from bnfold.cli import health
 from tests.cli.conftest import ROOT, Run
 
 
@@ -26,15 +26,15 @@ def test_json_tells_the_same(run: Run) -> None:
     found = json.loads(result.out)
     assert (result.code, found["well"], found["schema"]) == (0, True, 1)
     assert {check["name"]: check["works"] for check in found["checks"]} == dict.fromkeys(
-        (name for name, *_ in doctor._CHECKS), True
+        (name for name, *_ in health._CHECKS), True
     )
-    assert {package["name"] for package in found["packages"]} == {*doctor.PACKAGES, *doctor.OPTIONAL}
+    assert {package["name"] for package in found["packages"]} == {*health.PACKAGES, *health.OPTIONAL}
 
 
 def test_a_version_that_is_too_old_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     version = metadata.version
-    monkeypatch.setattr(doctor, "_CHECKS", ())
-    monkeypatch.setattr(doctor.metadata, "version", lambda name: "2.9.1" if name == "torch" else version(name))
+    monkeypatch.setattr(health, "_CHECKS", ())
+    monkeypatch.setattr(health.metadata, "version", lambda name: "2.9.1" if name == "torch" else version(name))
     result = run("doctor")
     assert result.code == 6
     assert re.search(r"torch +2\.9\.1 +2\.10 or newer +too old", result.out)
@@ -49,8 +49,8 @@ def test_what_is_optional_may_be_missing(run: Run, monkeypatch: pytest.MonkeyPat
             raise metadata.PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(doctor, "_CHECKS", ())
-    monkeypatch.setattr(doctor.metadata, "version", without_timm)
+    monkeypatch.setattr(health, "_CHECKS", ())
+    monkeypatch.setattr(health.metadata, "version", without_timm)
     result = run("doctor")
     assert result.code == 0
     assert "timm: Not needed but for models by name. Run `pip install timm`." in result.out

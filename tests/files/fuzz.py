@@ -24,7 +24,7 @@ import atheris  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
 import torch
 
-with atheris.instrument_imports(include=["bnfold.files", "bnfold.input_files", "zipfile"]):
+with atheris.instrument_imports(include=["bnfold.files", "bnfold.inputs.from_file", "zipfile"]):
     from bnfold import input_files
     from bnfold.files import allowed, archive, calls, kinds, pickles, request, weights, words
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bnfold.explain import explain
+from bnfold.report.equation import explain
 from bnfold.report.explained import told_explanation
 from bnfold.report.tables import (
     MANY,

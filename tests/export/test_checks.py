@@ -177,7 +177,7 @@ def test_no_export_takes_a_batch_that_the_folded_model_refuses(code: Callable[[A
     assert exported.dynamic == ()
     assert exported.fixed is not None
     assert exported.fixed.size == 2
-    assert "test_export_checks.py:" in exported.fixed.why
+    assert "test_checks.py:" in exported.fixed.why
     made = onnx_of(folding.module, normal(2, *SIZE))
     assert made.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
     assert made.notes == exported.notes == (f"The export runs at batch size 2 only: {exported.fixed.why}.",)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnfold.probe import Guess, Hint, Need, Probe, Trial, kept_batch, required_inputs
+from bnfold.inputs.probe import Guess, Hint, Need, Probe, Trial, kept_batch, required_inputs
 from tests.networks import seed_network
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.errors import UsageError
-from bnfold.probe import Guess, Hint, Probe, Trial, kept_batch, required_inputs
+from bnfold.inputs.probe import Guess, Hint, Probe, Trial, kept_batch, required_inputs
 
 __all__ = ["FoundInputs", "find_inputs", "inputs_of_shapes"]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bnfold.errors import UsageError
-from bnfold.explain import Way, explain, ulps_between
+from bnfold.report.equation import Way, explain, ulps_between
 from tests.networks import randomise, seed_network, seed_network_negative
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnfold.errors import TrainingModeError
-from bnfold.mode import minds_training, require_eval
+from bnfold.graph.mode import minds_training, require_eval
 from tests.fold.support import Net
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bnfold.errors import UsageError
-from bnfold.inputs import find_inputs, inputs_of_shapes, shapes_in_words
+from bnfold.inputs.search import find_inputs, inputs_of_shapes, shapes_in_words
 from tests.networks import NETWORKS, built, seed_network, small_resnet18
 
 

@@ -12,7 +12,7 @@ import safetensors.numpy
 import torch
 
 from bnfold.errors import FileAccessError, RefusedFileError, UsageError
-from bnfold.input_files import read_inputs
+from bnfold.inputs.from_file import read_inputs
 from tests.networks import NETWORKS, seed_network
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 1, 28, 28))

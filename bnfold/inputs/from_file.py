@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from bnfold.errors import BnfoldError, RefusedFileError, UsageError
 from bnfold.files.kinds import open_regular
 from bnfold.files.words import bytes_in_words, listed, reason_of, shown_path
-from bnfold.inputs import FoundInputs
-from bnfold.probe import required_inputs
+from bnfold.inputs.probe import required_inputs
+from bnfold.inputs.search import FoundInputs
 
 __all__ = ["read_inputs", "read_tensors"]
 

@@ -23,12 +23,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from bnfold.batch import as_tuple, batch_positions, with_batch
 from bnfold.errors import ExportError, MissingPackageError
+from bnfold.export.spec import constant_outputs, output_names, tensor_inputs
+from bnfold.graph.batch_dimension import as_tuple, batch_positions, with_batch
+from bnfold.graph.mode import require_eval
 from bnfold.graph.one_batch import FixedBatch, Refusal, refusal_of_batch, why_fixed
 from bnfold.graph.quiet import quiet
-from bnfold.mode import require_eval
-from bnfold.program import constant_outputs, output_names, tensor_inputs
 
 if TYPE_CHECKING:
     import onnx

@@ -1,0 +1,1 @@
+"""Inputs for a model: found by trying shapes, or read from a file."""
