@@ -65,7 +65,7 @@ def test_whatever_fails_is_a_row_and_what_needs_it_is_not_tried(
     def broken(_name: str) -> None:
         raise error
 
-    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    monkeypatch.setattr(health.importlib, "import_module", broken)
     result = run("doctor")
     assert result.code == 6
     assert "\x1b" not in result.out
@@ -94,4 +94,4 @@ def test_the_versions_it_asks_for_are_those_of_the_project() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 brings it")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     bounds = dict(re.fullmatch(r"([\w-]+)>=([\d.]+),.*", line).groups() for line in project["dependencies"])  # type: ignore[union-attr]
-    assert bounds == doctor.PACKAGES
+    assert bounds == health.PACKAGES
