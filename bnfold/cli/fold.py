@@ -33,8 +33,8 @@ from bnfold.report.words import counted
 
 if TYPE_CHECKING:
     from bnfold.export import OnnxExport, ProgramExport
+    from bnfold.export.refusals import FixedBatch
     from bnfold.fold.api import Folding
-    from bnfold.graph.one_batch import FixedBatch
 
 __all__ = ["FoldRequest", "blaming_inputs", "run"]
 
@@ -98,9 +98,9 @@ class _Run:
             notes.append("The model is as its factory makes it, which may mean random weights.")
         found = find_inputs(about, loaded, self.terminal, self.stages)
         with self.stages("fold"), self.terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
+            from bnfold.export.refusals import fixed_batch
             from bnfold.fold.api import fold
             from bnfold.fold.denormals import told
-            from bnfold.graph.one_batch import fixed_batch
             from bnfold.inputs.search import shapes_in_words
 
             folding = fold(

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.errors import ExportError, MissingPackageError
+from bnfold.export.refusals import FixedBatch, Refusal, refusal_of_batch, why_fixed
 from bnfold.export.spec import constant_outputs, output_names, tensor_inputs
 from bnfold.graph.batch_dimension import as_tuple, batch_positions, with_batch
 from bnfold.graph.mode import require_eval
-from bnfold.graph.one_batch import FixedBatch, Refusal, refusal_of_batch, why_fixed
 from bnfold.graph.quiet import quiet
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from bnfold.fold.decision import Decision, MergeDecision
 from bnfold.report.details import Details
 
 if TYPE_CHECKING:
-    from bnfold.graph.one_batch import FixedBatch
+    from bnfold.export.refusals import FixedBatch
 
 __all__ = ["SCHEMA", "Document", "OutputFile", "versions"]
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.export import onnx_of
+from bnfold.export.refusals import FixedBatch, fixed_batch
 from bnfold.graph.batch_dimension import as_tuple
 from bnfold.graph.mode import require_eval
-from bnfold.graph.one_batch import FixedBatch, fixed_batch
 from bnfold.verify.blame import UNFOLDED, OwnExport, blame_of_export, culprit
 from bnfold.verify.declared import declared_batch, is_exported, program_refuses
 from bnfold.verify.evaluate import cases_of, evaluate
