@@ -63,16 +63,15 @@ class RuleTable(Directive):
 
     def run(self) -> list[nodes.Node]:
         """Return a table: each rule's op and what it is, its mathematics, its conditions."""
-        from bnfold.fold.rules import PULL_RULES, PUSH_RULES
+        from bnfold.fold.rules import RULES
 
-        rules: Any = PULL_RULES if self.arguments[0] == "pull" else PUSH_RULES
         rows = [
             (
-                f"{rule.op.__name__}\n{_plain(rule.op.__doc__ or '')}",
+                f"{kind.__name__}\n{_plain(kind.__doc__ or '')}",
                 rule.mathematics,
                 ", ".join(condition.__name__.replace("_", " ") for condition in rule.conditions) or "none",
             )
-            for rule in rules
+            for kind, rule in RULES.items()
         ]
         return [_table(("op", "why it is right", "conditions"), rows, (45, 40, 25))]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnfold.graph.effects import ACTIVATIONS
-from bnfold.graph.inplace import IN_PLACE
+from bnfold.ops.inplace import IN_PLACE
 
 PAIRS = frozenset("topk sort kthvalue mode cummax cummin aminmax std_mean var_mean".split())
 

@@ -13,7 +13,6 @@ from torch import nn
 from bnfold.affine import exact_terms
 from bnfold.errors import UnknownNameError
 from bnfold.fold.decision import Action, Decision, MergeDecision, fold_sentence, listed
-from bnfold.fold.demand import Refusal
 from bnfold.fold.explicit import ExplicitAffine
 from bnfold.fold.merge.plan import plan_merges
 from bnfold.fold.plan import Explicit, Plan, Steps, make_plan
@@ -23,6 +22,7 @@ from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.shells import shell
+from bnfold.ops.refusal import Refusal
 
 __all__ = ["plan_model", "rewrite_model", "unfolded_model"]
 
@@ -75,10 +75,10 @@ def _plan_whole(
     *,
     merge: bool,
 ) -> Plan:
-    plan = make_plan(capture, keep=keep, share=share, refused=refused)
+    original = Facts.of(capture)
+    plan = make_plan(original, keep=keep, share=share, refused=refused)
     if not merge:
         return plan
-    original = Facts.of(capture)
     folded = Facts.of(folded_capture(capture, plan, original.shapes_by_name()))
     weights = FoldedWeights(original, plan.steps.absorbed)
     merges = plan_merges(folded, original, weights, keep=keep, share=share, refused=refused)

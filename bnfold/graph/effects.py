@@ -11,9 +11,9 @@ from torch import nn
 from torch.fx import Node
 from torch.fx.node import _side_effectful_functions
 
-from bnfold.graph.inplace import IN_PLACE
 from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.taught import claim_of
+from bnfold.ops.inplace import IN_PLACE
 
 __all__ = ["ACTIVATIONS", "RANDOM", "has_effect", "is_pure", "mutated_inputs"]
 

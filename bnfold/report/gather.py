@@ -11,11 +11,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from bnfold import ops
 from bnfold.affine import affine_of_statistics
-from bnfold.fold.conditions import name_of
 from bnfold.fold.decision import Decision
-from bnfold.fold.rules import pull_rule, push_rule
-from bnfold.graph import calls
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.report.chain import Link
@@ -119,11 +117,11 @@ class _Drawn:
         return tuple(dict.fromkeys(value for value in found if not self._is_aside(value)))
 
     def _is_aside(self, value: Node) -> bool:
-        return value.op == "get_attr" or isinstance(self.facts.call(value), calls.MetadataRead)
+        return value.op == "get_attr" or isinstance(self.facts.call(value), ops.MetadataRead)
 
     def _wanted(self) -> set[Node]:
         """What the outputs depend on, and all BatchNorms."""
-        waiting = [n for n in self.reads if n.op == "output" or isinstance(self.facts.call(n), calls.BatchNorm)]
+        waiting = [n for n in self.reads if n.op == "output" or isinstance(self.facts.call(n), ops.BatchNorm)]
         wanted: set[Node] = set()
         while waiting:
             node = waiting.pop()
@@ -137,18 +135,18 @@ class _Drawn:
         role: Role = "other"
         if node.op in ("placeholder", "output"):
             role = "end"
-        elif isinstance(call, calls.BatchNorm):
+        elif isinstance(call, ops.BatchNorm):
             role = "batchnorm"
-        elif isinstance(call, calls.ExplicitAffine):
+        elif isinstance(call, ops.ExplicitAffine):
             role = "affine"
-        elif isinstance(call, calls.Absorber):
+        elif isinstance(call, ops.Absorber):
             role = "weights"
         read = tuple(self.index[value] for value in self.reads[node])
         return Vertex(node.name, self._label(node), self._kind(node), role, read)
 
     def _label(self, node: Node) -> str:
         call = self.facts.call(node)
-        if isinstance(call, calls.BatchNorm) and call.name:
+        if isinstance(call, ops.BatchNorm) and call.name:
             return call.name
         return str(node.target) if node.op in ("call_module", "placeholder") else node.name
 
@@ -167,7 +165,7 @@ class _Drawn:
         by_name = {node.name: node for node in self.nodes}
         for number, decision in enumerate(decisions):
             node = by_name.get(decision.site)
-            if node is not None and isinstance(self.facts.call(node), calls.BatchNorm):
+            if node is not None and isinstance(self.facts.call(node), ops.BatchNorm):
                 yield first + number, decision, node
 
     def ways(self, decisions: Sequence[Decision], first: int) -> Iterator[Way]:
@@ -192,7 +190,7 @@ class _Drawn:
         ends: dict[Node, None] = {}
 
         def passes(node: Node) -> bool:
-            return name_of(node) in through or isinstance(self.facts.call(node), (calls.BatchNorm, calls.Split))
+            return self.facts.name(node) in through or isinstance(self.facts.call(node), (ops.BatchNorm, ops.Split))
 
         def search(start: Node, step: dict[Node, list[Node]] | dict[Node, tuple[Node, ...]], *, forward: bool) -> bool:
             """Walk depth first along ``step``; note the edges that end at an absorber."""
@@ -249,7 +247,7 @@ class _Drawn:
             node, path = waiting.pop(0)
             for reader in readers[node]:
                 edges = [*path, (reader, node)]
-                if isinstance(self.facts.call(reader), calls.Add):
+                if isinstance(self.facts.call(reader), ops.Add):
                     yield reader, edges
                 elif passes(reader):
                     waiting.append((reader, edges))
@@ -278,12 +276,11 @@ class _Drawn:
         call = self.facts.call(self.nodes[number])
         if call is None:
             return ""
-        if isinstance(call, calls.BatchNorm):
+        if isinstance(call, ops.BatchNorm):
             return "folded before, now the identity"
-        if decision.direction == "sideways" and isinstance(call, calls.Add):
+        if decision.direction == "sideways" and isinstance(call, ops.Add):
             return "conv(x) + (a x + b) is one convolution of x"
-        rule = push_rule(call) if decision.direction == "forward" else pull_rule(call)
-        return rule.mathematics if rule is not None else ""
+        return call.rule.mathematics if call.rule is not None else ""
 
     def _names(self, node: Node) -> set[str]:
         return {self._label(node), str(node.target) if node.op == "call_module" else node.name, node.name}
@@ -292,7 +289,7 @@ class _Drawn:
         """Yield the affine of each BatchNorm that has one."""
         for number, _, site in self._sites(decisions, first):
             call = self.facts.call(site)
-            assert isinstance(call, calls.BatchNorm)
+            assert isinstance(call, ops.BatchNorm)
             sources = (call.running_mean, call.running_var, call.weight, call.bias)
             if any(isinstance(source, Node) and not self.facts.is_constant(source) for source in sources):
                 continue
