@@ -142,13 +142,11 @@ class Questions(Nodes):
         rank = len(self.shapes.get(node, ()))
         current = node
         while (call := facts.call(current)) is not None:
-            if isinstance(call, (ops.Convolution, ops.TransposedConvolution)):
-                unbatched = rank and rank != call.spatial_dims + 2
-                return None if unbatched else call.own_channels(facts)
-            if isinstance(call, ops.BatchNorm):
-                return call.own_channels(facts)
-            if not call.keeps_channels or not call.inputs:
-                return None
+            if isinstance(call, ops.Absorber) and call.needed_rank and rank and rank != call.needed_rank:
+                return None  # without a batch
+            told = call.own_channels(facts) if isinstance(call, (ops.Absorber, ops.BatchNorm)) else None
+            if told is not None or not call.keeps_channels:
+                return told
             current = call.inputs[0]
         return None
 

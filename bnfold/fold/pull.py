@@ -23,8 +23,6 @@ from bnfold.ops.refusal import Count, Described, OutputOf, Readers, Refusal
 
 __all__ = ["Way", "pull"]
 
-TAKING = (ops.Slice, ops.Item, ops.Select)
-
 
 @dataclass(eq=False)
 class Way:
@@ -128,8 +126,8 @@ def _agreed(facts: GraphFacts, value: Value, asked: Mapping[Value, ChannelForm])
     """The one form that all readers of a value share."""
     call = facts.call(value)
     readers = facts.readers(value)
-    if isinstance(call, ops.MaxPool) and call.returns_indices:  # who takes the indices is asked by a condition
-        readers = tuple(r for r in readers if getattr(facts.call(r), "index", None) != 1)
+    if call is not None and call.result is not None:  # who takes other results is asked by a condition
+        readers = tuple(r for r in readers if getattr(facts.call(r), "index", call.result) == call.result)
     forms = list(asked.values())
     first = forms[0]
     for other in forms[1:]:
@@ -151,12 +149,12 @@ def _reads_other_channels(facts: GraphFacts, reader: Value, form: ChannelForm) -
     """Whether a reader that asks for nothing takes only channels that the form leaves as they are."""
     if form.cares is None or form.spread or facts.hooked(reader):
         return False
-    if isinstance(facts.call(reader), ops.Passing):
+    call = facts.call(reader)
+    if call is not None and call.passes_on:
         behind = facts.readers(reader)
         return bool(behind) and all(_reads_other_channels(facts, further, form) for further in behind)
-    call = facts.call(reader)
     channels = facts.channels(reader, form.dim)
-    if channels is None or call is None or call.rule is None or not isinstance(call, TAKING):
+    if channels is None or call is None or call.rule is None or not call.takes_part:
         return False
     moved = call.rule.before(call, ChannelForm(ChannelAffine.identity(channels), form.dim, form.rank), facts)
     if isinstance(moved, Refusal):
@@ -213,7 +211,7 @@ def _absorb(state: State, call: ops.Absorber, form: ChannelForm, way: Way) -> Re
         return tensor
     refusal = _channels_agree(facts, call, form, tensor, way)
     if refusal is None:
-        refusal = facts.doubts(call, form.affine.channels) if isinstance(call, ops.TaughtAbsorber) else None
+        refusal = facts.doubts(call, form.affine.channels) if call.taught else None
     refusal = refusal or _stays_finite(facts, call, form, tensor) or may_not_absorb(state, call)
     if refusal is None:
         way.absorbed.append((call.node, form.affine))

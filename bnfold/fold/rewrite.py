@@ -139,8 +139,10 @@ class _Rewriter:
     def _may_need_order(self, old: Node, value: Node) -> bool:
         """Whether a view follows that a BatchNorm made possible: its output is dense where its input was a slice."""
         strided = False
-        while isinstance(call := self.facts.call(value), (*_VIEWS, ops.Reshape, ops.Passing, ops.BatchNorm)):
-            strided = strided or isinstance(call, _VIEWS)
+        while (call := self.facts.call(value)) is not None and (
+            call.memory == "view" or isinstance(call, ops.BatchNorm)
+        ):
+            strided = strided or call.strides
             value = call.inputs[0]
         return strided and any(self.facts.index[view] > self.facts.index[old] for view in self._strict_views)
 
@@ -210,7 +212,7 @@ class _Rewriter:
                 new.target = name
                 return
         weight, bias = self._absorbed(call, absorptions)
-        names = (call.weight_name, call.bias_name) if isinstance(call, ops.TaughtAbsorber) else ("weight", "bias")
+        names = call.held_as
         layer = fresh_shell(self.capture.module(target), self.shells, without=names)
         for name, value in zip(names, (weight, bias), strict=True):
             if value is not None:
@@ -350,8 +352,6 @@ class _Rewriter:
                 self.held.pop(target, None)
             self.held[str(node.target)] = held
 
-
-_VIEWS = (ops.Slice, ops.Item, ops.Permute)
 
 # A layer of one of these names would hide what makes a GraphModule work, and a GraphModule would hide it.
 _RESERVED = frozenset(name for name in dir(GraphModule) if not name.startswith("__"))

@@ -23,9 +23,7 @@ class Term:
 
 def passed_on(facts: GraphFacts, value: Value) -> Value:
     """Follow what only passes a value on to its one reader: dropout, identity."""
-    while len(readers := facts.readers(value)) == 1 and isinstance(facts.call(readers[0]), ops.Passing):
-        if facts.hooked(readers[0]):
-            break
+    while len(readers := facts.readers(value)) == 1 and _passes(facts, readers[0]) is not None:
         value = readers[0]
     return value
 
@@ -46,7 +44,7 @@ def resolved(state: State, value: Value) -> Value:
 def _passes(facts: GraphFacts, value: Value) -> Value | None:
     """Return what a value is, where its node only passes it on."""
     call = facts.call(value)
-    return call.input if isinstance(call, ops.Passing) and not facts.hooked(value) else None
+    return call.inputs[0] if call is not None and call.passes_on and not facts.hooked(value) else None
 
 
 def terms(state: State, total: ops.Add, rest: Value) -> Iterator[Term]:

@@ -49,7 +49,7 @@ def absorbed_weights(
     like = weight if weight is not None else bias if bias is not None else statistics.new_empty(0)
     affines = [_on(absorption.affine, like.device) for absorption in absorptions]
     after = all(absorption.side == "after" for absorption in absorptions)
-    if weight is not None and after and isinstance(call, (ops.Convolution, ops.Linear)):
+    if weight is not None and after and call.scales_rows:
         whole = affines[0]
         for affine in affines[1:]:
             whole = affine.after(whole)
@@ -117,10 +117,8 @@ class FoldedWeights:
 
 
 def _absorb(call: ops.Absorber, weights: Weights, affine: ChannelAffine, side: str) -> Weights:
-    if side == "beside":
-        assert isinstance(call, ops.Convolution)
-        return call.absorb_beside(weights, affine)
-    return (call.absorb_after if side == "after" else call.absorb_before)(weights, affine)
+    absorb = {"after": call.absorb_after, "before": call.absorb_before, "beside": call.absorb_beside}[side]
+    return absorb(weights, affine)
 
 
 def _scaled_rows(weight: Tensor, scale: Tensor) -> tuple[Tensor, bool]:

@@ -144,12 +144,12 @@ def _absorbing_error(layer: Any, x: Tensor, plain: Any, call: Any, channels: int
     worst = 0.0
     if not isinstance(plain, Tensor) or plain.ndim < 2 or plain.shape[1] != channels:
         return float("inf")
-    weight, bias = layer._parameters[call.weight_name], layer._parameters.get(call.bias_name)
+    weight, bias = (layer._parameters.get(name) for name in call.held_as)
     for affine in _affines(channels, nonnegative=False, unshifted=False):
         there = ChannelAffine(affine.scale.to(x.device), affine.shift.to(x.device))
         other = fresh_shell(layer, {})
         new = call.absorb_after((weight, bias), there)
-        for name, value in zip((call.weight_name, call.bias_name), new, strict=True):
+        for name, value in zip(call.held_as, new, strict=True):
             if value is not None:
                 other.__dict__.pop(name, None)
                 other._parameters[name] = nn.Parameter(value, requires_grad=False)

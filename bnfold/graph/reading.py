@@ -150,6 +150,6 @@ def _absorbs(claim: Absorbs) -> Reader:
         if weight is None or not -weight.ndim <= claim.dim < weight.ndim:
             return None  # it does not hold what it was said to hold
         names = f"{a.name}.{claim.weight}", (f"{a.name}.{claim.bias}" if bias is not None else None)
-        return ops.TaughtAbsorber(node, a.value(), *names, claim.dim % weight.ndim, claim.weight, claim.bias)
+        return ops.TaughtAbsorber(node, a.value(), *names, claim.dim % weight.ndim, (claim.weight, claim.bias))
 
     return read

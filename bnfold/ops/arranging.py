@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnfold.ops.conditions import apart_from_channels, needs_shapes
-from bnfold.ops.elementwise import Passing
+from bnfold.ops.elementwise import identity
 from bnfold.ops.form import ChannelForm
 from bnfold.ops.interface import GraphFacts, Value
 from bnfold.ops.operation import STOPS, Memory, Operation, Rule, unchanged
@@ -177,6 +177,7 @@ class Permute(Arranging):
     """Output dimension ``i`` is input dimension ``order[i]``; for a swap, ``order`` is the pair, ``swap`` is True."""
 
     words = "permutation"
+    strides = True
     takes_spread = True
     rule = Rule("the same numbers, dimensions renumbered", (), backward=before_permute, forward=past_permute)
 
@@ -347,7 +348,7 @@ def _attribute(node: Value, a: Arguments) -> Operation | None:
         return MetadataRead(node, a.value())
     if name == "mT":
         return _swap(-2, -1, node, a)
-    return Passing(node, a.value()) if name == "data" else None
+    return identity(node, a.value()) if name == "data" else None
 
 
 # --- spellings ---------------------------------------------------------------------------------------------------

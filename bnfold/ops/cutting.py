@@ -11,11 +11,10 @@ from torch import Tensor
 
 from bnfold.ops.arranging import Arranging
 from bnfold.ops.conditions import apart_from_channels, is_channel, needs_shapes
-from bnfold.ops.elementwise import Passing
+from bnfold.ops.elementwise import identity
 from bnfold.ops.form import ChannelForm
 from bnfold.ops.interface import GraphFacts, Value
 from bnfold.ops.operation import STOPS, Dims, Operation
-from bnfold.ops.pooling import MaxPool
 from bnfold.ops.refusal import Refusal
 from bnfold.ops.renumbering import Correspondence, Side, renumbers
 from bnfold.ops.spelling import Arguments, Signature, Spellings
@@ -54,6 +53,8 @@ class Slice(Arranging):
     """
 
     words = "slice"
+    takes_part = True
+    strides = True
     keeps_rank = True
     rule = renumbers("only the channels read take the affine", channels_cut)
 
@@ -127,6 +128,7 @@ class Select(Arranging):
     """
 
     words = "selection"
+    takes_part = True
     memory = "fresh"
     rule = renumbers("only the channels taken, in the order of their numbers", channels_taken)
 
@@ -171,7 +173,7 @@ class Split(Arranging):
 def piece_taken(call: Item, form: ChannelForm, facts: GraphFacts, _here: Side) -> Correspondence | Refusal | None:
     """The values of a pool that returns indices; or a piece of a split: output channel ``i`` is ``start + i``."""
     source = facts.call(call.input)
-    if isinstance(source, MaxPool) and source.returns_indices and call.index == 0:
+    if source is not None and source.result == call.index:
         return None
     if not isinstance(source, Split):
         text = "`{value}` takes an item of something that bnfold does not know"
@@ -193,6 +195,8 @@ class Item(Arranging):
     """``source[index]`` of a call that returns several values."""
 
     words = "item"
+    takes_part = True
+    strides = True
     rule = renumbers("only the channels read take the affine", piece_taken)
 
     index: int
@@ -211,8 +215,8 @@ class Item(Arranging):
             known = whole[dim].number is not None or isinstance(source.pieces, tuple)
             taken = sight.facts.shapes(self.node)[0][dim]
             return with_size(whole, dim, number(taken) if known else sight.fresh[dim])
-        if isinstance(source, MaxPool):
-            return source.sizes(sight.known[source.input], sight)
+        if source is not None and source.result is not None:
+            return source.sizes(sight.known[source.inputs[0]], sight)
         return before[1:]
 
 
@@ -277,7 +281,7 @@ def _aten_index(node: Value, a: Arguments) -> Operation | None:
 def _cut(node: Value, source: Value, cuts: list[tuple[int, slice]], a: Arguments) -> Operation:
     """A slice along some dimensions: one of them, dimension 1 if it can be, as numbers; of the others, the names."""
     if not cuts:
-        return Passing(node, source)
+        return identity(node, source)
     plain = [(dim != 1, dim, cut) for dim, cut in cuts if cut.step in (None, 1) and not _computed(cut, a)]
     if not plain:
         return Slice(node, source, None, 0, None, tuple(dim for dim, _ in cuts))

@@ -19,7 +19,16 @@ from bnfold.ops.operation import STOPS, Operation, Rule, unchanged
 from bnfold.ops.spelling import UNARY, Arguments, Signature, Spellings, one_input
 from bnfold.ops.symbolic import Shape, Sight, broadcast
 
-__all__ = ["SPELLINGS", "ActiveDropout", "ByNumber", "Multiply", "Passing", "PositivelyHomogeneous", "is_number"]
+__all__ = [
+    "SPELLINGS",
+    "ActiveDropout",
+    "ByNumber",
+    "Multiply",
+    "Passing",
+    "PositivelyHomogeneous",
+    "identity",
+    "is_number",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +55,16 @@ class Passing(_Elementwise):
     """
 
     words = "identity"
+    passes_on = True
     memory = "view"
     rule = Rule("the identity", (), backward=unchanged, forward=unchanged)
 
     adds_zero: bool = False
+
+
+def identity(node: Value, value: Value, *, adds_zero: bool = False) -> Operation:
+    """Return the operation that passes a value on."""
+    return Passing(node, value, adds_zero)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ provides three things:
 * a *rewriter* of its own, which carries out a plan's steps: they name values by their names.
 
 A *value* is what one node of the graph computes; it stands for the node too. Where a node has several results, they are
-taken from its value by :class:`bnfold.ops.Item`.
+taken from its value by items, which are values of their own.
 """
 
 from __future__ import annotations

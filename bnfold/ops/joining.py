@@ -11,7 +11,7 @@ import torch
 
 from bnfold.affine import ChannelAffine
 from bnfold.ops.conditions import has_fixed_size, needs_shapes
-from bnfold.ops.elementwise import ByNumber, Passing, is_number
+from bnfold.ops.elementwise import ByNumber, identity, is_number
 from bnfold.ops.form import ChannelForm
 from bnfold.ops.inplace import IN_PLACE_ADD, IN_PLACE_SUBTRACT
 from bnfold.ops.interface import GraphFacts, Value
@@ -190,9 +190,9 @@ class Add(Operation):
 def _add(sign: int, node: Value, a: Arguments) -> Operation | None:
     left, right = a.get("input"), a.get("other")
     if a.is_value(left) and not a.is_value(right) and right == 0:
-        return Passing(node, left, adds_zero=type(right) is int)
+        return identity(node, left, adds_zero=type(right) is int)
     if a.is_value(right) and not a.is_value(left) and left == 0 and sign > 0:
-        return Passing(node, right, adds_zero=type(left) is int)
+        return identity(node, right, adds_zero=type(left) is int)
     alpha = a.static("alpha")
     if a.is_value(left) and a.is_value(right):
         return Add(node, left, right, sign) if alpha == 1 else None

@@ -27,6 +27,7 @@ __all__ = [
     "Rule",
     "kinds",
     "unchanged",
+    "undeclared",
 ]
 
 Dims: TypeAlias = "int | tuple[int, ...]"
@@ -103,6 +104,10 @@ class Operation:
             where the node writes there, else it is fresh; ``"unknown"`` may or may not.
         rule: how an affine passes it, or :data:`STOPS`.
         takes_spread: whether the rule knows of channels that run along several dimensions.
+        takes_part: whether it takes a part of its input, and leaves the rest to others.
+        strides: whether its output may not be dense in memory where its input is.
+        passes_on: whether it is the identity.
+        taught: whether a user has told of it, and the front end must be asked whether it is to be believed.
     """
 
     words: ClassVar[str]
@@ -111,6 +116,10 @@ class Operation:
     memory: ClassVar[Memory]
     rule: ClassVar[Rule | None]
     takes_spread: ClassVar[bool] = False
+    takes_part: ClassVar[bool] = False
+    strides: ClassVar[bool] = False
+    passes_on: ClassVar[bool] = False
+    taught: ClassVar[bool] = False
 
     node: Value
 
@@ -119,6 +128,11 @@ class Operation:
         """The values that the operation reads, parameters excluded."""
         value = getattr(self, "input", None)
         return () if value is None else (value,)
+
+    @property
+    def result(self) -> int | None:
+        """Which of its results the numbers are, where it has several; else None."""
+        return None
 
     def passes_from(self, facts: GraphFacts) -> Value:  # noqa: ARG002
         """Return the value from which numbers come, where an affine passes."""
@@ -142,9 +156,17 @@ def kinds(of: type[Operation] = Operation) -> tuple[type[Operation], ...]:
     """Return all classes of operations that stand for a node, in the order in which they are defined."""
     found: list[type[Operation]] = []
     for kind in of.__subclasses__():
-        found += [kind] if "words" in vars(kind) else []
-        found += kinds(kind)
+        found += kinds(kind) or (kind,)
     return tuple(found)
+
+
+def undeclared(kind: type[Operation]) -> tuple[str, ...]:
+    """Return what a class of operations should say of itself and does not, by name."""
+    said = {name for base in kind.__mro__[: kind.__mro__.index(Operation)] for name in vars(base)}
+    needed = (*DECLARED, *(("takes",) if "absorb_after" in said else ()))
+    rule = getattr(kind, "rule", None)
+    told = rule is None or bool(rule.mathematics and rule.backward.__doc__ and rule.forward.__doc__)
+    return (*(name for name in needed if name not in said), *(() if told else ("rule",)))
 
 
 def unchanged(call: Any, form: ChannelForm, facts: GraphFacts) -> ChannelForm:  # noqa: ARG001

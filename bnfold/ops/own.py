@@ -37,6 +37,7 @@ class TaughtPassing(Operation):
     """
 
     words = "layer"
+    taught = True
     keeps_rank = False
     keeps_channels = False
     memory = "unknown"
@@ -57,17 +58,21 @@ class TaughtAbsorber(Absorber):
 
     Attributes:
         weight_dim: the dimension of the weight that the output's channels run along.
-        weight_name: the weight's attribute in the module.
-        bias_name: the bias's.
+        names: the attributes of the module that hold weight and bias.
     """
 
     words = "layer"
+    taught = True
     keeps_rank = False
     takes = frozenset(("after",))
 
     weight_dim: int
-    weight_name: str
-    bias_name: str
+    names: tuple[str, str]
+
+    @property
+    def held_as(self) -> tuple[str, str]:
+        """As the user said."""
+        return self.names
 
     def output_channels(self, weight: Tensor | None) -> int:
         """Those of the weight."""

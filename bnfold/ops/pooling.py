@@ -84,6 +84,11 @@ class MaxPool(_Pool):
 
     returns_indices: bool = False
 
+    @property
+    def result(self) -> int | None:
+        """The maxima come first, the indices second."""
+        return 0 if self.returns_indices else None
+
 
 def _max_pool(dims: int, node: Value, a: Arguments, *, indices: bool = False) -> Operation:
     indices = indices or bool(a.static("return_indices", False))

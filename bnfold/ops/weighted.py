@@ -65,6 +65,11 @@ class Absorber(Operation):
         """How many dimensions its input has less than its output."""
         return 0
 
+    @property
+    def held_as(self) -> tuple[str, str]:
+        """What a layer calls its weight and its bias."""
+        return "weight", "bias"
+
     # --- the layout of the weight ---------------------------------------------------------------------------------
 
     def output_channels(self, weight: Tensor | None) -> int:
@@ -111,6 +116,15 @@ class Absorber(Operation):
         weight, bias = weights
         added = self.summed(weight * self.by_input(weight, affine.shift))
         return weight * self.by_input(weight, affine.scale), added if bias is None else bias + added
+
+    def absorb_beside(self, weights: Weights, affine: ChannelAffine) -> Weights:
+        """Return weight and bias of the operation that computes ``op(x) + affine(x)``."""
+        raise NotImplementedError
+
+    @property
+    def scales_rows(self) -> bool:
+        """Whether all it takes to absorb an affine after it is to scale the rows of its weight."""
+        return type(self).by_output is Absorber.by_output and type(self).absorb_after is Absorber.absorb_after
 
     def shift_stops(self, kernel: tuple[int, ...]) -> Refusal | None:  # noqa: ARG002
         """Return why a shift of its input does not add the same to each output: ``{count}`` is that of the shifts."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnfold import ops
 from bnfold.fold.merge.branches import Leaf, Pool, divisor_of
-from bnfold.fold.merge.geometry import geometry_of, geometry_of_pool
+from bnfold.fold.merge.geometry import Geometry, geometry_of, sizes
 from bnfold.fold.state import shares_weights, weight_of
 from bnfold.ops.interface import GraphFacts, Value
 from bnfold.ops.refusal import Refusal
@@ -59,17 +59,30 @@ def pool_of(facts: GraphFacts, call: ops.AveragePool, name: str, keep: frozenset
         return Refusal("hooks", "{op} carries hooks", op=call)
     if channels is None:
         return Refusal("shapes-unknown", "the channels of {op} are not known without example inputs", op=call)
-    geometry = geometry_of_pool(call, channels)
+    geometry = _geometry_of_pool(call, channels)
     if isinstance(geometry, Refusal):
         return geometry
     divisor = divisor_of(geometry, call.divisor_override)
     return Pool(call.input.name, geometry, (call.node.name,), None, 0, (name,), divisor)
 
 
+def _geometry_of_pool(call: ops.AveragePool, channels: int) -> Geometry | Refusal:
+    """Return an average pool as a depthwise convolution, if it divides by the same number everywhere."""
+    if call.ceil_mode:
+        return Refusal("cut-windows", "{op} rounds the number of its windows up", op=call)
+    if call.pads and not call.count_include_pad and call.divisor_override is None:
+        return Refusal("cut-windows", "{op} divides by fewer at the border", op=call)
+    dims = call.spatial_dims
+    kernel = sizes(call.kernel_size, dims)
+    stride = kernel if call.stride is None or call.stride == () else sizes(call.stride, dims)
+    padding = tuple((side, side) for side in sizes(call.padding, dims))
+    return Geometry(kernel, stride, (1,) * dims, padding, "zeros", channels, channels, channels)
+
+
 def adds_zero(facts: GraphFacts, node: Value) -> bool:
     """Whether a value is ``x + 0``."""
     call = facts.call(node)
-    return isinstance(call, ops.Passing) and call.adds_zero
+    return bool(getattr(call, "adds_zero", False))
 
 
 class Factor:

@@ -22,7 +22,7 @@ from bnfold import ops
 from bnfold.ops.operation import Dims
 from bnfold.ops.refusal import Refusal
 
-__all__ = ["Geometry", "Place", "composed", "geometry_of", "geometry_of_pool", "identity_geometry", "placed"]
+__all__ = ["Geometry", "Place", "composed", "geometry_of", "identity_geometry", "placed", "sizes"]
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,6 @@ def geometry_of(call: ops.Convolution, weight: tuple[int, ...]) -> Geometry:
         weight[1] * call.groups,
         weight[0],
     )
-
-
-def geometry_of_pool(call: ops.AveragePool, channels: int) -> Geometry | Refusal:
-    """Return an average pool as a depthwise convolution, if it divides by the same number everywhere."""
-    if call.ceil_mode:
-        return Refusal("cut-windows", "{op} rounds the number of its windows up", op=call)
-    if call.pads and not call.count_include_pad and call.divisor_override is None:
-        return Refusal("cut-windows", "{op} divides by fewer at the border", op=call)
-    dims = call.spatial_dims
-    kernel = sizes(call.kernel_size, dims)
-    stride = kernel if call.stride is None or call.stride == () else sizes(call.stride, dims)
-    padding = tuple((side, side) for side in sizes(call.padding, dims))
-    return Geometry(kernel, stride, (1,) * dims, padding, "zeros", channels, channels, channels)
 
 
 def identity_geometry(dims: int, channels: int) -> Geometry:

@@ -93,24 +93,24 @@ class Merger:
                 pool = pool_of(self.facts, call, self.facts.name(node), self.keep)
                 if isinstance(pool, Branch):
                     self.branches[node] = pool
-            elif isinstance(call, ops.Passing):
-                before = self.read_once_by(call.input, node)
+            elif call is not None and call.passes_on:
+                before = self.read_once_by(call.inputs[0], node)
                 if before is not None and not self.facts.hooked(node):
                     self._passing(node, call, before)
             elif isinstance(call, ops.Add):
                 SumOfBranches(self, node).decide()
-            elif isinstance(call, (ops.ByNumber, ops.Multiply)):
+            else:
                 self._factor(node)
         decisions = [decision for found in self.merged.values() for decision in found] + self.refusals
         order = {node.name: index for node, index in self.facts.index.items()}
         decisions.sort(key=lambda decision: order[decision.site])
         return Merges(tuple(decisions), tuple(self.steps.values()))
 
-    def _passing(self, node: Value, call: ops.Passing, before: Branch) -> None:
+    def _passing(self, node: Value, call: ops.Operation, before: Branch) -> None:
         branch = self.branches[node] = replace(before, members=(*before.members, node.name))
         if branch.layer is None or not adds_zero(self.facts, node) or node.name in self.refused:
             return
-        known = self.merged.get(call.input.name)  # the sum is computed for nothing
+        known = self.merged.get(call.inputs[0].name)  # the sum is computed for nothing
         self.commit(node, [Part(branch, (node.name,))], known[0].kind if known else "factor")
 
     # --- sequences ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from bnfold import ops
 from bnfold.fold.merge.branches import Branch, Sum, Term
@@ -79,7 +79,7 @@ class SumOfBranches:
             call = self.facts.call(reader)
             if isinstance(call, ops.Add):
                 return call.left is not call.right
-            if not isinstance(call, ops.Passing) or self.facts.hooked(reader):
+            if call is None or not call.passes_on or self.facts.hooked(reader):
                 return False
             value = reader
         return False
@@ -91,14 +91,16 @@ class SumOfBranches:
             self.tree.append(value)
             self._collect(call.left, sign)
             self._collect(call.right, sign * call.sign)
-        elif isinstance(call, ops.Passing) and once and value not in self.merger.branches and self._passes(call):
+        elif once and value not in self.merger.branches and self._passes(call):
             self.tree.append(value)
-            self._collect(call.input, sign)
+            self._collect(call.inputs[0], sign)
         else:
             self.found.append(_Found(value, sign))
 
-    def _passes(self, call: ops.Passing) -> bool:
-        return not self.facts.hooked(call.node) and len(self.facts.readers(call.input)) == 1
+    def _passes(self, call: ops.Operation | None) -> TypeGuard[ops.Operation]:
+        if call is None or not call.passes_on or self.facts.hooked(call.node):
+            return False
+        return len(self.facts.readers(call.inputs[0])) == 1
 
     def _branch(self, found: _Found) -> Branch | None:
         readers = self.facts.readers(found.value)
@@ -176,7 +178,8 @@ class SumOfBranches:
         branch: Branch | None = self.merger.identity(node, group.seed)
         for step in reversed(steps):
             assert branch is not None
-            if isinstance(self.facts.call(step), ops.Passing):
+            passing = self.facts.call(step)
+            if passing is not None and passing.passes_on:
                 branch = replace(branch, members=(*branch.members, step.name))
             else:
                 branch = self.merger.scaled(branch, step)
@@ -189,8 +192,8 @@ class SumOfBranches:
         if len(self.facts.readers(node)) != 1 or self.facts.hooked(node):
             return None
         call = self.facts.call(node)
-        if isinstance(call, ops.Passing):
-            return call.input
+        if call is not None and call.passes_on:
+            return call.inputs[0]
         factor = factor_of(self.facts, node)
         if factor is None or self.facts.written_by(node):
             return None
@@ -220,8 +223,8 @@ class SumOfBranches:
         call = self.facts.call(node)
         if isinstance(call, ops.Add):
             return Knot(node.name, ((call.left.name, 1), (call.right.name, call.sign)))
-        assert isinstance(call, ops.Passing)
-        return Knot(node.name, ((call.input.name, 1),))
+        assert call is not None
+        return Knot(node.name, ((call.inputs[0].name, 1),))
 
     def _sum(self, group: _Group, *, whole: bool) -> Sum:
         branches = [branch for _, branch, _ in group.terms]
@@ -321,9 +324,9 @@ class SumOfBranches:
             call = self.facts.call(node)
             if isinstance(call, ops.Convolution):
                 return node
-            if not isinstance(call, (ops.Passing, ops.BatchNorm, ops.ExplicitAffine)):
+            if call is None or not (call.passes_on or isinstance(call, (ops.BatchNorm, ops.ExplicitAffine))):
                 return None
-            node = call.input
+            node = call.inputs[0]
 
     def _source(self, found: _Found) -> Value | None:
         node = self._convolution(found.value)
