@@ -12,7 +12,7 @@ from torch import nn
 
 from bnfold.affine import exact_terms
 from bnfold.errors import UnknownNameError
-from bnfold.fold.decision import Action, Decision, MergeDecision, fold_sentence, listed
+from bnfold.fold.decision import Action, Decision, MergeDecision, listed
 from bnfold.fold.explicit import ExplicitAffine
 from bnfold.fold.merge.plan import plan_merges
 from bnfold.fold.plan import Explicit, Plan, Steps, make_plan
@@ -137,13 +137,12 @@ def _plan_pieces(
     decisions: list[Decision] = []
     merges: list[MergeDecision] = []
     for path, piece in capture.pieces.items():
-        prefix, place = piece.prefix, path + "."  # names begin with the one, sites with the other
-        inner = frozenset(name.removeprefix(way) for name in keep for way in (prefix, place) if name.startswith(way))
+        place = path + "."  # sites begin with it, and names are those of the whole
+        inner = keep | {name.removeprefix(place) for name in keep if name.startswith(place)}
         theirs = {site.removeprefix(place): why for site, why in refused.items() if site.startswith(place)}
         pieces[path] = _plan_whole(piece, inner, share, theirs, merge=merge)
-        names = {name for name, _ in piece.root.named_modules() if name}
-        decisions.extend(_prefixed(decision, prefix, place, names) for decision in pieces[path])
-        merges.extend(_merge_prefixed(decision, prefix, place, names) for decision in pieces[path].merges)
+        decisions.extend(replace(decision, site=place + decision.site) for decision in pieces[path])
+        merges.extend(replace(decision, site=place + decision.site) for decision in pieces[path].merges)
     steps = Steps()
     taken = tuple(f"{place}." for path, piece in capture.pieces.items() for place in (path, *piece.passed))
     for name, module in capture.root.named_modules():
@@ -175,37 +174,3 @@ def _outside(name: str, module: Any, keep: frozenset[str], steps: Steps) -> Deci
         text = "became an explicit affine: the code that calls it cannot be captured"
         steps.explicit[name] = Explicit()
     return Decision(name, action, None, (), (), reason, f"{name} {text}.", site=name)
-
-
-def _prefixed(decision: Decision, prefix: str, place: str, names: set[str]) -> Decision:
-    """Return a decision about a part, in names of the whole."""
-
-    def whole(name: str) -> str:
-        return prefix + name if name in names else name
-
-    name, into, through = whole(decision.batchnorm), (*map(whole, decision.into),), (*map(whole, decision.through),)
-    if decision.direction is not None and into:
-        detail = fold_sentence(name, decision.direction, into, through)
-    else:
-        detail = decision.detail.replace(decision.batchnorm, name, 1)
-    return replace(
-        decision,
-        batchnorm=name,
-        into=into,
-        through=through,
-        detail=detail,
-        site=place + decision.site,
-    )
-
-
-def _merge_prefixed(decision: MergeDecision, prefix: str, place: str, names: set[str]) -> MergeDecision:
-    """Return a decision about a part, in names of the whole."""
-
-    def whole(name: str) -> str:
-        return prefix + name if name in names else name
-
-    detail = decision.detail
-    for name in dict.fromkeys((decision.into, *decision.merged)):
-        detail = detail.replace(name, whole(name), 1)
-    merged = tuple(map(whole, decision.merged))
-    return replace(decision, into=whole(decision.into), merged=merged, detail=detail, site=place + decision.site)

@@ -25,7 +25,7 @@ from bnfold.ops.form import ChannelForm
 from bnfold.ops.interface import GraphFacts, Value
 from bnfold.ops.refusal import Refusal, rendered
 
-__all__ = ["Absorption", "Explicit", "Plan", "Steps", "make_plan"]
+__all__ = ["Absorption", "Explicit", "Plan", "Route", "Steps", "make_plan"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,24 @@ class Explicit:
     composed: tuple[ChannelAffine, ...] = ()
 
 
+@dataclass(frozen=True)
+class Route:
+    """The way of an affine through the graph, by names of values.
+
+    Attributes:
+        hops: pairs (reader, what it reads): neighbours on the way, or with nothing between them but what passes it on.
+        ends: what absorbed it.
+    """
+
+    hops: tuple[tuple[str, str], ...]
+    ends: tuple[str, ...]
+
+    @staticmethod
+    def of(hops: Iterable[tuple[Value, Value]], ends: Iterable[Value]) -> Route:
+        """Return the route along some values."""
+        return Route(tuple((reader.name, read.name) for reader, read in hops), tuple(end.name for end in ends))
+
+
 @dataclass(eq=False)
 class Steps:
     """What a rewrite does, by node name.
@@ -68,6 +86,7 @@ class Steps:
         constant: BatchNorm calls on constants, which are computed once.
         guards: calls whose input's number of dimensions must be checked when run: ``{name: rank}``.
         merges: convolutions that become one after all that, in order.
+        routes: of the affines that moved, by name of the BatchNorm call: for those who tell of it.
     """
 
     absorbed: dict[str, list[Absorption]] = field(default_factory=dict)
@@ -77,6 +96,7 @@ class Steps:
     constant: list[str] = field(default_factory=list)
     guards: dict[str, int] = field(default_factory=dict)
     merges: tuple[MergeStep, ...] = ()
+    routes: dict[str, Route] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,6 +239,7 @@ class _Planner:
         del self.explicit[node]
         self.dropped[way.sum] = way.rest
         self.steps.dropped[node.name] = (way.term.name, way.sum.name)
+        self.steps.routes[node.name] = Route.of(way.hops, (way.convolution,))
         into, through = (
             (self.facts.label(way.convolution),),
             tuple(dict.fromkeys(self.facts.name(passed) for passed in way.through)),
@@ -247,6 +268,7 @@ class _Planner:
             self.steps.guards[guarded.name] = rank
         del self.explicit[node]
         self.settled[node] = call
+        self.steps.routes[node.name] = Route.of(way.hops, (target for target, _ in way.absorbed))
         into = tuple(dict.fromkeys(self.facts.label(target) for target, _ in way.absorbed))
         through = tuple(dict.fromkeys(self.facts.name(passed) for passed in way.through))
         words = fold_sentence(old.batchnorm, "forward", into, through)
@@ -300,7 +322,9 @@ class _Planner:
         call = self.facts.call(node)
         assert isinstance(call, ops.BatchNorm)
         self.settled[node] = call
-        into = tuple(dict.fromkeys(self.facts.label(target) for target in (*way.absorbers, *way.compositions)))
+        ends = (*way.absorbers, *way.compositions)
+        self.steps.routes[node.name] = Route.of(way.hops, ends)
+        into = tuple(dict.fromkeys(map(self.facts.label, ends)))
         through = tuple(dict.fromkeys(self.facts.name(passed) for passed in way.through))
         words = fold_sentence(name, "backward", into, through)
         self._note(node, name, "fold", "backward", into, through, None, words)
@@ -319,6 +343,7 @@ class _Planner:
         words = f"{name} normalises constants only, so its value was computed once."
         call = self.facts.call(node)
         assert isinstance(call, ops.BatchNorm)
+        self.steps.routes[node.name] = Route.of(((node, call.input),), (call.input,))
         self._note(node, name, "fold", "backward", (self.facts.label(call.input),), (), None, words)
 
     def _note(

@@ -34,6 +34,7 @@ class Way:
         composed: BatchNorm calls that became explicit affines, and the affine that each takes after it.
         through: the calls passed, nearest first.
         guards: calls whose input's number of dimensions must be checked when run.
+        hops: pairs (reader, what it reads) along which it moved.
     """
 
     absorbed: list[tuple[Value, ChannelAffine]] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Way:
     composed: list[tuple[Value, ChannelAffine]] = field(default_factory=list)
     through: list[Value] = field(default_factory=list)
     guards: list[tuple[Value, int]] = field(default_factory=list)
+    hops: list[tuple[Value, Value]] = field(default_factory=list)
 
     @property
     def absorbers(self) -> list[Value]:
@@ -68,6 +70,7 @@ def pull(state: State, start: Value, form: ChannelForm) -> Way | Refusal:
         if reader in asked[value]:
             return Refusal("same-term-twice", "`{value}` reads {what} twice", value=reader, what=OutputOf(value))
         asked[value][reader] = wanted
+        way.hops.append((reader, value))
         return None
 
     way = Way()
@@ -79,6 +82,7 @@ def pull(state: State, start: Value, form: ChannelForm) -> Way | Refusal:
         if isinstance(step, Refusal):
             if not _compensated(state, value, asked[value], way):
                 return step
+            way.hops = [hop for hop in way.hops if hop[1] is not value]
             continue
         for source, below in step:
             conflict = ask(source, value, below)

@@ -28,11 +28,13 @@ class Push:
         absorbed: calls with weights, and the affine that each takes before it.
         through: the calls passed, in order.
         guards: calls whose input's number of dimensions must be checked when run.
+        hops: pairs (reader, what it reads) along which it moved.
     """
 
     absorbed: list[tuple[Value, ChannelAffine]] = field(default_factory=list)
     through: list[Value] = field(default_factory=list)
     guards: list[tuple[Value, int]] = field(default_factory=list)
+    hops: list[tuple[Value, Value]] = field(default_factory=list)
 
 
 def push(state: State, start: Value, form: ChannelForm) -> Push | Refusal:
@@ -48,6 +50,7 @@ def push(state: State, start: Value, form: ChannelForm) -> Push | Refusal:
     def hold(value: Value, what: ChannelForm) -> None:
         held[value] = what
         for reader in facts.readers(value):
+            way.hops.append((reader, value))
             if reader not in queued:
                 queued.add(reader)
                 heapq.heappush(queue, (facts.index[reader], reader))

@@ -26,11 +26,11 @@ from bnfold.fold.module import FoldedModule
 from bnfold.fold.plan import Absorption, Explicit, Plan
 from bnfold.fold.weights import FoldedWeights, absorbed_weights
 from bnfold.graph.captured import NARROW, Capture
-from bnfold.graph.constants import evaluate
 from bnfold.graph.facts import Facts
 from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.reading import put_arguments
 from bnfold.graph.requires import require_rank
+from bnfold.graph.runs import constant_value
 from bnfold.graph.shells import fresh_shell, shell, wrapped
 
 __all__ = ["folded_capture", "rewrite"]
@@ -270,7 +270,7 @@ class _Rewriter:
         affine_node._rename(old.name)
 
     def _make_constant(self, old: Node, new: Node) -> None:
-        value = evaluate(old, self.capture.tensor, self.capture.module)
+        value = constant_value(self.capture, old)
         new.replace_all_uses_with(self._attribute(new, old, f"{old.name}.value", value))
         self.graph.erase_node(new)
 

@@ -32,6 +32,7 @@ class Sideways:
         sum: the sum that loses its term.
         rest: what is left of that sum.
         through: the sums passed.
+        hops: pairs (reader, what it reads) along which it moved.
     """
 
     convolution: Value
@@ -40,6 +41,7 @@ class Sideways:
     sum: Value
     rest: Value
     through: tuple[Value, ...]
+    hops: tuple[tuple[Value, Value], ...]
 
 
 def sideways(state: State, start: Value, affine: ChannelAffine) -> Sideways | Refusal:
@@ -68,7 +70,9 @@ def sideways(state: State, start: Value, affine: ChannelAffine) -> Sideways | Re
         if why is None:
             sign = mine * other.sign
             signed = affine if sign > 0 else ChannelAffine(-affine.scale, -affine.shift)
-            return Sideways(convolution.node, signed, term, total.node, rest, (total.node, *other.through))
+            out = ((other.top, total.node),) if other.top is not total.node else ()
+            hops = ((total.node, start), *out, (other.top, convolution.node))
+            return Sideways(convolution.node, signed, term, total.node, rest, (total.node, *other.through), hops)
         refusal = refusal or why
     return refusal or Refusal("no-convolution-beside", "no convolution of the same input is added to it")
 

@@ -14,11 +14,12 @@ __all__ = ["Term", "passed_on", "read_once", "resolved", "terms"]
 
 @dataclass(frozen=True)
 class Term:
-    """One term of a sum: the value, its sign in it, and the sums between."""
+    """One term of a sum: the value, its sign in it, the sums between, and the outermost of them."""
 
     value: Value
     sign: int
     through: tuple[Value, ...]
+    top: Value
 
 
 def passed_on(facts: GraphFacts, value: Value) -> Value:
@@ -50,7 +51,7 @@ def _passes(facts: GraphFacts, value: Value) -> Value | None:
 def terms(state: State, total: ops.Add, rest: Value) -> Iterator[Term]:
     """Give the other terms of the whole sum that ``total`` is part of, each with its sign relative to ``total``."""
     facts = state.facts
-    stack = [Term(rest, 1 if total.left is rest else total.sign, ())]
+    stack = [Term(rest, 1 if total.left is rest else total.sign, (), total.node)]
     inner, sign = total, 1
     through: tuple[Value, ...] = ()
     while len(readers := facts.readers(seen := passed_on(facts, inner.node))) == 1:  # outwards: sums of this sum
@@ -61,7 +62,9 @@ def terms(state: State, total: ops.Add, rest: Value) -> Iterator[Term]:
         is_left = outer.left is seen
         sign *= 1 if is_left else outer.sign
         # relative to `total`: the outer sum counts it `sign` times, and this term once or `outer.sign` times
-        stack.append(Term(outer.right if is_left else outer.left, sign * (outer.sign if is_left else 1), through))
+        stack.append(
+            Term(outer.right if is_left else outer.left, sign * (outer.sign if is_left else 1), through, outer.node)
+        )
         inner = outer
     while stack:
         term = stack.pop(0)
@@ -69,8 +72,8 @@ def terms(state: State, total: ops.Add, rest: Value) -> Iterator[Term]:
         call = facts.call(value)
         if isinstance(call, ops.Add) and call.left is not call.right and read_once(state, term.value):
             passed = (*term.through, call.node)
-            stack.append(Term(call.left, term.sign, passed))
-            stack.append(Term(call.right, term.sign * call.sign, passed))
+            stack.append(Term(call.left, term.sign, passed, term.top))
+            stack.append(Term(call.right, term.sign * call.sign, passed, term.top))
         else:
             yield term
 

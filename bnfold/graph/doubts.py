@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.affine import ChannelAffine
+from bnfold.graph.probes import ROUNDING, answer, error_of
 from bnfold.graph.shells import double_shell, fresh_shell
 from bnfold.ops.refusal import Refusal
 from bnfold.ops.weighted import Absorber
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["doubts"]
 
-LIMIT = 1e-9  # of the largest output: float64 rounding stays far below, a wrong claim far above
 _SPACES = ((12, 11), (23,), (6, 7, 5), ())
 
 
@@ -56,9 +56,8 @@ def _checked(
     ran = False
     for x in _inputs(module, shape, channels):
         with torch.no_grad():
-            try:
-                plain = layer(x.clone())
-            except Exception:  # does not take inputs of this shape
+            plain = answer(layer, x)
+            if plain is None:  # does not take inputs of this shape
                 continue
             elsewhere = shape is not None and x.shape[1:] != shape[1:]
             if elsewhere and _says_nothing(plain):
@@ -67,9 +66,9 @@ def _checked(
             try:
                 error = error_of(layer, x, plain)
             except Exception:  # runs on x, and not on an affine of it
-                error = float("inf")
-        if not error <= LIMIT:
-            much = "its output has other channels" if error == float("inf") else f"it is off by {error:.1e} of the peak"
+                error = math.inf
+        if not error <= ROUNDING:
+            much = "its output has other channels" if error == math.inf else f"it is off by {error:.1e} of the peak"
             if elsewhere:
                 much += f" for inputs of shape {tuple(x.shape)}"
             text = "what was taught about {kind} does not hold at {op}: {much}"
@@ -133,17 +132,17 @@ def _passing_error(layer: Any, x: Tensor, plain: Any, call: Any, channels: int) 
         kept = given.clone()
         found = layer(given)
         if not isinstance(found, Tensor) or found.ndim != x.ndim or found.shape[1] != channels:
-            return float("inf")
+            return math.inf
         if not torch.equal(given, kept):  # it writes into its input
-            return float("inf")
-        worst = max(worst, _error(found, affine(plain)))
+            return math.inf
+        worst = max(worst, error_of(found, affine(plain)))
     return worst
 
 
 def _absorbing_error(layer: Any, x: Tensor, plain: Any, call: Any, channels: int) -> float:
     worst = 0.0
     if not isinstance(plain, Tensor) or plain.ndim < 2 or plain.shape[1] != channels:
-        return float("inf")
+        return math.inf
     weight, bias = (layer._parameters.get(name) for name in call.held_as)
     for affine in _affines(channels, nonnegative=False, unshifted=False):
         there = ChannelAffine(affine.scale.to(x.device), affine.shift.to(x.device))
@@ -153,13 +152,5 @@ def _absorbing_error(layer: Any, x: Tensor, plain: Any, call: Any, channels: int
             if value is not None:
                 other.__dict__.pop(name, None)
                 other._parameters[name] = nn.Parameter(value, requires_grad=False)
-        worst = max(worst, _error(other(x.clone()), affine(plain)))
+        worst = max(worst, error_of(other(x.clone()), affine(plain)))
     return worst
-
-
-def _error(found: Tensor, expected: Tensor) -> float:
-    """The largest difference relative to the largest value; NaN is as wrong as can be."""
-    if found.shape != expected.shape:
-        return float("inf")
-    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
-    return float("inf") if math.isnan(error) else error

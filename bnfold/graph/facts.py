@@ -15,7 +15,6 @@ from torch.fx import GraphModule, Node
 
 from bnfold import ops
 from bnfold.graph.captured import Capture
-from bnfold.graph.constants import evaluate
 from bnfold.graph.doubts import doubts
 from bnfold.graph.effects import is_pure, mutated_inputs
 from bnfold.graph.leaves import carries_hooks
@@ -23,6 +22,7 @@ from bnfold.graph.memory import Memory
 from bnfold.graph.ranks import asserted_rank, rank_after_reshape
 from bnfold.graph.reading import read_function, read_module
 from bnfold.graph.requires import require_batch, require_rank, require_shape, require_structure
+from bnfold.graph.runs import constant_value
 from bnfold.graph.shapes import Shapes, shapes_of
 from bnfold.graph.sizes import Sizes
 from bnfold.ops.interface import FrontEnd
@@ -178,7 +178,7 @@ class Facts(FrontEnd[Node]):
     def constant(self, source: ops.Source) -> Tensor | None:
         """Return the tensor that a source names, or computes from parameters only; None for None."""
         if isinstance(source, Node):
-            return evaluate(source, self.capture.tensor, self.capture.module)
+            return constant_value(self.capture, source)
         return None if source is None else self.capture.tensor(source)
 
     @cached_property
@@ -217,20 +217,35 @@ class Facts(FrontEnd[Node]):
     # --- names ----------------------------------------------------------------------------------------------------
 
     def name(self, value: Node) -> str:
-        """Return the layer's qualified name, the parameter's, or the node's name for a bare function call."""
-        return str(value.target) if value.op == "call_module" else value.name
+        """Return the layer's qualified name, or the node's name for a bare function call."""
+        return self._whole(str(value.target)) if value.op == "call_module" else value.name
 
     def label(self, value: Node) -> str:
         """Return what holds the numbers: the layer, the parameter, the BatchNorm that a function call is of."""
         call = self.call(value)
         if isinstance(call, ops.BatchNorm) and call.name:
-            return call.name
-        return str(value.target) if value.op in ("call_module", "get_attr") else value.name
+            return self._whole(call.name)
+        return self._whole(str(value.target)) if value.op in ("call_module", "get_attr") else value.name
+
+    def owner(self, source: ops.Source) -> str | None:
+        """Return the name of what holds a parameter called ``weight``."""
+        if not isinstance(source, str) or not source.endswith("weight"):
+            return None
+        name = source.removesuffix("weight").rstrip("._")
+        return self._whole(name) if name else None
+
+    def _whole(self, name: str) -> str:
+        """Return a layer's name in the model that the graph is a piece of."""
+        return self.capture.prefix + name if self.capture.prefix and name in self._layers else name
+
+    @cached_property
+    def _layers(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.capture.root.named_modules() if name)
 
     def described(self, value: Node) -> str:
         """Return a call that no operation is known for in words, with its name."""
         if value.op == "call_module":
-            return f"{type(self.capture.module(str(value.target))).__name__} `{value.target}`"
+            return f"{type(self.capture.module(str(value.target))).__name__} `{self.name(value)}`"
         return f"the model's input `{value.name}`" if value.op == "placeholder" else f"`{value.name}`"
 
     def source(self, value: Node) -> str | None:
@@ -251,12 +266,14 @@ class Facts(FrontEnd[Node]):
         target = str(value.target)
         for name, inner in self.capture.module(target).named_modules():
             if isinstance(inner, nn.modules.batchnorm._BatchNorm):
-                owner = "it" if not name else f"`{target}`, which calls it,"
+                owner = "it" if not name else f"`{self.name(value)}`, which calls it,"
                 hooked = self.hooked(value)
                 because = "carries hooks" if hooked else "is of code that bnfold does not look into"
                 reason = "hooks" if hooked else "unknown-code"
                 whole = f"{target}.{name}" if name else target
-                yield ops.HiddenBatchNorm(whole, value.name, reason, f"{owner} {because}", self.source(value))
+                yield ops.HiddenBatchNorm(
+                    self._whole(whole), value.name, reason, f"{owner} {because}", self.source(value)
+                )
 
     def _in_region(self, value: Node) -> Iterator[ops.HiddenBatchNorm]:
         """Yield the BatchNorms in a region of the graph that is kept apart, such as one with autocast enabled."""

@@ -118,6 +118,10 @@ class FrontEnd(ABC, Generic[V]):
         """Return what a value's computation is called where its numbers change: as ``name``, or a parameter's."""
         return self.name(value)
 
+    def owner(self, source: Any) -> str | None:  # noqa: ARG002
+        """Return what a call is named after that is no layer's: the holder of its parameter; None for no such name."""
+        return None
+
     def described(self, value: V) -> str:
         """Return a computation that no operation is known for in words, with its name."""
         return f"`{self.name(value)}`"

@@ -275,10 +275,8 @@ class Merger:
         """Return what a convolution is called: its layer, or the owner of its weight."""
         call = self.facts.call(node)
         name = self.facts.name(node)
-        if name == node.name and isinstance(call, ops.Convolution) and isinstance(call.weight, str):
-            owner = call.weight.removesuffix("weight").rstrip("._")
-            return owner if call.weight.endswith("weight") and owner else name
-        return name
+        owner = self.facts.owner(call.weight) if isinstance(call, ops.Convolution) and name == node.name else None
+        return owner or name
 
     # --- outcomes -------------------------------------------------------------------------------------------------
 
