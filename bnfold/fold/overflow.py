@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from bnfold import ops
-from bnfold.fold.merge.rewrite import built
+from bnfold.fold.merge.carrying_out import built
 from bnfold.fold.plan import Absorption, Plan
-from bnfold.fold.weights import FoldedWeights, absorbed_weights
+from bnfold.fold.rounded import FoldedWeights, absorbed_weights
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 

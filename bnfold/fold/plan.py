@@ -154,9 +154,8 @@ class _Planner:
                 self._try_sideways(index, node)
         for node in self.facts.index:
             for hidden in self.facts.hidden_batchnorms(node):
-                words = f"{hidden.name} stays a BatchNorm: {hidden.because}."
-                decision = Decision(hidden.name, "keep", None, (), (), hidden.reason, words, hidden.site, hidden.source)
-                self.decisions.append(decision)
+                stays = Decision(hidden.name, "keep", None, (), (), hidden.reason, "", hidden.site, hidden.source)
+                self.decisions.append(stays.staying(hidden.because))
         for node, absorptions in self.absorbed.items():
             self.steps.absorbed[node.name] = absorptions
         for node, explicit in self.explicit.items():
@@ -232,8 +231,7 @@ class _Planner:
         way = sideways(self, node, affine)
         if isinstance(way, Refusal):
             if way.reason not in ("not-a-term", "no-convolution-beside"):
-                detail = f"{old.detail.removesuffix('.')}; and sideways, {rendered(way, self.facts)}."
-                self.decisions[index] = replace(old, detail=detail)
+                self.decisions[index] = old.staying(f"{old.because}; and sideways, {rendered(way, self.facts)}")
             return
         self.absorbed.setdefault(way.convolution, []).append(Absorption("beside", way.affine, index))
         del self.explicit[node]
@@ -246,7 +244,7 @@ class _Planner:
         )
         words = fold_sentence(old.batchnorm, "sideways", into, through)
         self.decisions[index] = replace(
-            old, action="fold", direction="sideways", into=into, through=through, reason=None, detail=words
+            old, action="fold", direction="sideways", into=into, through=through, reason=None, detail=words, because=""
         )
 
     def _try_forward(self, index: int, node: Value) -> None:
@@ -259,8 +257,7 @@ class _Planner:
         old = self.decisions[index]
         way = push(self, node, self._form(node, call, affine))
         if isinstance(way, Refusal):
-            detail = f"{old.detail.removesuffix('.')}; and forward, {rendered(way, self.facts)}."
-            self.decisions[index] = replace(old, detail=detail)
+            self.decisions[index] = old.staying(f"{old.because}; and forward, {rendered(way, self.facts)}")
             return
         for absorber, taken in way.absorbed:
             self.absorbed.setdefault(absorber, []).append(Absorption("before", taken, index))
@@ -273,7 +270,7 @@ class _Planner:
         through = tuple(dict.fromkeys(self.facts.name(passed) for passed in way.through))
         words = fold_sentence(old.batchnorm, "forward", into, through)
         self.decisions[index] = replace(
-            old, action="fold", direction="forward", into=into, through=through, reason=None, detail=words
+            old, action="fold", direction="forward", into=into, through=through, reason=None, detail=words, because=""
         )
 
     def _form(self, node: Value, call: ops.BatchNorm, affine: ChannelAffine) -> ChannelForm:
@@ -331,12 +328,12 @@ class _Planner:
 
     def _become_explicit(self, node: Value, name: str, refusal: Refusal) -> None:
         self.explicit[node] = Explicit()
-        words = f"{name} became an explicit affine: {rendered(refusal, self.facts)}."
-        self._note(node, name, "affine", None, (), (), refusal.reason, words)
+        self._note(node, name, "affine", None, (), (), refusal.reason, "")
+        self.decisions[-1] = self.decisions[-1].staying(rendered(refusal, self.facts))
 
     def _stay(self, node: Value, name: str, refusal: Refusal) -> None:
-        words = f"{name} stays a BatchNorm: {rendered(refusal, self.facts)}."
-        self._note(node, name, "keep", None, (), (), refusal.reason, words)
+        self._note(node, name, "keep", None, (), (), refusal.reason, "")
+        self.decisions[-1] = self.decisions[-1].staying(rendered(refusal, self.facts))
 
     def _settle_constant(self, node: Value, name: str) -> None:
         self.steps.constant.append(node.name)

@@ -15,8 +15,8 @@ import torch
 
 from bnfold import ops
 from bnfold.affine import ChannelAffine
-from bnfold.fold.state import RANK_UNKNOWN, State, may_not_absorb, spread_stops, weight_of, with_rank_of_pool
-from bnfold.fold.sums import resolved, terms
+from bnfold.fold.settled import RANK_UNKNOWN, State, may_not_absorb, spread_stops, weight_of, with_rank_of_pool
+from bnfold.fold.terms import resolved, terms
 from bnfold.ops.form import ChannelForm
 from bnfold.ops.interface import GraphFacts, Value
 from bnfold.ops.refusal import Count, Described, OutputOf, Readers, Refusal

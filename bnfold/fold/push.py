@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from bnfold import ops
 from bnfold.affine import ChannelAffine
-from bnfold.fold.state import RANK_UNKNOWN, State, may_not_absorb, spread_stops, weight_of, with_rank_of_pool
+from bnfold.fold.settled import RANK_UNKNOWN, State, may_not_absorb, spread_stops, weight_of, with_rank_of_pool
 from bnfold.ops.form import ChannelForm
 from bnfold.ops.interface import Value
 from bnfold.ops.refusal import Count, Refusal

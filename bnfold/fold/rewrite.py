@@ -21,10 +21,10 @@ from torch.fx.node import map_arg
 from bnfold import ops
 from bnfold.affine import ChannelAffine, affine_of_statistics, exact_terms
 from bnfold.fold.explicit import ExplicitAffine
-from bnfold.fold.merge.rewrite import Merging
+from bnfold.fold.merge.carrying_out import Merging
 from bnfold.fold.module import FoldedModule
 from bnfold.fold.plan import Absorption, Explicit, Plan
-from bnfold.fold.weights import FoldedWeights, absorbed_weights
+from bnfold.fold.rounded import FoldedWeights, absorbed_weights
 from bnfold.graph.captured import NARROW, Capture
 from bnfold.graph.facts import Facts
 from bnfold.graph.leaves import carries_hooks

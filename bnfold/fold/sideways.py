@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from bnfold import ops
 from bnfold.affine import ChannelAffine
-from bnfold.fold.state import State, may_not_absorb, weight_of
-from bnfold.fold.sums import Term, passed_on, read_once, resolved, terms
+from bnfold.fold.settled import State, may_not_absorb, weight_of
+from bnfold.fold.terms import Term, passed_on, read_once, resolved, terms
 from bnfold.ops.interface import Value
 from bnfold.ops.refusal import Refusal
 

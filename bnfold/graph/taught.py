@@ -85,7 +85,8 @@ def statistics_of(module: nn.Module, claim: Normalizes, name: str) -> Statistics
     """
     kind = f"the {type(module).__name__} `{name}`"
     try:
-        told = _held_or_exact(_told(claim.read(module)), _told(claim.read(double_shell(module, {}))), module)
+        read, exact = (_statistics_from(claim.read(part)) for part in (module, double_shell(module, {})))
+        told = _held_or_exact(read, exact, module)
     except Exception as error:
         raise UsageError(
             f"What was given to bnfold.extend.batchnorm cannot read {kind}: {type(error).__name__}: {error}.",
@@ -102,7 +103,7 @@ def statistics_of(module: nn.Module, claim: Normalizes, name: str) -> Statistics
     return replace(told, rank=agree[0] if differ else None)
 
 
-def _told(answer: Any) -> Statistics:
+def _statistics_from(answer: Any) -> Statistics:
     if isinstance(answer, ChannelAffine):
         scale = answer.scale
         return Statistics(torch.zeros_like(scale), torch.ones_like(scale), scale, answer.shift, 0.0)

@@ -173,8 +173,8 @@ def test_a_batchnorm_at_the_input_has_no_producer() -> None:
 
 
 DECIDING = [
-    *("plan", "pull", "push", "sideways", "sums", "state", "rules", "decision"),
-    *("merge.plan", "merge.found", "merge.sums", "merge.geometry", "merge.branches", "merge.kernels", "merge.steps"),
+    *("plan", "pull", "push", "sideways", "terms", "settled", "rules", "decision"),
+    *("merge.planner", "merge.found", "merge.sums", "merge.geometry", "merge.branches", "merge.kernels", "merge.steps"),
 ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bnfold.affine import ChannelAffine
 from bnfold.ops.form import ChannelForm
 
-weights = importlib.import_module("bnfold.fold.weights")
+weights = importlib.import_module("bnfold.fold.rounded")
 
 LAYOUTS = {
     "contiguous": torch.randn(7, 5, 3, 3),

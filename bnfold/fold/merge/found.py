@@ -11,7 +11,7 @@ from torch import Tensor
 from bnfold import ops
 from bnfold.fold.merge.branches import Leaf, Pool, divisor_of
 from bnfold.fold.merge.geometry import Geometry, geometry_of, sizes
-from bnfold.fold.state import shares_weights, weight_of
+from bnfold.fold.settled import shares_weights, weight_of
 from bnfold.ops.interface import GraphFacts, Value
 from bnfold.ops.refusal import Refusal
 

@@ -16,7 +16,7 @@ from bnfold.ops.interface import Value
 from bnfold.ops.refusal import Refusal
 
 if TYPE_CHECKING:
-    from bnfold.fold.merge.plan import Merger
+    from bnfold.fold.merge.planner import Merger
 
 __all__ = ["SumOfBranches", "more_multiplications"]
 

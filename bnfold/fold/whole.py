@@ -14,10 +14,10 @@ from bnfold.affine import exact_terms
 from bnfold.errors import UnknownNameError
 from bnfold.fold.decision import Action, Decision, MergeDecision, listed
 from bnfold.fold.explicit import ExplicitAffine
-from bnfold.fold.merge.plan import plan_merges
+from bnfold.fold.merge.planner import plan_merges
 from bnfold.fold.plan import Explicit, Plan, Steps, make_plan
 from bnfold.fold.rewrite import folded_capture, rewrite
-from bnfold.fold.weights import FoldedWeights
+from bnfold.fold.rounded import FoldedWeights
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.graph.leaves import carries_hooks
@@ -150,11 +150,11 @@ def _plan_pieces(
             decisions.append(_outside(name, module, keep, steps))
     inside = tuple(f"In `{path}`: {note}" for path, piece in pieces.items() for note in piece.notes)
     count = f"{len(pieces)} piece{'s' if len(pieces) != 1 else ''}"
-    notes = (*capture.notes, f"captured in {count}: {listed(tuple(map(_told, capture.pieces.items())))}", *inside)
+    notes = (*capture.notes, f"captured in {count}: {listed(tuple(map(_place_of, capture.pieces.items())))}", *inside)
     return Plan(tuple(decisions), capture.way, notes, tuple(merges), steps, pieces)
 
 
-def _told(item: tuple[str, Capture]) -> str:
+def _place_of(item: tuple[str, Capture]) -> str:
     place, piece = item
     return f"{place} to {piece.passed[-1]}" if piece.passed else place
 
@@ -163,14 +163,12 @@ def _outside(name: str, module: Any, keep: frozenset[str], steps: Steps) -> Deci
     """Decide about a BatchNorm that is called by code which could not be captured."""
     action: Action = "keep"
     if name in keep:
-        reason, text = "kept-by-request", "stays a BatchNorm: the caller asked to keep it"
+        reason, because = "kept-by-request", "the caller asked to keep it"
     elif module.running_mean is None:
-        reason = "batch-statistics"
-        text = "stays a BatchNorm: it uses the mean and variance of each batch, in eval mode too"
+        reason, because = "batch-statistics", "it uses the mean and variance of each batch, in eval mode too"
     elif carries_hooks(module) or type(module) not in _LAYERS:
-        reason, text = "hooks", "stays a BatchNorm: it carries hooks, or code of its own"
+        reason, because = "hooks", "it carries hooks, or code of its own"
     else:
-        action, reason = "affine", "not-captured"
-        text = "became an explicit affine: the code that calls it cannot be captured"
+        action, reason, because = "affine", "not-captured", "the code that calls it cannot be captured"
         steps.explicit[name] = Explicit()
-    return Decision(name, action, None, (), (), reason, f"{name} {text}.", site=name)
+    return Decision(name, action, None, (), (), reason, "", site=name).staying(because)

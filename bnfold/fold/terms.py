@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bnfold import ops
-from bnfold.fold.state import State
+from bnfold.fold.settled import State
 from bnfold.ops.interface import GraphFacts, Value
 
 __all__ = ["Term", "passed_on", "read_once", "resolved", "terms"]

@@ -313,6 +313,7 @@ class Merger:
             macs_before=branch.cost if known else None,
             macs_after=self.cost_now(branch) if known else None,
             site=root.name,
+            identity=part.has_identity,
         )
 
     def refuse(self, site: Value, merged: tuple[str, ...], into: str, refusal: Refusal) -> None:
@@ -326,7 +327,8 @@ class Merger:
                 action="refuse",
                 kind="",
                 reason=refusal.reason,
-                detail=f"{names} stay apart: {why}." if merged else f"{names} stays: {why}.",
+                detail=f"{names} {'stay apart' if merged else 'stays'}: {why}.",
+                because=why,
                 macs_before=None,
                 macs_after=None,
                 site=site.name,
