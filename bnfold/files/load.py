@@ -79,9 +79,9 @@ def _load_torch(file: BinaryIO, request: Request) -> LoadedModel:
     from bnfold.files.state import module_with_state
 
     entries = check_archive(file)
-    check_contents(file, entries)
+    check_contents(entries)
     _check_that_torch_agrees(file, entries)
-    _check_small_records(file, entries)
+    _check_small_records(entries)
     modules = [run_file(path) for path in request.code]
     target = None if request.spec is None else resolve_spec(request.spec)
     if request.trust:
@@ -108,11 +108,11 @@ def _check_that_torch_agrees(file: BinaryIO, entries: dict[str, Entry]) -> None:
         raise BadArchiveError("is an archive that can be read in two ways")
 
 
-def _check_small_records(file: BinaryIO, entries: dict[str, Entry]) -> None:
+def _check_small_records(entries: dict[str, Entry]) -> None:
     """Check the records beside the pickle that torch reads as a word or a number."""
     for name, form in _SMALL_RECORDS.items():
         if name in entries:
-            content = read_entry(file, entries[name]) if entries[name].plain < 20 else b"?"
+            content = read_entry(entries[name]) if entries[name].plain < 20 else b"?"
             if not form.fullmatch(content):
                 raise BadArchiveError(f"is damaged: its record `{name}` is {shown(content)}")
 
@@ -137,7 +137,7 @@ def _unpickle_safely(
     remake = "Ask its maker for a state_dict or a .safetensors; --trust lets the file run anything."
     again = "Download or copy it again; if you made it, save it again with torch.save."
     try:
-        content = read_pickle(read_entry(file, entries["data.pkl"]), entries, allowed.known)
+        content = read_pickle(read_entry(entries["data.pkl"]), entries, allowed.known)
     except BadPickleError as error:
         raise request.refused(error, again if "damaged" in str(error) else remake) from None
     if content.asked:

@@ -24,7 +24,7 @@ def load_program(file: BinaryIO, request: Request) -> LoadedModel:
     Raises:
         RefusedFileError: without ``trust``, or where torch cannot load it.
     """
-    check_contents(file, check_archive(file))
+    check_contents(check_archive(file))
     if not request.trust:
         raise request.refused(
             "is an exported program (.pt2), and torch.export.load unpickles, which can run code from the file",
@@ -63,7 +63,7 @@ def load_torchscript(file: BinaryIO, request: Request) -> LoadedModel:
     Raises:
         RefusedFileError: without ``trust``, or where torch cannot load it.
     """
-    check_contents(file, check_archive(file))
+    check_contents(check_archive(file))
     cannot = "bnfold cannot fold TorchScript, since its graph is neither Python nor torch.fx"
     if not request.trust:
         raise request.refused(

@@ -36,9 +36,9 @@ def model_bytes() -> bytes:
 
 MODEL = model_bytes()
 with io.BytesIO(MODEL) as _file:
-    PICKLE = read_entry(_file, check_archive(_file)["data.pkl"])
+    PICKLE = read_entry(check_archive(_file)["data.pkl"])
     STORAGES = {
-        name.removeprefix("data/"): read_entry(_file, entry)
+        name.removeprefix("data/"): read_entry(entry)
         for name, entry in check_archive(_file).items()
         if name.startswith("data/")
     }
@@ -85,7 +85,7 @@ def test_an_archive_with_any_bytes_changed_is_refused_or_loads(changes: list[tup
     file = io.BytesIO(data)
     kind = sniff(file)
     assert isinstance(kind, Kind)
-    error = outcome(lambda: check_contents(file, check_archive(file)))
+    error = outcome(lambda: check_contents(check_archive(file)))
     if error is not None:
         assert isinstance(error, BadArchiveError)
         assert len(str(error)) < 200
