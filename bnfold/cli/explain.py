@@ -14,7 +14,7 @@ from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
 from bnfold.errors import NeedsInputsError, UnknownNameError, UsageError
-from bnfold.files.words import listed, shown
+from bnfold.printable import listed, shown
 from bnfold.report.details import Details
 from bnfold.report.document import Document
 from bnfold.report.tables import told_decisions, told_merges, told_outputs, told_seconds

@@ -18,7 +18,7 @@ from bnfold.cli.terminal import Terminal
 from bnfold.errors import CaptureError, ExportError, UsageError
 from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
-from bnfold.files.words import reason_of
+from bnfold.printable import reason_of
 from bnfold.report.document import Document
 from bnfold.report.tables import (
     told_comparisons,

@@ -16,7 +16,7 @@ from bnfold.cli.terminal import Terminal
 from bnfold.errors import UsageError
 from bnfold.files.code import looks_like_spec
 from bnfold.files.kinds import Kind, open_regular, sniff
-from bnfold.files.words import shown_path
+from bnfold.printable import shown_path
 from bnfold.report.document import Document
 from bnfold.report.tables import told_comparisons, told_outcome, told_outputs, told_seconds
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import _weights_only_unpickler, nn
 
-from bnfold.files.words import listed, shown
+from bnfold.printable import listed, shown
 
 __all__ = ["Allowed", "only_these_globals"]
 

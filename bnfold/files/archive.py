@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from bnfold.files.words import bytes_in_words, shown
+from bnfold.printable import bytes_in_words, shown
 
 __all__ = ["BadArchiveError", "Entry", "check_archive", "check_contents", "entry_names", "read_entry"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bnfold.files.claims import BadPickleError, Name, Storage, TensorClaim
-from bnfold.files.words import shown
+from bnfold.printable import shown
 
 __all__ = ["CALLS"]
 

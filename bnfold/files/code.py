@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import UsageError
 from bnfold.files.kinds import open_regular
-from bnfold.files.words import listed, reason_of, shown, shown_path
+from bnfold.printable import listed, reason_of, shown, shown_path
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from enum import Enum
 from typing import BinaryIO
 
 from bnfold.errors import BnfoldError, FileAccessError, RefusedFileError
-from bnfold.files.words import shown_path
+from bnfold.printable import shown_path
 
 __all__ = ["Kind", "open_regular", "recognise", "refusal", "sniff"]
 

@@ -22,7 +22,7 @@ from bnfold.files.code import classes_in, looks_like_spec, module_of_spec, resol
 from bnfold.files.kinds import Kind, open_regular, refusal, sniff
 from bnfold.files.programs import load_program, load_torchscript
 from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
-from bnfold.files.words import reason_of, shown, shown_path
+from bnfold.printable import reason_of, shown, shown_path
 
 if TYPE_CHECKING:
     from torch import nn

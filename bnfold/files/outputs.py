@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import ExportError
 from bnfold.files.save import Output, Sidecar
-from bnfold.files.words import bytes_in_words, reason_of, shown_path
+from bnfold.printable import bytes_in_words, reason_of, shown_path
 
 if TYPE_CHECKING:
     import onnx

@@ -20,7 +20,7 @@ from typing import Any
 
 from bnfold.files.archive import Entry
 from bnfold.files.claims import BadPickleError, Made, Name, Pickle, Storage, TensorClaim, children
-from bnfold.files.words import bytes_in_words, shown
+from bnfold.printable import bytes_in_words, shown
 
 __all__ = ["BadPickleError", "Pickle", "read_pickle"]
 

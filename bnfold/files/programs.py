@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bnfold.files.archive import check_archive, check_contents
 from bnfold.files.request import LoadedModel, Request
-from bnfold.files.words import reason_of
+from bnfold.printable import reason_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.errors import RefusedFileError
-from bnfold.files.words import MESSAGE_LIMIT, shortened, shown_path
+from bnfold.printable import MESSAGE_LIMIT, shortened, shown_path
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnfold.files.words import shown
+from bnfold.printable import shown
 
 __all__ = ["UnsafeModelError", "check_content", "check_tensor"]
 

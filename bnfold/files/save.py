@@ -20,7 +20,7 @@ from bnfold.errors import BnfoldError, FileAccessError
 from bnfold.files.signals import Held, Interrupted
 from bnfold.files.staging import Staging, sweep
 from bnfold.files.targets import cannot_write, check_targets, target_of
-from bnfold.files.words import reason_of, shown_path
+from bnfold.printable import reason_of, shown_path
 
 __all__ = ["Output", "Sidecar", "Written", "check_targets", "write_outputs"]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bnfold.errors import UsageError
 from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
 from bnfold.files.safety import UnsafeModelError, check_tensor
-from bnfold.files.words import listed, reason_of, shortened, shown, shown_path
+from bnfold.printable import listed, reason_of, shortened, shown, shown_path
 
 __all__ = ["fill_module", "module_with_state"]
 

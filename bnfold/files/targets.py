@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bnfold.errors import FileAccessError, UsageError
 from bnfold.files.staging import Staging
-from bnfold.files.words import bytes_in_words, reason_of, shown_path
+from bnfold.printable import bytes_in_words, reason_of, shown_path
 
 __all__ = ["cannot_write", "check_folders", "check_targets", "target_of"]
 

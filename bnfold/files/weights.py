@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from bnfold.files.words import bytes_in_words, shown
+from bnfold.printable import bytes_in_words, shown
 
 __all__ = ["BadWeightsError", "read_safetensors"]
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from bnfold.errors import BnfoldError, RefusedFileError, UsageError
 from bnfold.files.kinds import open_regular
-from bnfold.files.words import bytes_in_words, listed, reason_of, shown_path
 from bnfold.inputs.probe import required_inputs
 from bnfold.inputs.search import FoundInputs
+from bnfold.printable import bytes_in_words, listed, reason_of, shown_path
 
 __all__ = ["read_inputs", "read_tensors"]
 

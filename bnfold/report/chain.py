@@ -8,7 +8,7 @@ from typing import Literal
 
 from rich.text import Text
 
-from bnfold.files.words import shortened
+from bnfold.printable import shortened
 from bnfold.report.escape import visible
 
 __all__ = ["Link", "told_chain"]

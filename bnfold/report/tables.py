@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision
+from bnfold.printable import bytes_in_words
 from bnfold.report.document import Document
 from bnfold.report.escape import visible
 from bnfold.report.words import (

@@ -26,7 +26,7 @@ import torch
 
 with atheris.instrument_imports(include=["bnfold.files", "bnfold.inputs.from_file", "zipfile"]):
     from bnfold import input_files
-    from bnfold.files import allowed, archive, calls, kinds, pickles, request, weights, words
+    from bnfold.files import allowed, archive, calls, kinds, pickles, request, weights
 
 from tests.files.corpus_weights import raw
 from tests.files.test_structure import HEADER, MODEL, PICKLE
@@ -38,7 +38,7 @@ REFUSALS = (archive.BadArchiveError, pickles.BadPickleError, weights.BadWeightsE
 
 def fuzz_kinds(data: bytes) -> None:
     kind = kinds.sniff(io.BytesIO(data))
-    assert len(str(kinds.refusal(kind, words.shown(repr(data))))) < words.MESSAGE_LIMIT
+    assert len(str(kinds.refusal(kind, printable.shown(repr(data))))) < printable.MESSAGE_LIMIT
 
 
 def fuzz_archive(data: bytes) -> None:
@@ -53,7 +53,7 @@ def fuzz_pickle(data: bytes) -> None:
     names = allowed.Allowed()
     found = pickles.read_pickle(data, ENTRIES, names.known)
     if found.asked:
-        assert len(str(request.Request("model.pt").refused(*names.advice(found.asked)))) < words.MESSAGE_LIMIT
+        assert len(str(request.Request("model.pt").refused(*names.advice(found.asked)))) < printable.MESSAGE_LIMIT
 
 
 def fuzz_safetensors(data: bytes) -> None:
@@ -108,7 +108,7 @@ def main() -> None:
             target(data)
         except REFUSALS as error:
             said = str(error)
-        assert len(said) < words.MESSAGE_LIMIT - 80, said
+        assert len(said) < printable.MESSAGE_LIMIT - 80, said
 
     for argument in sys.argv[2:]:
         folder = Path(argument)
