@@ -2,7 +2,8 @@
 
 A file is eight bytes of header length, a JSON header that gives each tensor's format, shape and place, and the bytes of
 all tensors one after the other. Readers differ in what they do with a key that stands there twice, with gaps and with
-overlaps: all of these are refused.
+overlaps: all of these are refused. The format's own library takes the last of two tensors of one name and says nothing,
+and holds all tensors twice while it reads from an open file; so the file is read here.
 
 Source: https://github.com/huggingface/safetensors, README, section Format.
 """
