@@ -25,8 +25,9 @@ import numpy as np
 import torch
 
 with atheris.instrument_imports(include=["bnfold.files", "bnfold.inputs.from_file", "zipfile"]):
-    from bnfold import input_files
+    from bnfold import printable
     from bnfold.files import allowed, archive, calls, kinds, pickles, request, weights
+    from bnfold.inputs import from_file
 
 from tests.files.corpus_weights import raw
 from tests.files.test_structure import HEADER, MODEL, PICKLE
@@ -62,7 +63,7 @@ def fuzz_safetensors(data: bytes) -> None:
 
 
 def fuzz_inputs(data: bytes) -> None:
-    for reader in (input_files._npy, input_files._npz):
+    for reader in (from_file._npy, input_files._npz):
         with tempfile.TemporaryFile() as file:
             file.write(data)
             file.seek(0)
