@@ -63,7 +63,7 @@ def fuzz_safetensors(data: bytes) -> None:
 
 
 def fuzz_inputs(data: bytes) -> None:
-    for reader in (from_file._npy, input_files._npz):
+    for reader in (from_file._npy, from_file._npz):
         with tempfile.TemporaryFile() as file:
             file.write(data)
             file.seek(0)
