@@ -14,7 +14,7 @@ from bnfold.bench.machine import cores, this_machine
 from bnfold.bench.result import Bench, Skipped, Timing, timing_of
 from bnfold.bench.targets import TARGETS, NotReadyError, Target, make_target
 from bnfold.bench.turns import CLOCKS, measure
-from bnfold.errors import UsageError
+from bnfold.errors import UsageError, first_line
 from bnfold.graph.batch_dimension import as_tuple, batch_positions
 from bnfold.graph.mode import require_eval
 
@@ -62,7 +62,7 @@ def bench(
 
     Raises:
         TrainingModeError: a model is in training mode.
-        UsageError: a target, a batch size or another argument cannot be meant so, or the original does not run.
+        UsageError: a target, a batch size or another argument is invalid, or the original does not run.
     """
     _check(targets, batches, threads, seconds, clock)
     inputs = as_tuple(example_inputs)
@@ -166,9 +166,8 @@ def _difference(original: nn.Module, folded: nn.Module, inputs: tuple[Any, ...])
         try:
             expected = pytree.tree_leaves(original(*inputs))
         except Exception as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
             raise UsageError(
-                f"The model does not run on these inputs: {first[:200].rstrip('.')}.",
+                f"The model does not run on these inputs: {first_line(error)}.",
                 fix="Give an --input-shape that it takes, or real inputs with --inputs.",
             ) from error
         found = pytree.tree_leaves(folded(*inputs))

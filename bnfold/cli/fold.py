@@ -15,10 +15,9 @@ from bnfold.cli.packages import require_for
 from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
-from bnfold.errors import CaptureError, ExportError, UsageError
+from bnfold.errors import CaptureError, ExportError, UsageError, first_line
 from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
-from bnfold.printable import reason_of
 from bnfold.report.document import Document
 from bnfold.report.tables import (
     told_comparisons,
@@ -239,7 +238,7 @@ def blaming_inputs(model: Any, inputs: tuple[Any, ...]) -> Iterator[None]:
                 model(*inputs)
         except Exception as error:
             raise UsageError(
-                f"The model does not run on these inputs: {reason_of(error)}.",
+                f"The model does not run on these inputs: {first_line(error, typed=True)}.",
                 fix="Give an --input-shape that it takes, or real inputs with --inputs.",
             ) from error
         raise

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold._version import __version__
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, first_line
 
 __all__ = ["OPTIONAL", "PACKAGES", "Check", "Doctor", "Package", "examine"]
 
@@ -151,8 +151,7 @@ def _tried(
     except BnfoldError as error:
         detail, works, fix = error.what, False, error.fix
     except Exception as error:
-        line = next(iter(str(error).strip().splitlines()), "")
-        detail, works = f"{type(error).__name__}: {line[:200]}", False
+        detail, works = first_line(error, typed=True), False
     return Check(name, works, needed, time.perf_counter() - begin, detail, "" if works else fix)
 
 

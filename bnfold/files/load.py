@@ -16,13 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bnfold.errors import BnfoldError, UsageError
+from bnfold.errors import BnfoldError, UsageError, first_line
 from bnfold.files.archive import BadArchiveError, Entry, check_archive, check_contents, read_entry
 from bnfold.files.code import classes_in, looks_like_spec, module_of_spec, resolve_spec, run_file
 from bnfold.files.kinds import Kind, open_regular, refusal, sniff
 from bnfold.files.programs import load_program, load_torchscript
 from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
-from bnfold.printable import reason_of, shown, shown_path
+from bnfold.printable import shown, shown_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,7 +103,7 @@ def _check_that_torch_agrees(file: BinaryIO, entries: dict[str, Entry]) -> None:
         names = set(reader.get_all_records())
         same = names == entries.keys() and all(reader.get_record_offset(n) == entries[n].data for n in names)
     except RuntimeError as error:
-        raise BadArchiveError(f"is an archive that torch cannot read: {reason_of(error)}") from None
+        raise BadArchiveError(f"is an archive that torch cannot read: {first_line(error, typed=True)}") from None
     if not same:
         raise BadArchiveError("is an archive that can be read in two ways")
 
@@ -156,7 +156,7 @@ def _unpickle_safely(
     except MemoryError:
         raise request.refused("needs more memory than there is", "Run on a larger machine.") from None
     except Exception as error:
-        raise request.refused(f"cannot be loaded: {reason_of(error)}", again) from error
+        raise request.refused(f"cannot be loaded: {first_line(error, typed=True)}", again) from error
     return loaded
 
 
@@ -181,7 +181,7 @@ def _unpickle_anything(file: BinaryIO, request: Request, classes: list[type[nn.M
             return torch.load(file, map_location="cpu", weights_only=False, pickle_module=shim)
     except Exception as error:
         fix = "Name the Python file that defines its classes: --code FILE.py."
-        raise request.refused(f"cannot be loaded: {reason_of(error)}", fix) from error
+        raise request.refused(f"cannot be loaded: {first_line(error, typed=True)}", fix) from error
     finally:
         gc.collect()
 

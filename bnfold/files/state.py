@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnfold.errors import UsageError
+from bnfold.errors import UsageError, first_line
 from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
 from bnfold.files.safety import UnsafeModelError, check_tensor
-from bnfold.printable import listed, reason_of, shortened, shown, shown_path
+from bnfold.printable import listed, shortened, shown, shown_path
 
 __all__ = ["fill_module", "module_with_state"]
 
@@ -76,7 +76,7 @@ def fill_module(target: nn.Module, state: Mapping[str, Tensor], request: Request
             missing, unexpected = map(list, target.load_state_dict(state, strict=False))
         except Exception as error:
             raise request.refused(
-                f"does not fit {_class(target)}: {reason_of(error)}",
+                f"does not fit {_class(target)}: {first_line(error, typed=True)}",
                 "Check that --model names the model it was saved from.",
             ) from error
     else:

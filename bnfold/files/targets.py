@@ -8,9 +8,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from bnfold.errors import FileAccessError, UsageError
+from bnfold.errors import FileAccessError, UsageError, first_line
 from bnfold.files.staging import Staging
-from bnfold.printable import bytes_in_words, reason_of, shown_path
+from bnfold.printable import bytes_in_words, shown_path
 
 __all__ = ["cannot_write", "check_folders", "check_targets", "target_of"]
 
@@ -112,6 +112,7 @@ def cannot_write(where: Path, error: OSError, needed: int) -> FileAccessError:
         errno.ENOENT: (f"There is no way to make {name}", "Write elsewhere with -o."),
     }
     what, fix = words.get(
-        error.errno or 0, (f"{name} cannot be written ({error.strerror or reason_of(error)})", "Check the disk.")
+        error.errno or 0,
+        (f"{name} cannot be written ({error.strerror or first_line(error, typed=True)})", "Check the disk."),
     )
     return FileAccessError(f"{what}. {old}", fix=fix)

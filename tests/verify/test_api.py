@@ -590,7 +590,7 @@ def test_without_onnxruntime_the_error_says_what_still_works(monkeypatch):
     assert verify(model, folding.module, inputs, onnx=False).passed
 
 
-# --- requests that cannot be meant ------------------------------------------------------------------------------------
+# --- invalid requests -------------------------------------------------------------------------------------------------
 
 
 def test_a_model_in_training_mode_is_refused_by_name():
