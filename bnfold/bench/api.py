@@ -134,9 +134,9 @@ def _check(targets: Sequence[str], batches: Sequence[int], threads: int | None, 
         if name not in TARGETS:
             raise UsageError(f"There is no target called {name!r}.", fix=f"Use any of {known}.")
     if any(size < 1 for size in batches):
-        raise UsageError(f"A batch of {min(batches)} holds nothing.", fix="Give batch sizes of 1 or more.")
+        raise UsageError(f"A batch size of {min(batches)} is not valid.", fix="Give batch sizes of 1 or more.")
     if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads compute nothing.", fix="Give 1 or more.")
+        raise UsageError(f"{threads} threads cannot compute anything.", fix="Give 1 or more.")
     if not 0 <= seconds < float("inf"):
         raise UsageError(f"A measurement cannot take {seconds} seconds.", fix="Give some seconds, such as 5.")
     if clock not in CLOCKS:

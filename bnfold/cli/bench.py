@@ -65,8 +65,8 @@ def run(request: BenchRequest, terminal: Terminal) -> int:
     difference = (document.bench or {})["difference"]
     if difference is not None and difference > _TOO_FAR:
         terminal.warn(
-            f"The outputs of the two models differ by {difference:.1e} of the largest: these are times of two "
-            "different functions. `bnfold fold` says where they part."
+            f"The outputs of the two models differ by {difference:.1e} of the largest output, so these are the times "
+            "of two different functions. `bnfold fold` says where they start to differ."
         )
     terminal.result(*told_bench(document), Text())
     terminal.result(Text(summary_line(document.summary, document.capture)), *told_outputs(document))

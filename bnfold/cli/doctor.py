@@ -67,7 +67,7 @@ def _state(good: bool, needed: bool, otherwise: str) -> Text:
 def _advice(found: Doctor) -> Iterator[Text]:
     troubles = [(package.name, package.fix) for package in found.packages if package.needed and package.fix]
     troubles += [
-        (package.name, f"Not needed but for {OPTIONAL[package.name]}. {package.fix}")
+        (package.name, f"Needed only for {OPTIONAL[package.name]}. {package.fix}")
         for package in found.packages
         if not package.needed and package.fix
     ]

@@ -70,10 +70,10 @@ def _ended(run: Callable[[], object], terminal: Terminal) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except (click.Abort, KeyboardInterrupt):
-        terminal.error("Interrupted. Files that were there are as they were.")
+        terminal.error("Interrupted. Existing files were not changed.")
         return _INTERRUPTED
     except Terminated:
-        terminal.error("Ended by SIGTERM. Files that were there are as they were.")
+        terminal.error("Ended by SIGTERM. Existing files were not changed.")
         return 128 + signal.SIGTERM
     except BrokenPipeError:
         silence(terminal.stdout)

@@ -192,7 +192,7 @@ def _torch_export(found: dict[str, Any]) -> str:
 
     if fold(model, inputs, capture="export").plan.summary["fold"] != 1:
         raise RuntimeError("the BatchNorm did not fold")
-    return "for models of which no run can be recorded"
+    return "for models whose run cannot be recorded"
 
 
 def _program(found: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise click.BadParameter(f"{text!r} is no shape; write 1,3,224,224.")
+        raise click.BadParameter(f"{text!r} is not a shape; write it like 1,3,224,224.")
     return shape
 
 
@@ -79,7 +79,7 @@ def load(request: ModelRequest, terminal: Terminal, stages: Stages) -> tuple[Loa
             loaded.model.eval()
         if minds:
             notes.append(
-                "The model was in training mode, where BatchNorm uses its batch; it was switched to eval mode."
+                "The model was in training mode, where BatchNorm uses batch statistics; it was switched to eval mode."
             )
     return loaded, notes
 

@@ -102,7 +102,7 @@ def check_archive(file: BinaryIO) -> dict[str, Entry]:
         first, _, inner = name.partition("/")
         folder = first if folder is None else folder
         if not inner or first != folder:
-            raise BadArchiveError(f"holds `{shown(name)}` outside of its folder `{shown(folder)}`")
+            raise BadArchiveError(f"holds `{shown(name)}` outside its folder `{shown(folder)}`")
         _check_form(info, name)
         if info.header_offset >= archive.start_dir:
             raise BadArchiveError(f"is damaged: `{shown(name)}` is not where its directory says")
@@ -162,7 +162,7 @@ def _opened(file: BinaryIO) -> zipfile.ZipFile:
     infos = archive.infolist()
     listed = sum(_CENTRAL_SIZE + len(_raw_name(info)) + len(info.extra) + len(info.comment) for info in infos)
     if (len(infos), archive.start_dir, listed) != (total, start, length):
-        raise BadArchiveError("is damaged: its directory holds something else than it says")
+        raise BadArchiveError("is damaged: its directory does not hold what it says")
     if any(info.volume or _zip64_fields(info.extra) > 1 for info in infos):
         raise BadArchiveError("is damaged: its directory is broken")
     return archive
@@ -190,9 +190,9 @@ def _checked_name(info: zipfile.ZipInfo) -> str:
     except UnicodeDecodeError:
         raise BadArchiveError("holds an entry whose name is not text") from None
     if len(name) > 1024 or not name.isprintable() or "\\" in name or _DRIVE.match(name):
-        raise BadArchiveError(f"holds an entry with an impossible name, `{shown(name)}`")
+        raise BadArchiveError(f"holds an entry with an invalid name, `{shown(name)}`")
     if any(part in {"", ".", ".."} for part in name.split("/")):
-        raise BadArchiveError(f"holds `{shown(name)}`, a name that leads out of the archive")
+        raise BadArchiveError(f"holds `{shown(name)}`, a name that points outside the archive")
     return name
 
 
@@ -243,7 +243,7 @@ def _end_of_archive(file: BinaryIO) -> tuple[int, int, int]:
     end = size - _END.size
     magic, disk, first_disk, here, total, length, start, comment = _END.unpack(file.read(_END.size))
     if magic != b"PK\x05\x06" or comment:
-        raise BadArchiveError("is a zip archive without its end: it is cut short, or something was put after it")
+        raise BadArchiveError("is a zip archive without an end record: it was cut short, or something was appended")
     counts: tuple[int, ...] = (disk, first_disk, here, total, length, start)
     if end >= _END64_LOCATOR.size + _END64.size:
         file.seek(end - _END64_LOCATOR.size)
@@ -255,7 +255,7 @@ def _end_of_archive(file: BinaryIO) -> tuple[int, int, int]:
             counts = _large_counts(file, end, counts)
     disk, first_disk, here, total, length, start = counts
     if disk or first_disk or here != total:
-        raise BadArchiveError("is one part of an archive in several")
+        raise BadArchiveError("is one part of a split archive")
     if start + length != end:
         raise BadArchiveError("is damaged: its directory is not where it says")
     if total > MOST_ENTRIES or length > MOST_DIRECTORY or total * _CENTRAL_SIZE > length:

@@ -100,7 +100,8 @@ def module_of_spec(spec: str) -> types.ModuleType:
     place, colon, name = spec.rpartition(":")
     if not colon or not _DOTTED.fullmatch(name) or not (place.endswith(".py") or _DOTTED.fullmatch(place)):
         raise UsageError(
-            f"`{shown_path(spec)}` names no model.", fix="Write package.module:factory or path/to/file.py:factory."
+            f"`{shown_path(spec)}` is not the name of a model.",
+            fix="Write package.module:factory or path/to/file.py:factory.",
         )
     return run_file(Path(place)) if place.endswith(".py") else _import(place)
 
@@ -181,7 +182,7 @@ def _import(name: str) -> types.ModuleType:
         if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
             raise
         raise UsageError(
-            f"Importing `{shown(name)}` fails: {first_line(error, typed=True)}.", fix="Make it import first."
+            f"Importing `{shown(name)}` fails: {first_line(error, typed=True)}.", fix="Make the import work first."
         ) from error
 
 

@@ -58,7 +58,7 @@ def load_model(
     """
     if looks_like_spec(source):
         if model is not None or key is not None:
-            raise UsageError(f"{shown_path(source)} is a model already.", fix="Leave --model and --key out.")
+            raise UsageError(f"{shown_path(source)} already names a model.", fix="Leave --model and --key out.")
         return LoadedModel(resolve_spec(source), "spec", source.rpartition(":")[2].rpartition(".")[2])
     with open_regular(source) as file:
         kind = sniff(file)
@@ -191,7 +191,7 @@ def _unwrapped(module: nn.Module, request: Request) -> nn.Module:
     from torch import nn
 
     if type(module) is nn.DataParallel:
-        request.notes.append("The file holds a DataParallel; the module inside it was taken.")
+        request.notes.append("The file holds a DataParallel; bnfold uses the module inside it.")
         inner: nn.Module = module.module
         return inner
     return module
@@ -213,7 +213,7 @@ def _load_safetensors(file: BinaryIO, request: Request) -> LoadedModel:
         )
     if request.spec is None:
         raise request.refused(
-            f"holds weights ({len(state)} tensors) and not the model that they belong to", NEEDS_MODEL
+            f"holds weights ({len(state)} tensors) but not the model that they belong to", NEEDS_MODEL
         )
     target = resolve_spec(request.spec)
     fill_module(target, state, request)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NEEDS_MODEL", "LoadedModel", "Request"]
 
-NEEDS_MODEL = "Say what makes it: --model package.module:factory or --model FILE.py:factory."
+NEEDS_MODEL = "Name what makes it: --model package.module:factory or --model FILE.py:factory."
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,7 @@ def _write(file: _File, signals: Held) -> None:
             signals.check()
             found.update(read)
     if found.hexdigest() != file.sha256:
-        raise FileAccessError(
-            f"{shown_path(file.target)} reads back otherwise than it was written.", fix="Check the disk."
-        )
+        raise FileAccessError(f"{shown_path(file.target)} does not read back as it was written.", fix="Check the disk.")
 
 
 def _check(output: Output, staged: Path) -> None:

@@ -45,7 +45,7 @@ class Document:
         command: ``"fold"``, ``"explain"``, ``"verify"`` or ``"bench"``.
         model: the model as the user named it; for verify, the original.
         candidate: for verify, the other model; else None.
-        inputs: shapes of the example inputs as ``"2x1x28x28"``, and how they were come by; None if there were none.
+        inputs: shapes of the example inputs as ``"2x1x28x28"``, and how they were obtained; None if there were none.
         capture: how the graph was obtained; None for verify.
         batchnorms: one decision per BatchNorm call.
         merges: what became of convolutions that could be one; None where merging was not asked for.

@@ -14,7 +14,7 @@ from bnfold.verify.runtime import OrtModel, counted
 __all__ = ["given_inputs", "onnx_inputs"]
 
 BATCH = 2
-_FIX = "Say the shape with --input-shape, one for each input in their order, or give real inputs with --inputs."
+_FIX = "Give the shape with --input-shape, one for each input in their order, or give real inputs with --inputs."
 
 
 def onnx_inputs(path: Path, shapes: Sequence[Sequence[int]] = (), *, seed: int = 0) -> tuple[Tensor, ...]:

@@ -326,7 +326,7 @@ def test_an_interrupt_at_any_stage_leaves_no_trace(seed_file: Path) -> None:
         codes.append(code)
         if code:
             assert code == 130, said
-            assert said.strip() == "error: Interrupted. Files that were there are as they were."
+            assert said.strip() == "error: Interrupted. Existing files were not changed."
             assert [path.read_bytes() for path in outputs] == before
         assert names(seed_file.parent) == {"model.pt", *(path.name for path in outputs)}
     assert codes.count(130) > 5, "the interrupts fell beside the work"

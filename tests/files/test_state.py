@@ -33,7 +33,9 @@ def original() -> nn.Module:
 def test_a_state_dict_fits_whatever_wrapper_left_its_prefix(prefix: str, code: Path, original: nn.Module) -> None:
     loaded = fitted({f"{prefix}{name}": value for name, value in original.state_dict().items()}, code)
     assert loaded.kind == "state_dict"
-    assert loaded.notes == (() if not prefix else (f"The prefix `{prefix}` was taken off the weights' names.",))
+    assert loaded.notes == (
+        () if not prefix else (f"The prefix `{prefix}` was removed from the names of the weights.",)
+    )
     assert_same(loaded.model, original)
 
 
