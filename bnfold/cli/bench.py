@@ -14,8 +14,8 @@ from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
 from bnfold.report.benched import told_bench
+from bnfold.report.console import told_outputs, told_seconds
 from bnfold.report.document import Document
-from bnfold.report.tables import told_outputs, told_seconds
 from bnfold.report.words import summary_line
 
 __all__ = ["BenchRequest", "run"]

@@ -14,8 +14,8 @@ from bnfold._version import __version__
 from bnfold.cli.health import OPTIONAL, Doctor, examine
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
+from bnfold.report.console import plain_table
 from bnfold.report.escape import visible
-from bnfold.report.tables import plain_table
 from bnfold.report.words import counted
 
 __all__ = ["run"]

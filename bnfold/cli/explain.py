@@ -15,9 +15,9 @@ from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
 from bnfold.errors import NeedsInputsError, UnknownNameError, UsageError
 from bnfold.printable import listed, shown
+from bnfold.report.console import told_decisions, told_merges, told_outputs, told_seconds
 from bnfold.report.details import Details
 from bnfold.report.document import Document
-from bnfold.report.tables import told_decisions, told_merges, told_outputs, told_seconds
 
 __all__ = ["ExplainRequest", "run"]
 

@@ -18,8 +18,7 @@ from bnfold.cli.terminal import Terminal
 from bnfold.errors import CaptureError, ExportError, UsageError, first_line
 from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
-from bnfold.report.document import Document
-from bnfold.report.tables import (
+from bnfold.report.console import (
     told_comparisons,
     told_counts,
     told_decisions,
@@ -28,6 +27,7 @@ from bnfold.report.tables import (
     told_outputs,
     told_seconds,
 )
+from bnfold.report.document import Document
 from bnfold.report.words import counted
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class _Run:
 
     def _outputs(self, folding: Folding, exported: dict[str, Any]) -> list[Output]:
         with self.stages("write"):
-            from bnfold.files.outputs import onnx_output, program_output, weights_output
+            from bnfold.files.formats import onnx_output, program_output, weights_output
 
             makers = {
                 ".onnx": lambda path: onnx_output(path, exported[".onnx"]),

@@ -235,7 +235,7 @@ def _weights(found: dict[str, Any]) -> str:
 
 
 def _writing(_found: dict[str, Any]) -> str:
-    from bnfold.files.targets import check_folders
+    from bnfold.files.destinations import check_folders
 
     check_folders([Path("model.onnx")])
     return "the current folder can be written to"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.errors import UsageError
+from bnfold.files.destinations import check_folders
 from bnfold.files.save import Output, check_targets, write_outputs
-from bnfold.files.targets import check_folders
 from bnfold.printable import shown_path
 from bnfold.report.document import Document, OutputFile
 from bnfold.report.files import as_json, check_report_path, content_for

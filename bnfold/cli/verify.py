@@ -17,8 +17,8 @@ from bnfold.errors import UsageError
 from bnfold.files.code import looks_like_spec
 from bnfold.files.kinds import Kind, open_regular, sniff
 from bnfold.printable import shown_path
+from bnfold.report.console import told_comparisons, told_outcome, told_outputs, told_seconds
 from bnfold.report.document import Document
-from bnfold.report.tables import told_comparisons, told_outcome, told_outputs, told_seconds
 
 if TYPE_CHECKING:
     from bnfold.inputs.search import FoundInputs

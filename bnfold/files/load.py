@@ -20,8 +20,8 @@ from bnfold.errors import BnfoldError, UsageError, first_line
 from bnfold.files.archive import BadArchiveError, Entry, check_archive, check_contents, read_entry
 from bnfold.files.code import classes_in, looks_like_spec, module_of_spec, resolve_spec, run_file
 from bnfold.files.kinds import Kind, open_regular, refusal, sniff
+from bnfold.files.loaded import NEEDS_MODEL, LoadedModel, Request
 from bnfold.files.programs import load_program, load_torchscript
-from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
 from bnfold.printable import shown, shown_path
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _load_torch(file: BinaryIO, request: Request) -> LoadedModel:
     """Load what torch.save wrote: a module, a state_dict, or a checkpoint."""
     from torch import nn
 
-    from bnfold.files.state import module_with_state
+    from bnfold.files.state_dict import module_with_state
 
     entries = check_archive(file)
     check_contents(entries)
@@ -199,8 +199,8 @@ def _unwrapped(module: nn.Module, request: Request) -> nn.Module:
 
 def _load_safetensors(file: BinaryIO, request: Request) -> LoadedModel:
     """Load weights into the model that ``--model`` makes."""
-    from bnfold.files.state import fill_module
-    from bnfold.files.weights import BadWeightsError, read_safetensors
+    from bnfold.files.safetensors_reader import BadWeightsError, read_safetensors
+    from bnfold.files.state_dict import fill_module
 
     try:
         state = read_safetensors(file)

@@ -19,7 +19,7 @@ from pickle import decode_long
 from typing import Any
 
 from bnfold.files.archive import Entry
-from bnfold.files.claims import BadPickleError, Made, Name, Pickle, Storage, TensorClaim, children
+from bnfold.files.pickle_values import BadPickleError, Made, Name, Pickle, Storage, TensorClaim, children
 from bnfold.printable import bytes_in_words, shown
 
 __all__ = ["BadPickleError", "Pickle", "read_pickle"]
@@ -60,7 +60,7 @@ class _Machine:
     def __init__(self, data: bytes, entries: dict[str, Entry], known: Callable[[str], str | None]) -> None:
         from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
-        from bnfold.files.calls import CALLS
+        from bnfold.files.pickle_calls import CALLS
 
         self.calls, self.names, self.modules = CALLS, NAME_MAPPING, IMPORT_MAPPING
         self.data, self.place = data, 0

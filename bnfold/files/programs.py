@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bnfold.errors import first_line
 from bnfold.files.archive import check_archive, check_contents
-from bnfold.files.request import LoadedModel, Request
+from bnfold.files.loaded import LoadedModel, Request
 
 if TYPE_CHECKING:
     from torch import nn

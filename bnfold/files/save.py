@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.errors import BnfoldError, FileAccessError, first_line
+from bnfold.files.destinations import cannot_write, check_targets, target_of
 from bnfold.files.signals import Held, Interrupted
 from bnfold.files.staging import Staging, sweep
-from bnfold.files.targets import cannot_write, check_targets, target_of
 from bnfold.printable import shown_path
 
 __all__ = ["Output", "Sidecar", "Written", "check_targets", "write_outputs"]

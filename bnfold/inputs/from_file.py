@@ -84,7 +84,7 @@ def _npz(file: BinaryIO) -> dict[str, Tensor]:
 
 
 def _safetensors(file: BinaryIO) -> dict[str, Tensor]:
-    from bnfold.files.weights import read_safetensors
+    from bnfold.files.safetensors_reader import read_safetensors
 
     return read_safetensors(file)
 

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from bnfold.report.console import plain_table
 from bnfold.report.document import Document
 from bnfold.report.escape import visible
-from bnfold.report.tables import plain_table
 
 __all__ = ["COLUMNS", "bench_rows", "duration", "machine_line", "skipped_lines", "told_bench"]
 

@@ -10,9 +10,9 @@ from rich.text import Text
 from bnfold.fold.decision import Decision
 from bnfold.report.bars import bar, spread
 from bnfold.report.chain import Link, told_chain
+from bnfold.report.console import plain_table
 from bnfold.report.equation import Explanation
 from bnfold.report.escape import visible
-from bnfold.report.tables import plain_table
 
 __all__ = ["told_explanation"]
 

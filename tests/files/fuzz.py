@@ -26,7 +26,7 @@ import torch
 
 with atheris.instrument_imports(include=["bnfold.files", "bnfold.inputs.from_file", "zipfile"]):
     from bnfold import printable
-    from bnfold.files import allowed, archive, calls, kinds, pickles, request, weights
+    from bnfold.files import allowed, archive, kinds, loaded, pickle_calls, pickles, safetensors_reader
     from bnfold.inputs import from_file
 
 from tests.files.corpus_weights import raw
@@ -34,7 +34,7 @@ from tests.files.test_structure import HEADER, MODEL, PICKLE
 
 ENTRIES = archive.check_archive(io.BytesIO(MODEL))
 MOST_INFLATED = 1100  # how much larger than itself what deflate packs can be; integers may double
-REFUSALS = (archive.BadArchiveError, pickles.BadPickleError, weights.BadWeightsError)
+REFUSALS = (archive.BadArchiveError, pickles.BadPickleError, safetensors_reader.BadWeightsError)
 
 
 def fuzz_kinds(data: bytes) -> None:
@@ -54,11 +54,11 @@ def fuzz_pickle(data: bytes) -> None:
     names = allowed.Allowed()
     found = pickles.read_pickle(data, ENTRIES, names.known)
     if found.asked:
-        assert len(str(request.Request("model.pt").refused(*names.advice(found.asked)))) < printable.MESSAGE_LIMIT
+        assert len(str(loaded.Request("model.pt").refused(*names.advice(found.asked)))) < printable.MESSAGE_LIMIT
 
 
 def fuzz_safetensors(data: bytes) -> None:
-    tensors = weights.read_safetensors(io.BytesIO(data))
+    tensors = safetensors_reader.read_safetensors(io.BytesIO(data))
     assert sum(tensor.nbytes for tensor in tensors.values()) <= len(data)
 
 
@@ -122,5 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert calls.CALLS
+    assert pickle_calls.CALLS
     main()

@@ -23,7 +23,7 @@ from bnfold.files.archive import BadArchiveError, check_archive, check_contents,
 from bnfold.files.kinds import Kind, sniff
 from bnfold.files.load import load_model
 from bnfold.files.pickles import BadPickleError, read_pickle
-from bnfold.files.weights import BadWeightsError, read_safetensors
+from bnfold.files.safetensors_reader import BadWeightsError, read_safetensors
 from bnfold.printable import bytes_in_words, listed, shown, shown_path
 from tests.files.corpus_weights import raw
 from tests.files.forge import saved, torch_zip

@@ -8,9 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bnfold.report.equation import explain
-from bnfold.report.explained import told_explanation
-from bnfold.report.tables import (
+from bnfold.report.console import (
     MANY,
     told_comparisons,
     told_counts,
@@ -19,6 +17,8 @@ from bnfold.report.tables import (
     told_outputs,
     told_seconds,
 )
+from bnfold.report.equation import explain
+from bnfold.report.explained import told_explanation
 from tests.networks import seed_network
 from tests.report.samples import decision, document, failing, nasty
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bnfold.errors import ExportError, FileAccessError
-from bnfold.files.outputs import onnx_output, program_output, text_output, weights_output
+from bnfold.files.formats import onnx_output, program_output, text_output, weights_output
 from bnfold.files.programs import module_of_program
 from bnfold.files.save import Output, Sidecar, write_outputs
 

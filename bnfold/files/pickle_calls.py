@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from bnfold.files.claims import BadPickleError, Name, Storage, TensorClaim
+from bnfold.files.pickle_values import BadPickleError, Name, Storage, TensorClaim
 from bnfold.printable import shown
 
 __all__ = ["CALLS"]

@@ -124,7 +124,7 @@ def test_a_safetensors_file_fits(with_metadata: bool, tmp_path: Path, code: Path
 
 
 def test_a_safetensors_file_whose_numbers_lie_between_boundaries_is_read(tmp_path: Path) -> None:
-    from bnfold.files.weights import read_safetensors
+    from bnfold.files.safetensors_reader import read_safetensors
     from tests.files.corpus_weights import raw
 
     header = '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}'

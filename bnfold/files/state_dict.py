@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.errors import UsageError, first_line
-from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
+from bnfold.files.loaded import NEEDS_MODEL, LoadedModel, Request
 from bnfold.files.safety import UnsafeModelError, check_tensor
 from bnfold.printable import listed, shortened, shown, shown_path
 
