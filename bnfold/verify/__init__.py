@@ -28,6 +28,7 @@ def verify(
     folding: Any = None,
     inputs: Sequence[Any] = (),
     thorough: bool = False,
+    axes: Sequence[Any] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Compare ``candidate`` with ``original`` on seeded inputs and say whether they compute the same function.
@@ -48,6 +49,8 @@ def verify(
             1e-10 of the peak, each weight against the plan, and a failure is traced to a BatchNorm.
         inputs: further inputs to compare on, each a tensor or a tuple.
         thorough: more inputs, and the original's own export as a further witness.
+        axes: the free dimensions of the export given as ``onnx``, as ``bnfold.export.onnx_of`` tells them: one of the
+            inputs is then of another size.
         progress: called with a sentence and the fraction done, from 0 to 1.
 
     Returns:
@@ -70,6 +73,7 @@ def verify(
         folding=folding,
         inputs=inputs,
         thorough=thorough,
+        axes=axes,
         progress=progress,
     )
 
