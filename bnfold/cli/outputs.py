@@ -17,7 +17,7 @@ from bnfold.report.files import as_json, check_report_path, content_for
 if TYPE_CHECKING:
     from bnfold.cli.terminal import Terminal
 
-__all__ = ["KINDS", "check_opset", "check_paths", "output_paths", "wants_page", "write"]
+__all__ = ["KINDS", "check_opset", "check_paths", "output_paths", "write"]
 
 KINDS = (".onnx", ".pt2", ".safetensors")
 
@@ -72,11 +72,6 @@ def check_paths(outputs: Sequence[Path], reports: Sequence[str], *, inputs: Sequ
         check_report_path(path)
     check_targets([*outputs, *paths], inputs=inputs, force=force)
     check_folders([*outputs, *paths])
-
-
-def wants_page(reports: Sequence[str]) -> bool:
-    """Whether one of the reports is an HTML page, for which more is gathered than for the others."""
-    return any(Path(report).suffix == ".html" for report in reports)
 
 
 def write(
