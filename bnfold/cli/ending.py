@@ -123,7 +123,7 @@ def _is_about_memory(error: BaseException) -> bool:
 
 def _no_memory(terminal: Terminal) -> int:
     """Say that memory ran out, with what little there is."""
-    what, fix = "Memory ran out.", "Run on a machine with more, or give a smaller --input-shape."
+    what, fix = "Memory ran out.", "Use a machine with more memory, or give a smaller --input-shape."
     try:
         terminal.error(what, fix)
         return _with_traceback(_INCAPABLE, terminal)

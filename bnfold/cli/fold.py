@@ -103,7 +103,7 @@ class _FoldRun(Run):
         files.check_opset(request.opset, self.paths)
         loaded = self.load()
         if loaded.kind == "spec":
-            notes.append("The model is as its factory makes it, which may mean random weights.")
+            notes.append("The model is used as its factory makes it, possibly with random weights.")
         found = self.find_inputs(loaded)
         with self.stage("fold"), blaming_inputs(loaded.model, found.inputs):
             from bnfold.export.refusals import fixed_batch
