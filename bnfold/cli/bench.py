@@ -11,7 +11,7 @@ from bnfold.cli.request import ModelRequest
 from bnfold.cli.run import Run, blaming_inputs
 from bnfold.cli.terminal import Terminal
 from bnfold.export.dynamic import DEFAULT, wanted
-from bnfold.report.benched import told_bench
+from bnfold.report.benched import render_bench
 from bnfold.report.document import Document
 from bnfold.report.words import summary_line
 
@@ -58,7 +58,7 @@ def run(request: BenchRequest, terminal: Terminal) -> int:
             "of two different functions. `bnfold fold` says where they start to differ."
         )
     summary = Text(summary_line(document.summary, document.capture))
-    return run.tell(document, *told_bench(document), Text(), summary)
+    return run.tell(document, *render_bench(document), Text(), summary)
 
 
 def _document(request: BenchRequest, run: Run) -> Document:

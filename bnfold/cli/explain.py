@@ -13,7 +13,7 @@ from bnfold.cli.run import Run
 from bnfold.cli.terminal import Terminal
 from bnfold.errors import NeedsInputsError, UnknownNameError, UsageError
 from bnfold.printable import listed, shown
-from bnfold.report.console import told_decisions, told_merges
+from bnfold.report.console import render_decisions, render_merges
 from bnfold.report.details import Details
 from bnfold.report.document import Document
 
@@ -60,9 +60,9 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
         if request.name is not None:
             parts = _explained(request, model.model, document, inputs, plain=plain)
         else:
-            parts = [*told_decisions(document, every=terminal.verbose or len(document.batchnorms) <= 24)]
+            parts = [*render_decisions(document, every=terminal.verbose or len(document.batchnorms) <= 24)]
             if document.merges is not None:
-                parts += [Text(), *told_merges(document, every=True)]
+                parts += [Text(), *render_merges(document, every=True)]
         document = run.write(document)
     return run.tell(document, *parts)
 
@@ -107,7 +107,7 @@ def _explained(request: ExplainRequest, model: Any, document: Document, inputs: 
         UnknownNameError: no BatchNorm has this name; close ones are named.
     """
     from bnfold.report.equation import explain
-    from bnfold.report.explained import told_explanation
+    from bnfold.report.explained import render_explanation
 
     name = request.name or ""
     decisions = tuple(d for d in document.batchnorms if name in (d.batchnorm, d.site))
@@ -116,12 +116,12 @@ def _explained(request: ExplainRequest, model: Any, document: Document, inputs: 
     if layer is not None:
         found = explain(layer, name, seed=request.about.seed)
         return list(
-            told_explanation(
+            render_explanation(
                 found, decisions, _chains(request, model, inputs, document.capture or "auto", decisions), plain=plain
             )
         )
     if decisions:  # a call of a function: there is no layer whose numbers could be read
-        return list(told_decisions(document.with_results(batchnorms=decisions), every=True))
+        return list(render_decisions(document.with_results(batchnorms=decisions), every=True))
     known = list(dict.fromkeys([*layers, *(decision.batchnorm for decision in document.batchnorms)]))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     fix = f"Did you mean {listed(close)}?" if close else f"There are {listed(known, 5)}." if known else "It has none."

@@ -18,11 +18,11 @@ from bnfold.export.dynamic import Wanted, wanted
 from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
 from bnfold.report.console import (
-    told_comparisons,
-    told_counts,
-    told_decisions,
-    told_merges,
-    told_outcome,
+    render_comparisons,
+    render_counts,
+    render_decisions,
+    render_merges,
+    render_outcome,
 )
 from bnfold.report.document import Document
 from bnfold.report.words import counted
@@ -240,15 +240,15 @@ class _FoldRun(Run):
 
 def _told(document: Document, *, verbose: bool) -> Iterator[Any]:
     """Yield what became of the BatchNorms, and how the proof ended."""
-    yield from (*told_decisions(document, every=verbose), Text())
+    yield from (*render_decisions(document, every=verbose), Text())
     if document.merges is not None:
-        yield from (*told_merges(document, every=verbose), Text())
+        yield from (*render_merges(document, every=verbose), Text())
     if verbose:
-        yield from (*told_counts(document), Text())
+        yield from (*render_counts(document), Text())
     if document.comparisons:
-        yield from (*told_comparisons(document), Text())
+        yield from (*render_comparisons(document), Text())
     if document.exit_code != 4:
-        yield told_outcome(document)
+        yield render_outcome(document)
 
 
 def _failure(verification: dict[str, Any]) -> tuple[str, str]:

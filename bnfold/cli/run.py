@@ -19,7 +19,7 @@ from bnfold.errors import CaptureError, ExportError, UsageError, first_line
 from bnfold.files.code import looks_like_spec
 from bnfold.files.kinds import open_regular
 from bnfold.files.save import Output
-from bnfold.report.console import told_outputs, told_seconds
+from bnfold.report.console import render_outputs, render_seconds
 from bnfold.report.document import Document
 
 if TYPE_CHECKING:
@@ -161,9 +161,9 @@ class Run:
         """Print all notes, the result, the files written and, if wanted, the times; return the exit code."""
         for note in (*document.notes, *notes):
             self.terminal.note(note)
-        self.terminal.result(*parts, *told_outputs(document))
+        self.terminal.result(*parts, *render_outputs(document))
         if self.terminal.verbose:
-            self.terminal.result(Text(), *told_seconds(document))
+            self.terminal.result(Text(), *render_seconds(document))
         return document.exit_code
 
 

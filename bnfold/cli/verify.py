@@ -14,7 +14,7 @@ from bnfold.cli.terminal import Terminal
 from bnfold.files.code import looks_like_spec
 from bnfold.files.kinds import Kind, open_regular, sniff
 from bnfold.printable import shown_path
-from bnfold.report.console import told_comparisons, told_outcome
+from bnfold.report.console import render_comparisons, render_outcome
 from bnfold.report.document import Document
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
 
             document = document.with_results(details=Details(seed=about.seed, files=files_read(run.files_read)))
         document = run.write(document)
-    return run.tell(document, *told_comparisons(document), Text(), told_outcome(document))
+    return run.tell(document, *render_comparisons(document), Text(), render_outcome(document))
 
 
 def _onnx_inputs(about: ModelRequest, run: Run) -> FoundInputs:

@@ -14,10 +14,10 @@ from bnfold.report.console import plain_table
 from bnfold.report.equation import Explanation
 from bnfold.report.escape import visible
 
-__all__ = ["told_explanation"]
+__all__ = ["render_explanation"]
 
 
-def told_explanation(
+def render_explanation(
     found: Explanation,
     decisions: tuple[Decision, ...],
     chains: Sequence[Sequence[Link]] = (),
