@@ -57,7 +57,7 @@ _about_the_model = _options(
         type=parse_shape,
         multiple=True,
         metavar="1,3,224,224",
-        help="Shape of an input, batch first; once for each. Found by itself where the model lets it be.",
+        help="Shape of an input, batch first; once per input. Found automatically for most models.",
     ),
     click.option("--inputs", type=_FILE, metavar="FILE", help="Real inputs: .npy, .npz or .safetensors."),
 )
@@ -65,11 +65,9 @@ _keep = click.option(
     "--keep",
     multiple=True,
     metavar="NAME",
-    help="Leave this BatchNorm as it is; with --merge, or this convolution. Repeatable.",
+    help="Leave this BatchNorm (with --merge, or convolution) as it is. Repeatable.",
 )
-_merge = click.option(
-    "--merge", is_flag=True, help="Also make one convolution of several whose sum, or sequence, is one."
-)
+_merge = click.option("--merge", is_flag=True, help="Also merge convolutions whose sum or sequence is one convolution.")
 _about_the_words = _options(
     click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only."),
     click.option("-v", "--verbose", is_flag=True, help="Print every row, and where the time goes."),
@@ -121,7 +119,7 @@ def bnfold(context: click.Context) -> None:
     type=_FILE,
     multiple=True,
     metavar="PATH",
-    help="The suffix says the kind: .onnx, .pt2, .safetensors. Repeatable.  "
+    help="The suffix selects the kind: .onnx, .pt2, .safetensors. Repeatable.  "
     "[default: MODEL.folded.onnx and MODEL.folded.pt2]",
 )
 @_about_the_model
@@ -129,7 +127,7 @@ def bnfold(context: click.Context) -> None:
 @click.option("--opset", type=int, metavar="N", help="Of the .onnx.  [default: the exporter's]")
 @_keep
 @_merge
-@click.option("--flush-denormals", is_flag=True, help="Set weights to zero that the fold made denormal.")
+@click.option("--flush-denormals", is_flag=True, help="Set weights that the fold made denormal to zero.")
 @click.option("--strict", is_flag=True, help="Exit 4, and write no model, unless every BatchNorm folded.")
 @_reports
 @click.option("--no-verify", is_flag=True, help="Write without proof.")
@@ -172,7 +170,7 @@ def fold(**options: Any) -> int:
 def explain(**options: Any) -> int:
     """Say what would become of each BatchNorm, and why.
 
-    Nothing is folded. For one NAME: its exact equation with its numbers, and how far other ways of writing it are off.
+    Nothing is folded. For one NAME, it prints the exact equation with its numbers, and the error of other formulas.
 
     \b
     Examples:
@@ -198,7 +196,7 @@ def verify(**options: Any) -> int:
     """Compare two models: are they the same function?
 
     Does CANDIDATE compute what ORIGINAL computes?
-    Each is a file (.pt, .safetensors, .pt2, .onnx) or a SPEC. The options about models hold for both.
+    Each is a file (.pt, .safetensors, .pt2, .onnx) or a SPEC. Options about a model apply to both.
 
     \b
     Examples:
@@ -207,7 +205,7 @@ def verify(**options: Any) -> int:
       bnfold verify old.safetensors new.safetensors --model net.py:make --inputs real.npz
 
     \b
-    Exit codes: 0 equivalent; 1 not equivalent; the others as of `bnfold fold`.
+    Exit codes: 0 equivalent; 1 not equivalent; others as for `bnfold fold`.
     """
     from bnfold.cli.verify import VerifyRequest, run
 
@@ -236,7 +234,7 @@ def verify(**options: Any) -> int:
     help="Batch size; repeatable.  [default: that of the inputs given, else 1]",
 )
 @_dynamic
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="To compute with.  [default: one a core]")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Number of threads.  [default: one per core]")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, max=86400),
@@ -244,7 +242,7 @@ def verify(**options: Any) -> int:
     show_default=True,
     help="How long to measure each target at each batch size.",
 )
-@click.option("--cpu-time", is_flag=True, help="Count CPU time, where other work shares the machine.")
+@click.option("--cpu-time", is_flag=True, help="Count CPU time, for a machine that other work shares.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout; the same as --report -.")
 @_reports
 @_seed
@@ -253,8 +251,8 @@ def verify(**options: Any) -> int:
 def bench(**options: Any) -> int:
     """Measure how fast MODEL is before and after folding.
 
-    Both run in turn, in torch eager, under torch.compile where it works, and under ONNX Runtime. Nothing is proved
-    here, and nothing written but reports: see `bnfold fold`.
+    Both run in turn, in torch eager, under torch.compile where it works, and under ONNX Runtime. Nothing is verified,
+    and only reports are written: see `bnfold fold`.
 
     \b
     Examples:
@@ -275,7 +273,7 @@ def bench(**options: Any) -> int:
 def doctor(as_json: bool, **options: Any) -> int:
     """Say what works on this machine, and what is missing.
 
-    And how to get it. Each thing that bnfold does is tried on a tiny network; nothing is written.
+    It also says how to get what is missing. Everything bnfold does is tried on a tiny network; nothing is written.
 
     \b
     Examples:

@@ -50,7 +50,7 @@ class Terminal:
         self.quiet = quiet
         self.verbose = verbose
         if results_to_stderr and (sys.stdout is None or sys.stdout.closed):
-            raise FileAccessError("stdout is closed, and the report is to go there.", fix="Give --report FILE.json.")
+            raise FileAccessError("stdout is closed, so the report cannot go there.", fix="Give --report FILE.json.")
         self.stdout: TextIO = _usable(sys.stdout)
         self.stderr: TextIO = _usable(sys.stderr)
         self.err = _console(self.stderr, color=color)
