@@ -17,6 +17,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from bnfold.affine import ChannelAffine, affine_of_statistics
+from bnfold.fold.called_at import called_at
 from bnfold.fold.conditions import name_of
 from bnfold.fold.decision import Decision, Decisions, fold_sentence
 from bnfold.fold.demand import Demand, Refusal
@@ -144,7 +145,8 @@ class _Planner:
         for node, explicit in self.explicit.items():
             self.steps.explicit[node.name] = explicit
         self.steps.removed = [node.name for node in self.settled]
-        decisions = self._with_added_bytes()
+        lines = {node.name: node.meta["lines"] for node in capture.graph.nodes if "lines" in node.meta}
+        decisions = called_at(self._with_added_bytes(), lines)
         stopped = (self.facts.stopped,) if self.facts.stopped else ()
         return Plan(tuple(decisions), capture.way, (*capture.notes, *stopped), steps=self.steps)
 
