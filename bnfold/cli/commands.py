@@ -95,7 +95,7 @@ def bnfold(context: click.Context) -> None:
 
     \b
     bnfold fold model.pt --code net.py         fold, verify, write ONNX and .pt2
-    bnfold fold torchvision.models:resnet50    a model by its name
+    bnfold fold timm:resnet50                  a model by its name, of timm or torchvision
     bnfold explain model.pt bn1                what a BatchNorm computes, bit for bit
     bnfold verify model.pt model.folded.onnx   compare any two
     bnfold bench model.pt                      latency before and after
@@ -131,7 +131,7 @@ def bnfold(context: click.Context) -> None:
 def fold(**options: Any) -> int:
     """Fold MODEL, verify the result, write it.
 
-    MODEL is a file (a pickled module, or weights with --model), or a SPEC such as torchvision.models:resnet50.
+    MODEL is a file (a pickled module, or weights with --model), or a SPEC such as timm:densenet121.
 
     \b
     Examples:

@@ -141,12 +141,14 @@ def test_thousands_of_rows_fit_a_screen_and_a_telephone(
 ) -> None:
     told = asked(
         of_many(),
-        """const ink = element => getComputedStyle(element).color.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0);
-        const back = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => a + +b, 0);
+        """const sum = color => color.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0);
+        const ink = element => sum(getComputedStyle(element).color);
+        const back = sum(getComputedStyle(document.body).backgroundColor);
         const faint = [...document.querySelectorAll('td, th, button, p')].filter(e => Math.abs(ink(e) - back) < 200
           && e.getAttribute('aria-pressed') !== 'true');
         const page = document.documentElement;
-        return { width: innerWidth, fits: page.scrollWidth <= page.clientWidth, dark: back < 200, faint: faint.length };""",
+        const fits = page.scrollWidth <= page.clientWidth;
+        return { width: innerWidth, fits, dark: back < 200, faint: faint.length };""",
         tmp_path,
         monkeypatch,
         f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
