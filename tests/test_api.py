@@ -53,6 +53,7 @@ EXIT_CODES = {
     "OtherInputError": 6,
     "NeedsInputsError": 6,
     "ExportError": 6,
+    "WitnessError": 6,
     "MissingPackageError": 6,
     "NotFiniteError": 6,
     "NotEquivalentError": 1,

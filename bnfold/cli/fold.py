@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from bnfold.cli import outputs as files
-from bnfold.cli.packages import require_for
+from bnfold.cli.packages import check_witnesses, require_for
 from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
@@ -62,6 +62,7 @@ class FoldRequest:
     strict: bool = False
     reports: tuple[str, ...] = ()
     no_verify: bool = False
+    witnesses: tuple[str, ...] = ()
     force: bool = False
 
 
@@ -93,6 +94,7 @@ class _Run:
         request, about = self.request, self.request.about
         files.check_paths(self.paths, request.reports, inputs=self.files_read, force=request.force)
         require_for(self.paths, proof=not request.no_verify)
+        check_witnesses(request.witnesses, proof=not request.no_verify)
         loaded, notes = load(about, self.terminal, self.stages)
         if loaded.kind == "spec":
             notes.append("The model is as its factory makes it, which may mean random weights.")
@@ -188,6 +190,7 @@ class _Run:
                 seed=self.request.about.seed,
                 folding=folding,
                 progress=progress,
+                witnesses=self.request.witnesses,
             )
 
     def _outputs(self, folding: Folding, exported: dict[str, Any]) -> list[Output]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from bnfold.cli import outputs
+from bnfold.cli.packages import check_witnesses
 from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
@@ -42,6 +43,7 @@ class VerifyRequest:
     candidate: str = ""
     reports: tuple[str, ...] = ()
     force: bool = False
+    witnesses: tuple[str, ...] = ()
 
 
 def run(request: VerifyRequest, terminal: Terminal) -> int:
@@ -50,6 +52,7 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
     second = Path(request.candidate)
     read = [*read_files(about), *([second] if os.path.exists(second) else [])]
     outputs.check_paths([], request.reports, inputs=read, force=request.force)
+    check_witnesses(request.witnesses, proof=True)
     with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
         original: Any = Path(about.model)
         notes: list[str] = []
@@ -71,7 +74,14 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
                 stages.inside("verify", sentence, done)
 
             report = verify(
-                original, candidate, found.inputs, onnx=False, seed=about.seed, thorough=True, progress=progress
+                original,
+                candidate,
+                found.inputs,
+                onnx=False,
+                seed=about.seed,
+                thorough=True,
+                progress=progress,
+                witnesses=request.witnesses,
             )
         stages.add_parts("verify", report.seconds)
         document = Document(

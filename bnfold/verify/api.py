@@ -26,6 +26,7 @@ from bnfold.verify.original import Original, TorchOriginal
 from bnfold.verify.reference import exact_arithmetic
 from bnfold.verify.report import Comparison, Report
 from bnfold.verify.runtime import NoKernelError, require_onnxruntime
+from bnfold.verify.runtimes import compare_under
 from bnfold.verify.steadiness import mark_unsteady
 from bnfold.verify.verdict import verdict, with_reach
 from bnfold.verify.weights import WEIGHTS, compare_weights
@@ -41,6 +42,7 @@ from bnfold.verify.witness import (
     of_weights,
     once_proven,
 )
+from bnfold.witness.registry import require
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -65,8 +67,11 @@ def verify(
     inputs: Sequence[Any],
     thorough: bool,
     progress: Progress | None,
+    witnesses: Sequence[str] = (),
 ) -> Report:
     """See :func:`bnfold.verify.verify`."""
+    require(witnesses)
+    onnx = onnx if onnx is not False or not witnesses else True
     clock = _Clock(progress or (lambda _sentence, _done: None))
     example = as_tuple(example_inputs)
     if onnx is not False or _is_onnx(candidate) or _is_onnx(original):
@@ -91,7 +96,8 @@ def verify(
         own_export = OwnExport(measured.module, example)
         comparisons: list[Comparison] = []
         skipped: set[str] = set()
-        for done, witness in _witnesses(measured, candidate, example, onnx, folding, notes, clock):
+        others: list[Any] = []
+        for done, witness in _witnesses(measured, candidate, example, onnx, folding, notes, clock, others):
             if isinstance(witness, Comparison):
                 comparisons.append(witness)
                 continue
@@ -105,12 +111,22 @@ def verify(
             comparisons += made_of_it
         if thorough and onnx is not False and own_export.under_runtime is not None:
             clock(UNFOLDED, f"comparing: {UNFOLDED}", 0.92)
-            made = list(compare(own_export.under_runtime, evaluated, floors, []))
-            wrong = next((comparison for comparison in made if not comparison.passed), None)
-            if wrong is None:
-                comparisons += made
-            else:  # it tells of the exporter, and nothing of the candidate
-                notes.append(f"Exporting the original itself goes wrong: {wrong.detail}.")
+            comparisons += _unfolded(own_export.under_runtime, evaluated, floors, notes)
+        for name in dict.fromkeys(witnesses if others else ()):
+            clock(name, f"comparing: {name}", 0.93)
+            sides = others[0], (lambda: original if _is_onnx(original) else own_export.model)
+            proven = _proven(comparisons)
+            comparisons += compare_under(
+                name,
+                sides,
+                measured.input_names,
+                lambda: own_export.in_float64,
+                evaluated,
+                floors,
+                notes,
+                proven=proven,
+                thorough=thorough,
+            )
         compared = [item for item in evaluated if item.case.name not in skipped]
         report = verdict(comparisons, compared, list(dict.fromkeys(notes)))
         if report.verdict == "failed":
@@ -188,8 +204,12 @@ def _witnesses(
     folding: Any,
     notes: list[str],
     clock: _Clock,
+    exports: list[Any],
 ) -> Iterator[tuple[float, Witness | Comparison]]:
-    """Yield the witnesses, each with how much is done when it begins; or at once why one could not be made."""
+    """Yield the witnesses, each with how much is done when it begins; or at once why one could not be made.
+
+    The ONNX model that ONNX Runtime was given, if any, is added to ``exports``.
+    """
     proven = False
     if folding is not None and original.module is not None:
         clock("float64 algebra", "applying the plan in float64", 0.4)
@@ -223,6 +243,7 @@ def _witnesses(
             exported = made.model
             notes += made.notes
     model = Path(exported) if isinstance(exported, str) else exported
+    exports.append(model)
     clock("ONNX Runtime")
     try:
         yield 0.85, of_onnx(model, "off", original.input_names)
@@ -277,6 +298,16 @@ def _compared_again(
     return list(compare(witness, evaluated, floors, []))
 
 
+def _unfolded(own: Witness, evaluated: Sequence[Evaluated], floors: NoiseFloor, notes: list[str]) -> list[Comparison]:
+    """Compare the original's own export; where that is wrong it tells of the exporter, not of the candidate."""
+    made = list(compare(own, evaluated, floors, []))
+    wrong = next((comparison for comparison in made if not comparison.passed), None)
+    if wrong is None:
+        return made
+    notes.append(f"Exporting the original itself goes wrong: {wrong.detail}.")
+    return []
+
+
 def _proven(comparisons: Sequence[Comparison]) -> bool:
     """Return whether the fold's algebra and the weights that came of it have been compared and are right."""
     return any(c.name == WEIGHTS for c in comparisons) and all(c.passed for c in comparisons)
@@ -293,7 +324,7 @@ def _with_cause(
 ) -> Report:
     """Return the report of a failure with what it points at."""
     failed = next(comparison for comparison in report.comparisons if not comparison.passed)
-    if original.module is None:
+    if original.module is None or failed.stage == "witness":
         return report
     alone = _is_onnx(candidate)
     if failed.stage == "fold":
