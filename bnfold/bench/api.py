@@ -15,6 +15,7 @@ from bnfold.bench.result import Bench, Skipped, Timing, timing_of
 from bnfold.bench.targets import TARGETS, NotReadyError, Target, make_target
 from bnfold.bench.turns import CLOCKS, measure
 from bnfold.errors import UsageError
+from bnfold.export.dynamic import DEFAULT, Dynamic
 from bnfold.graph.batch_dimension import as_tuple, batch_positions
 from bnfold.graph.mode import require_eval
 from bnfold.witness.registry import known
@@ -45,6 +46,7 @@ def bench(
     seconds: float = 5.0,
     clock: Literal["wall", "cpu"] = "wall",
     seed: int = 0,
+    dynamic: Dynamic = DEFAULT,
     progress: Progress | None = None,
 ) -> Bench:
     """Measure how long both models take, in turn, on each target at each batch size.
@@ -60,6 +62,8 @@ def bench(
         seconds: how long to measure each target at each batch size.
         clock: ``"cpu"`` counts the process's CPU time, of all its threads, where other work shares the machine.
         seed: of the order in which the models take turns.
+        dynamic: what stays free in the ONNX export; see :func:`bnfold.export_onnx`. Where the batch does not, there is
+            an export for each batch size.
         progress: is told what is being done, and how much of all is done, from 0 to 1.
 
     Raises:
@@ -85,7 +89,7 @@ def bench(
 
             told(f"preparing {_WORDS.get(name, name)}", 0.0)
             try:
-                pair = [make_target(name, module, inputs, used) for module in (original, folded)]
+                pair = [make_target(name, module, inputs, used, dynamic) for module in (original, folded)]
             except NotReadyError as error:
                 skipped.append(Skipped(name, None, f"{error}."))
                 continue

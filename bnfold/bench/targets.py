@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.errors import BnfoldError, first_line
+from bnfold.export.dynamic import DEFAULT, Dynamic, wanted
 from bnfold.graph.batch_dimension import as_tuple, batch_positions, with_batch
 from bnfold.graph.quiet import unlogged
 
@@ -83,29 +84,51 @@ class Compiled(Target):
 
 
 class OnnxRuntime(Target):
-    """The ONNX export under ONNX Runtime with its graph optimiser at full."""
+    """The ONNX export under ONNX Runtime with its graph optimiser at full.
 
-    def __init__(self, module: nn.Module, inputs: tuple[Any, ...], threads: int) -> None:
+    Args:
+        module: in eval mode; not changed.
+        inputs: example inputs.
+        threads: how many it may compute with.
+        dynamic: what stays free in the export. Where the batch does not, each batch size has its own.
+    """
+
+    def __init__(self, module: nn.Module, inputs: tuple[Any, ...], threads: int, dynamic: Dynamic = DEFAULT) -> None:
         super().__init__(module, inputs, threads)
+        self._wanted = wanted(dynamic)
+        self._exported: dict[int | None, Any] = {}
+        if self._wanted.batch or self._wanted.shapes is not None:
+            self._export(inputs)
+
+    def _export(self, inputs: tuple[Any, ...]) -> Any:
+        """Return the export that takes these inputs."""
         from bnfold.export import onnx_of
         from bnfold.verify.runtime import require_onnxruntime
 
-        with _telling("cannot be exported"):
-            require_onnxruntime()
-            self.exported = onnx_of(module, inputs).model
+        positions = batch_positions(inputs)
+        fixed = not self._wanted.batch and self._wanted.shapes is None and bool(positions)
+        size = int(inputs[positions[0]].shape[0]) if fixed else None
+        if size not in self._exported:
+            with _telling("cannot be exported"):
+                require_onnxruntime()
+                self._exported[size] = onnx_of(self.module, inputs, dynamic=self._wanted).model
+        return self._exported[size]
 
     def _call(self, inputs: tuple[Any, ...]) -> Run:
         from bnfold.verify.runtime import OrtModel
 
+        model = self._export(inputs)
         with _telling("does not load"):
-            return OrtModel(self.exported, "full", threads=self.threads).prepared(*inputs)
+            return OrtModel(model, "full", threads=self.threads).prepared(*inputs)
 
 
 class OtherRuntime(OnnxRuntime):
     """The ONNX export under a witness: one run in a process apart, since it may crash, and then here, to be timed."""
 
-    def __init__(self, witness: str, module: nn.Module, inputs: tuple[Any, ...], threads: int) -> None:
-        super().__init__(module, inputs, threads)
+    def __init__(
+        self, witness: str, module: nn.Module, inputs: tuple[Any, ...], threads: int, dynamic: Dynamic
+    ) -> None:
+        super().__init__(module, inputs, threads, dynamic)
         self.witness = witness
 
     def _call(self, inputs: tuple[Any, ...]) -> Run:
@@ -113,7 +136,7 @@ class OtherRuntime(OnnxRuntime):
         from bnfold.witness.registry import find
         from bnfold.witness.session import Session, as_file
 
-        with _telling("does not load"), as_file(self.exported) as path:
+        with _telling("does not load"), as_file(self._export(inputs)) as path:
             feed = OrtModel(path, "off", threads=1).feed(inputs)
             session = Session(self.witness, path)
             try:
@@ -124,7 +147,7 @@ class OtherRuntime(OnnxRuntime):
         return lambda: run(feed)
 
 
-TARGETS: dict[str, type[Target]] = {
+TARGETS: dict[str, Callable[..., Target]] = {
     "eager": Target,
     "channels-last": ChannelsLast,
     "compile": Compiled,
@@ -132,7 +155,7 @@ TARGETS: dict[str, type[Target]] = {
 }
 
 
-def make_target(name: str, module: nn.Module, inputs: Any, threads: int) -> Target:
+def make_target(name: str, module: nn.Module, inputs: Any, threads: int, dynamic: Dynamic = DEFAULT) -> Target:
     """Return a model made ready for a target.
 
     Args:
@@ -140,6 +163,7 @@ def make_target(name: str, module: nn.Module, inputs: Any, threads: int) -> Targ
         module: in eval mode; not changed.
         inputs: a tensor, or a tuple of positional inputs.
         threads: how many it may compute with.
+        dynamic: what stays free in an export.
 
     Raises:
         NotReadyError: the target does not take the model.
@@ -151,8 +175,8 @@ def make_target(name: str, module: nn.Module, inputs: Any, threads: int) -> Targ
         given = with_batch(given, max(2, size), positions)
     with unlogged():
         if name not in TARGETS:
-            return OtherRuntime(name, module, given, threads)
-        return TARGETS[name](module, given, threads)
+            return OtherRuntime(name, module, given, threads, dynamic)
+        return TARGETS[name](module, given, threads, *([dynamic] if name == "onnxruntime" else []))
 
 
 def _without_gradients(module: Callable[..., Any], inputs: tuple[Any, ...]) -> Run:

@@ -13,6 +13,7 @@ from bnfold.cli.fold import blaming_inputs
 from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
+from bnfold.export.dynamic import DEFAULT, wanted
 from bnfold.report.benched import told_bench
 from bnfold.report.document import Document
 from bnfold.report.tables import told_outputs, told_seconds
@@ -41,6 +42,7 @@ class BenchRequest:
     keep: tuple[str, ...] = ()
     merge: bool = False
     targets: tuple[str, ...] = ()
+    dynamic: str | None = None
     batches: tuple[int, ...] = ()
     threads: int | None = None
     seconds: float = 5.0
@@ -77,6 +79,7 @@ def run(request: BenchRequest, terminal: Terminal) -> int:
 
 def _document(request: BenchRequest, terminal: Terminal, stages: Stages, read: list[Path]) -> Document:
     about = request.about
+    dynamic = None if request.dynamic is None else wanted(request.dynamic, by_name=True)
     loaded, notes = load(about, terminal, stages)
     found = find_inputs(about, loaded, terminal, stages)
     with stages("fold"), terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
@@ -101,6 +104,7 @@ def _document(request: BenchRequest, terminal: Terminal, stages: Stages, read: l
             seconds=request.seconds,
             clock=clock,
             seed=about.seed,
+            dynamic=DEFAULT if dynamic is None else dynamic,
             progress=lambda what, done: stages.inside("measure", what, done),
             **told,
         )

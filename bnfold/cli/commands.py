@@ -84,6 +84,12 @@ _about_the_words = _options(
     click.option("-v", "--verbose", is_flag=True, help="Print every row, and where the time goes."),
     click.option("--no-color", is_flag=True, help="No colours; NO_COLOR does the same."),
 )
+_dynamic = click.option(
+    "--dynamic",
+    metavar="batch,size",
+    help="Dimensions that stay free in an export: batch, size, both, or none. What is named and cannot be free is an "
+    "error.  [default: the batch; and the size, where the input shape was found and not given]",
+)
 _reports = click.option(
     "--report",
     "reports",
@@ -135,6 +141,8 @@ def bnfold(context: click.Context) -> None:
     "[default: MODEL.folded.onnx and MODEL.folded.pt2]",
 )
 @_about_the_model
+@_dynamic
+@click.option("--opset", type=int, metavar="N", help="Of the .onnx.  [default: the exporter's]")
 @_keep
 @_merge
 @click.option("--flush-denormals", is_flag=True, help="Set weights to zero that the fold made denormal.")
@@ -245,6 +253,7 @@ def verify(**options: Any) -> int:
     metavar="N",
     help="Batch size; repeatable.  [default: that of the inputs given, else 1]",
 )
+@_dynamic
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="To compute with.  [default: one a core]")
 @click.option(
     "--seconds",

@@ -16,6 +16,7 @@ from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
 from bnfold.errors import CaptureError, ExportError, UsageError
+from bnfold.export.dynamic import Wanted, wanted
 from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
 from bnfold.files.words import reason_of
@@ -32,9 +33,9 @@ from bnfold.report.tables import (
 from bnfold.report.words import counted
 
 if TYPE_CHECKING:
-    from bnfold.export import OnnxExport, ProgramExport
+    from bnfold.export import Axis, OnnxExport, ProgramExport
+    from bnfold.export.refusals import FixedBatch
     from bnfold.fold.api import Folding
-    from bnfold.graph.one_batch import FixedBatch
 
 __all__ = ["FoldRequest", "blaming_inputs", "run"]
 
@@ -56,6 +57,8 @@ class FoldRequest:
 
     about: ModelRequest
     outputs: tuple[Path, ...] = ()
+    dynamic: str | None = None
+    opset: int | None = None
     keep: tuple[str, ...] = ()
     merge: bool = False
     flush_denormals: bool = False
@@ -87,6 +90,7 @@ class _Run:
         factory = model.rpartition(":")[2].rpartition(".")[2] if looks_like_spec(model) else None
         self.paths = files.output_paths(request.outputs, model, factory)
         self.fixed: FixedBatch | None = None
+        self.axes: dict[str, tuple[Axis, ...]] = {}
         self.of_page: tuple[Folding, tuple[Any, ...]] | None = None
 
     def document(self) -> Document:
@@ -95,14 +99,16 @@ class _Run:
         files.check_paths(self.paths, request.reports, inputs=self.files_read, force=request.force)
         require_for(self.paths, proof=not request.no_verify)
         check_witnesses(request.witnesses, proof=not request.no_verify)
+        dynamic = None if request.dynamic is None else wanted(request.dynamic, by_name=True)
+        files.check_opset(request.opset, self.paths)
         loaded, notes = load(about, self.terminal, self.stages)
         if loaded.kind == "spec":
             notes.append("The model is as its factory makes it, which may mean random weights.")
         found = find_inputs(about, loaded, self.terminal, self.stages)
         with self.stages("fold"), self.terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
+            from bnfold.export.refusals import fixed_batch
             from bnfold.fold.api import fold
             from bnfold.fold.denormals import told
-            from bnfold.graph.one_batch import fixed_batch
             from bnfold.inputs.search import shapes_in_words
 
             folding = fold(
@@ -135,8 +141,8 @@ class _Run:
         if request.strict and document.summary["fold"] < len(document.batchnorms):
             return self._written([], document.with_results(exit_code=4))
         with blaming_inputs(loaded.model, found.inputs):
-            exported = self._export(folding, found.inputs, notes)
-        document = document.with_results(fixed_batch=self.fixed)
+            exported = self._export(folding, found.inputs, notes, dynamic or Wanted(size=found.guessed))
+        document = document.with_results(fixed_batch=self.fixed, free=self._free(found.inputs))
         if not request.no_verify:
             report = self._verify(loaded.model, folding, found.inputs, exported)
             self.stages.add_parts("verify", report.seconds)
@@ -146,7 +152,7 @@ class _Run:
                 return self._written([], document.with_results(exit_code=1))
         return self._written(self._outputs(folding, exported), document.with_results(notes=tuple(dict.fromkeys(notes))))
 
-    def _export(self, folding: Folding, inputs: tuple[Any, ...], notes: list[str]) -> dict[str, Any]:
+    def _export(self, folding: Folding, inputs: tuple[Any, ...], notes: list[str], want: Wanted) -> dict[str, Any]:
         """Export to each kind that is wanted.
 
         A program serves the ONNX export too, unless there are explicit affines, whose form depends on the target.
@@ -156,17 +162,16 @@ class _Run:
         with self.stages("export"), self.terminal.foreign_code():
             from bnfold.export import export_program, onnx_of
 
-            source: Any = folding.module
+            shared: ProgramExport | None = None
             if ".pt2" in suffixes:
-                program = export_program(folding.module, inputs)
-                exported[".pt2"] = program.program
+                program = export_program(folding.module, inputs, dynamic=want)
+                exported[".pt2"], self.axes[".pt2"] = program.program, program.axes
                 self._note(program, notes)
-                if not folding.plan.summary["affine"]:
-                    source = program.program
+                shared = program if not folding.plan.summary["affine"] else None
             if ".onnx" in suffixes:
                 self.stages.inside("export", "exporting to ONNX", 0.4)
-                converted = onnx_of(source, inputs)
-                exported[".onnx"] = converted.model
+                converted = onnx_of(folding.module, inputs, dynamic=want, opset=self.request.opset, program=shared)
+                exported[".onnx"], self.axes[".onnx"] = converted.model, converted.axes
                 self._note(converted, notes)
         return exported
 
@@ -189,9 +194,25 @@ class _Run:
                 onnx=exported.get(".onnx", False),
                 seed=self.request.about.seed,
                 folding=folding,
+                axes=self.axes.get(".onnx", ()),
                 progress=progress,
                 witnesses=self.request.witnesses,
             )
+
+    def _free(self, inputs: tuple[Any, ...]) -> dict[str, str]:
+        """Return the shapes that each kind of file takes: ``(batch, 3, height, width)``."""
+        from torch import Tensor
+
+        from bnfold.export import shape_in_words
+
+        return {
+            suffix: ", ".join(
+                f"({shape_in_words(value.shape, axes, position)})"
+                for position, value in enumerate(inputs)
+                if isinstance(value, Tensor)
+            )
+            for suffix, axes in self.axes.items()
+        }
 
     def _outputs(self, folding: Folding, exported: dict[str, Any]) -> list[Output]:
         with self.stages("write"):

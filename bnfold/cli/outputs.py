@@ -17,7 +17,7 @@ from bnfold.report.files import as_json, check_report_path, content_for
 if TYPE_CHECKING:
     from bnfold.cli.terminal import Terminal
 
-__all__ = ["KINDS", "check_paths", "output_paths", "wants_page", "write"]
+__all__ = ["KINDS", "check_opset", "check_paths", "output_paths", "wants_page", "write"]
 
 KINDS = (".onnx", ".pt2", ".safetensors")
 
@@ -43,6 +43,21 @@ def output_paths(given: Sequence[Path], model: str, name: str | None) -> list[Pa
     path = Path(model) if Path(model).name else Path(model).resolve()
     stem = path.with_suffix("") if name is None else Path(name)
     return [stem.with_name(f"{stem.name}.folded{suffix}") for suffix in (".onnx", ".pt2")]
+
+
+def check_opset(opset: int | None, outputs: Sequence[Path]) -> None:
+    """Check, before any work, that an opset can be written.
+
+    Raises:
+        UsageError: there is no such opset, or nothing that is written has one.
+    """
+    if opset is None:
+        return
+    if all(path.suffix != ".onnx" for path in outputs):
+        raise UsageError("--opset is about .onnx files, and none is written.", fix="Leave it out, or add -o FILE.onnx.")
+    from bnfold.export.opset import asked_of_exporter
+
+    asked_of_exporter(opset)
 
 
 def check_paths(outputs: Sequence[Path], reports: Sequence[str], *, inputs: Sequence[Path], force: bool) -> None:

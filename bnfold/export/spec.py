@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Graph
 
-__all__ = ["constant_outputs", "input_shapes", "output_names", "shapes_of_placeholders", "tensor_inputs"]
+__all__ = [
+    "constant_outputs",
+    "input_shapes",
+    "output_names",
+    "placeholder_shapes",
+    "shapes_of_placeholders",
+    "tensor_inputs",
+]
 
 
 def tensor_inputs(program: ExportedProgram) -> list[str]:
@@ -65,3 +73,18 @@ def output_names(program: ExportedProgram) -> list[str]:
         taken.add(name)
         names.append(name)
     return names
+
+
+def placeholder_shapes(program: ExportedProgram, inputs: Sequence[Any]) -> list[Any]:
+    """Return the shape of each positional input, with symbols in it; None for an input that is no single tensor."""
+    from torch.utils import _pytree as pytree
+
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    specs = [spec for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+    flat = [getattr(nodes[spec.arg.name].meta.get("val"), "shape", None) for spec in specs if spec.arg.name in nodes]
+    shapes: list[Any] = []
+    for value in inputs:
+        count = len(pytree.tree_leaves(value))
+        shapes.append(flat[0] if count == 1 and flat else None)
+        flat = flat[count:]
+    return shapes

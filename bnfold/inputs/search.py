@@ -34,15 +34,17 @@ _FIX = "Say the shape with --input-shape, for example --input-shape 1,3,224,224,
 
 @dataclass(frozen=True)
 class FoundInputs:
-    """Example inputs, and how they were come by.
+    """Example inputs, and how they were obtained.
 
     Attributes:
         inputs: positional inputs.
         how: a few words for the user.
+        guessed: whether the sizes were found by trying, so that nobody has asked for these.
     """
 
     inputs: tuple[Tensor, ...]
     how: str
+    guessed: bool = False
 
 
 def find_inputs(model: nn.Module, *, seed: int = 0) -> FoundInputs:
@@ -77,7 +79,7 @@ def find_inputs(model: nn.Module, *, seed: int = 0) -> FoundInputs:
         )
     guesses, size, how = found
     generator = torch.Generator().manual_seed(seed)
-    return FoundInputs(tuple(search.probe.inputs(guesses, BATCH, size, generator)), how)
+    return FoundInputs(tuple(search.probe.inputs(guesses, BATCH, size, generator)), how, guessed=True)
 
 
 def inputs_of_shapes(model: nn.Module, shapes: Sequence[Sequence[int]], *, seed: int = 0) -> FoundInputs:

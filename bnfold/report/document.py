@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from bnfold._version import __version__
@@ -15,7 +16,7 @@ from bnfold.fold.decision import Decision, MergeDecision
 from bnfold.report.details import Details
 
 if TYPE_CHECKING:
-    from bnfold.graph.one_batch import FixedBatch
+    from bnfold.export.refusals import FixedBatch
 
 __all__ = ["SCHEMA", "Document", "OutputFile", "versions"]
 
@@ -45,7 +46,7 @@ class Document:
         command: ``"fold"``, ``"explain"``, ``"verify"`` or ``"bench"``.
         model: the model as the user named it; for verify, the original.
         candidate: for verify, the other model; else None.
-        inputs: shapes of the example inputs as ``"2x1x28x28"``, and how they were come by; None if there were none.
+        inputs: shapes of the example inputs as ``"2x1x28x28"``, and how they were obtained; None if there were none.
         capture: how the graph was obtained; None for verify.
         batchnorms: one decision per BatchNorm call.
         merges: what became of convolutions that could be one; None where merging was not asked for.
@@ -55,6 +56,7 @@ class Document:
         outputs: the model files written.
         reports: the reports written; known when they are, so no report tells of it.
         fixed_batch: the one batch size that the models written take, and why; None where they take others.
+        free: by suffix, the shapes that the models written take, the dimensions that are free by their names.
         notes: sentences about nothing that is wrong.
         strict: whether everything had to fold.
         seconds: where the time went, by stage; a part of a stage stands there as ``"stage.part"`` too.
@@ -75,6 +77,7 @@ class Document:
     outputs: tuple[OutputFile, ...] = ()
     reports: tuple[OutputFile, ...] = ()
     fixed_batch: FixedBatch | None = None
+    free: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     strict: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -104,10 +107,16 @@ class Document:
         return [] if self.verification is None else self.verification["comparisons"]
 
     def size_of(self, file: OutputFile) -> str:
-        """Return a file's size in words and, for a program, the batch that it takes alone."""
+        """Return a file's size in words and, for a program, the shapes that it takes."""
         fixed = self.fixed_batch is not None and file in self.outputs and file.path.endswith((".onnx", ".pt2"))
         only = f", for batch {self.fixed_batch.size} only" if fixed and self.fixed_batch is not None else ""
-        return bytes_in_words(file.size) + only
+        shapes = self.free.get(PurePath(file.path).suffix) if file in self.outputs else None
+        return (f"{shapes}  " if shapes else "") + bytes_in_words(file.size) + only
+
+    def _described(self, file: OutputFile) -> dict[str, Any]:
+        shapes = self.free.get(PurePath(file.path).suffix)
+        told = {} if shapes is None else {"inputs": shapes}
+        return {"path": file.path, "sha256": file.sha256, "size": file.size, **told}
 
     def with_results(self, **changes: Any) -> Document:
         """Return the document with some fields changed."""
@@ -123,7 +132,7 @@ class Document:
             "batchnorms": [decision.to_dict() for decision in self.batchnorms],
             "summary": self.summary,
             "verification": self.verification,
-            "outputs": [{"path": file.path, "sha256": file.sha256, "size": file.size} for file in self.outputs],
+            "outputs": [self._described(file) for file in self.outputs],
             "versions": versions(),
             "outcome": self.outcome,
             "exit_code": self.exit_code,

@@ -148,7 +148,7 @@ def told_comparisons(document: Document) -> Iterator[Table | Text]:
     if not document.comparisons:
         return
     table = plain_table(
-        "comparison", "error", "noise floor", "allowed", "", numbers=("error", "noise floor", "allowed")
+        "comparison", "error", "noise floor", "allowed", "", "on", numbers=("error", "noise floor", "allowed")
     )
     for comparison in document.comparisons:
         passed = comparison["passed"]
@@ -156,7 +156,8 @@ def told_comparisons(document: Document) -> Iterator[Table | Text]:
         if not passed:
             verdict += Text(visible(comparison.get("detail") or ""))
         measured = [number(comparison[key]) for key in ("max_abs", "noise_floor", "allowed")]
-        table.add_row(Text(visible(comparison["name"]), style="bold"), *measured, verdict)
+        on = Text(comparison.get("compared_on") or "", style="dim")
+        table.add_row(Text(visible(comparison["name"]), style="bold"), *measured, verdict, on)
     yield table
 
 

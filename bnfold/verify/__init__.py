@@ -28,6 +28,7 @@ def verify(
     folding: Any = None,
     inputs: Sequence[Any] = (),
     thorough: bool = False,
+    axes: Sequence[Any] = (),
     progress: Progress | None = None,
     witnesses: Sequence[str] = (),
 ) -> Report:
@@ -49,6 +50,8 @@ def verify(
             1e-10 of the peak, each weight against the plan, and a failure is traced to a BatchNorm.
         inputs: further inputs to compare on, each a tensor or a tuple.
         thorough: more inputs, and the original's own export as a further witness.
+        axes: the free dimensions of the export given as ``onnx``, as ``bnfold.export.onnx_of`` tells them: one of the
+            inputs is then of another size.
         progress: called with a sentence and the fraction done, from 0 to 1.
         witnesses: further runtimes to compare the export under, such as ``"openvino"``; see :mod:`bnfold.witness`. The
             candidate is exported where ``onnx`` is False. One that cannot run proves nothing; the report says why.
@@ -73,6 +76,7 @@ def verify(
         folding=folding,
         inputs=inputs,
         thorough=thorough,
+        axes=axes,
         progress=progress,
         witnesses=witnesses,
     )

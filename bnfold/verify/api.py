@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from bnfold.errors import RefusedFileError, UsageError
-from bnfold.export import onnx_of
+from bnfold.export import onnx_of, words_of
+from bnfold.export.refusals import FixedBatch, fixed_batch
 from bnfold.graph.batch_dimension import as_tuple
 from bnfold.graph.mode import require_eval
-from bnfold.graph.one_batch import FixedBatch, fixed_batch
 from bnfold.verify.blame import UNFOLDED, OwnExport, blame_of_export, culprit
 from bnfold.verify.declared import declared_batch, is_exported, program_refuses
 from bnfold.verify.evaluate import cases_of, evaluate
@@ -47,6 +47,8 @@ from bnfold.witness.registry import require
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from bnfold.export.axes import Axis
+
 __all__ = ["Model", "Progress", "verify"]
 
 Model = Any
@@ -66,6 +68,7 @@ def verify(
     folding: Any,
     inputs: Sequence[Any],
     thorough: bool,
+    axes: Sequence[Axis],
     progress: Progress | None,
     witnesses: Sequence[str] = (),
 ) -> Report:
@@ -86,14 +89,14 @@ def verify(
         clock("the original and the oracle")
 
         def run(batches: Batches) -> str | None:
-            cases = cases_of(example, inputs, seed=seed, thorough=thorough, batches=batches)
+            cases = cases_of(example, inputs, seed=seed, thorough=thorough, batches=batches, axes=axes)
             return evaluate(measured, cases, evaluated, notes, lambda sentence, done: clock.say(sentence, 0.4 * done))
 
         reason = _run_all(run, evaluated, example, _batches(original, candidate, onnx, example, notes))
         if reason is not None:
             return Report("unverifiable", reason=reason, notes=tuple(notes), seconds=clock.stopped())
         floors = NoiseFloor(evaluated, measured.moved, seed=seed)
-        own_export = OwnExport(measured.module, example)
+        own_export = OwnExport(measured.module, example, words_of(axes))
         comparisons: list[Comparison] = []
         skipped: set[str] = set()
         others: list[Any] = []

@@ -18,7 +18,8 @@ from typing import Any, cast
 from torch import fx, nn
 
 from bnfold.errors import BnfoldError
-from bnfold.export import onnx_of
+from bnfold.export import onnx_of, wanted
+from bnfold.export.dynamic import DEFAULT
 from bnfold.verify.exercise import BATCHNORMS
 from bnfold.verify.floor import Evaluated, NoiseFloor
 from bnfold.verify.locate import Located, locate, locate_by_name
@@ -92,11 +93,15 @@ class OwnExport:
     Args:
         original: not changed; None where the original is no module.
         example: positional inputs, to export with.
+        dynamic: which dimensions are to be free in it, where they can be.
     """
 
-    def __init__(self, original: nn.Module | None, example: tuple[Any, ...]) -> None:
+    def __init__(
+        self, original: nn.Module | None, example: tuple[Any, ...], dynamic: tuple[str, ...] = DEFAULT
+    ) -> None:
         self._original = original
         self._example = example
+        self._dynamic = wanted(dynamic, by_name=False)
 
     @cached_property
     def model(self) -> Any:
@@ -104,7 +109,7 @@ class OwnExport:
         if self._original is None:
             return None
         try:
-            return onnx_of(self._original, self._example, optimize=False).model
+            return onnx_of(self._original, self._example, dynamic=self._dynamic, optimize=False).model
         except BnfoldError:
             return None
 

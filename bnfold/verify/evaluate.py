@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,17 +15,26 @@ from bnfold.verify.inputs import Batches, Case, given_case, other_size, seeded_c
 from bnfold.verify.original import Original
 from bnfold.verify.witness import in_words
 
+if TYPE_CHECKING:
+    from bnfold.export.axes import Axis
+
 __all__ = ["cases_of", "evaluate"]
 
 
 def cases_of(
-    example: tuple[Any, ...], inputs: Sequence[Any], *, seed: int, thorough: bool, batches: Batches = "usual"
+    example: tuple[Any, ...],
+    inputs: Sequence[Any],
+    *,
+    seed: int,
+    thorough: bool,
+    batches: Batches = "usual",
+    axes: Sequence[Axis] = (),
 ) -> list[Case]:
     """Return the example inputs, the user's own, seeded ones of several kinds, and some of another spatial size."""
     cases = [given_case("the example inputs", example)]
     cases += [given_case(f"given inputs {number}", values) for number, values in enumerate(inputs, 1)]
     cases += seeded_cases(example, seed=seed, thorough=thorough, batches=batches)
-    resized = other_size(example, seed=seed, batches=batches)
+    resized = other_size(example, seed=seed, batches=batches, axes=axes)
     return cases if resized is None else [*cases, resized]
 
 

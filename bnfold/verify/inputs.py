@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 
 from bnfold.capture.nests import computable
 from bnfold.errors import UsageError
+from bnfold.export.axes import Axis, resized
 from bnfold.graph.batch_dimension import as_tuple, batch_positions
 
-__all__ = ["Batches", "Case", "given_case", "has_other_batch", "other_size", "seeded_cases"]
+__all__ = ["Batches", "Case", "given_case", "has_other_batch", "other_size", "seeded_cases", "sizes_in_words"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Case:
         name: in words, for the report.
         inputs: the positional inputs.
         given: whether the user gave it; what the original does with it must then be matched, NaN included.
-        resized: whether its spatial size is not the example's; an export is not expected to take it.
+        resized: whether its spatial size is not the example's; an export takes it where it declares no size.
     """
 
     name: str
@@ -103,13 +104,44 @@ def has_other_batch(example: Sequence[Any], cases: Sequence[Case]) -> bool:
     return any(case.inputs[positions[0]].shape[0] != example[positions[0]].shape[0] for case in cases)
 
 
-def other_size(example: Sequence[Any], *, seed: int, batches: Batches = "usual") -> Case | None:
-    """Return a case of three quarters of the example's height and width, or None if it has none.
+def sizes_in_words(many: Sequence[Sequence[Any]]) -> str:
+    """Return the batches of many inputs, and their sizes where they have several: ``batch 1-3, 128x128 and 96x160``."""
+    positions = [batch_positions(inputs) for inputs in many]
+    shapes = [tuple(inputs[at[0]].shape) for inputs, at in zip(many, positions, strict=True) if at]
+    batches = sorted({shape[0] for shape in shapes})
+    if not batches:
+        return ""
+    row = len(batches) > 2 and batches == list(range(batches[0], batches[-1] + 1))
+    told = f"batch {batches[0]}-{batches[-1]}" if row else f"batch {' and '.join(map(str, batches))}"
+    sizes = list(dict.fromkeys(_size_in_words(shape) for shape in shapes))
+    return f"{told}, {' and '.join(sizes)}" if len(sizes) > 1 else told
+
+
+def _size_in_words(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape[2:] or shape[1:]))
+
+
+def other_size(
+    example: Sequence[Any], *, seed: int, batches: Batches = "usual", axes: Sequence[Axis] = ()
+) -> Case | None:
+    """Return a case of another height and width than the example's, or None if it has none.
 
     It is of batch 1, or of the example's where no other is drawn.
-    Only where one input is an image, ``(N, C, H, W)``, or a volume or sequence like it: with several inputs their sizes
-    may depend on each other.
+
+    Args:
+        example: the user's example inputs.
+        seed: of the generator.
+        batches: which sizes of batches are drawn.
+        axes: the dimensions that an export leaves free: see :func:`bnfold.export.axes.resized`. Without them three
+            quarters of every size, and only where one input is an image, ``(N, C, H, W)``, or a volume or sequence
+            like it: with several inputs their sizes may depend on each other.
     """
+    if any(axis.name != "batch" for axis in axes):
+        inputs = resized(example, axes, torch.Generator().manual_seed(seed + 1))
+        if inputs is None:
+            return None
+        shape = inputs[batch_positions(inputs)[0]].shape
+        return Case(f"normal, batch {shape[0]}, size {_size_in_words(shape)}", inputs, resized=True)
     tensors = [value for value in example if isinstance(value, Tensor)]
     if len(tensors) != 1 or not tensors[0].is_floating_point() or tensors[0].ndim < 3:
         return None

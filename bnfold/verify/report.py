@@ -38,6 +38,7 @@ class Comparison:
         detail: one sentence: what is wrong, or why it proves nothing; empty where all is well.
         stage: what a failure blames: ``"fold"``, ``"export"``, ``"optimizer"`` or, under another runtime,
             ``"witness"``.
+        compared_on: the batches and the sizes of the inputs that it ran on, in words.
         proves: False where the output is the same for every input, so that agreeing proves little, and where the
             witness could not be run here, which proves nothing.
     """
@@ -56,6 +57,7 @@ class Comparison:
     detail: str = ""
     stage: Stage = "fold"
     proves: bool = True
+    compared_on: str = ""
 
     @property
     def floors(self) -> float:
@@ -83,6 +85,7 @@ class Comparison:
             "case": self.case,
             "detail": self.detail,
             "proves": self.proves,
+            "compared_on": self.compared_on,
         }
 
     def __str__(self) -> str:

@@ -26,7 +26,7 @@ from bnfold.capture.nests import Leaf, flatten, nest_difference, plain_name
 from bnfold.errors import BnfoldError, OtherInputError
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
-from bnfold.verify.inputs import Case
+from bnfold.verify.inputs import Case, sizes_in_words
 from bnfold.verify.original import answer_in_float64
 from bnfold.verify.reference import copied, copied_in_float64, fresh
 from bnfold.verify.report import Comparison, Stage
@@ -154,9 +154,11 @@ def compare(
     names: dict[int, str] = {}
     for number, item in enumerate(evaluated):
         case = item.case
-        if (witness.exported and case.resized) or (witness.first_case_only and number > 0):
+        if witness.first_case_only and number > 0:
             continue
         refusal = witness.refuses(case) if number > 0 and not case.given else None
+        if refusal is not None and case.resized and witness.exported:
+            continue  # of a fixed size, as its declaration says
         if refusal is not None:
             under = {"fold": "", "witness": f" under {witness.name}"}.get(witness.stage, " under ONNX Runtime")
             notes.append(f"Not compared on {case.name}{under}: {refusal}.")
@@ -164,7 +166,7 @@ def compare(
         try:
             answer = witness.run(case)
         except Exception as problem:
-            if case.resized:
+            if case.resized and not witness.exported:
                 notes.append(f"The candidate takes no other size than the example's: {in_words(problem)}.")
                 continue
             if isinstance(problem, OtherInputError) and not case.given:
@@ -191,7 +193,8 @@ def compare(
                 errors.setdefault(position, []).append((number, measure(item.oracle[position].value, leaf.value)))
     for position, found in errors.items():
         name = f"{witness.name}: {names[position]}" if len(names) > 1 else witness.name
-        yield _judged(name, witness, [(evaluated[n].case.name, n, error) for n, error in found], floors, position)
+        judged = _judged(name, witness, [(evaluated[n].case.name, n, error) for n, error in found], floors, position)
+        yield replace(judged, compared_on=sizes_in_words([evaluated[n].case.inputs for n, _ in found]))
     if names and not errors:
         nan = float("nan")
         yield Comparison(witness.name, nan, nan, nan, nan, nan, passed=True, detail="equal", stage=witness.stage)
@@ -209,7 +212,7 @@ def allow_for_export(own: Witness, exactly: Witness, evaluated: Sequence[Evaluat
     """
     raised = []
     for number, item in enumerate(evaluated):
-        if item.case.resized or own.refuses(item.case) is not None:
+        if own.refuses(item.case) is not None:
             continue
         try:
             rounded, exact = (_paired(witness, item, witness.run(item.case)) for witness in (own, exactly))

@@ -1,8 +1,8 @@
-"""Which batch sizes a folded model takes, and what in its code decides: told by runs on tensors without data."""
+"""Which batches and sizes a folded model takes, and what in its code decides: told by runs on tensors without data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,7 +27,19 @@ from bnfold.graph.requires import (
 )
 from bnfold.graph.shapes import DatalessRun
 
-__all__ = ["FixedBatch", "Refusal", "fixed_batch", "refusal_of_batch", "why_fixed"]
+__all__ = [
+    "FixedBatch",
+    "Place",
+    "Refusal",
+    "fixed_batch",
+    "holds_graph",
+    "refusal_of",
+    "refusal_of_batch",
+    "why_fixed",
+]
+
+Place = tuple[int, int]
+"""The position of an input, and one of its dimensions."""
 
 _CHECKS = frozenset((require_answer, require_batch, require_number, require_shape, require_structure, require_value))
 
@@ -70,7 +82,7 @@ def fixed_batch(module: nn.Module, inputs: Sequence[Any], sizes: Sequence[int] =
         sizes: the others.
     """
     positions = batch_positions(inputs)
-    if not positions or not _holds_graph(module):
+    if not positions or not holds_graph(module):
         return None
     own = int(inputs[positions[0]].shape[0])
     first: Refusal | None = None
@@ -86,21 +98,35 @@ def fixed_batch(module: nn.Module, inputs: Sequence[Any], sizes: Sequence[int] =
 def refusal_of_batch(module: nn.Module, inputs: Sequence[Any], size: int) -> Refusal | None:
     """Return why a folded model does not take a batch size; None where it does, or where no run can tell."""
     together = batch_positions(inputs)
-    if not together or not _holds_graph(module) or _stops(module, inputs, together, None) is not None:
+    if not together or not holds_graph(module) or _stops(module, inputs, {}) is not None:
         return None
     refusal: Refusal | None = None
     for positions in dict.fromkeys((together, together[:1])):  # the others may be as long by chance
-        found = _stops(module, inputs, positions, size)
+        found = _stops(module, inputs, _batches(positions, size))
         if found is None or found.why == "":
             return None
         refusal = refusal or found
     return refusal
 
 
+def refusal_of(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, int]) -> Refusal | None:
+    """Return why a module does not take inputs of other sizes; None where it takes them.
+
+    Args:
+        module: a folded model, or any other.
+        inputs: positional inputs that it takes.
+        sizes: those that are not the inputs' own.
+
+    Returns:
+        The refusal; its reason is empty where no run without data can tell.
+    """
+    return _stops(module, inputs, sizes)
+
+
 def why_fixed(module: nn.Module, inputs: Sequence[Any]) -> str | None:
     """Return what fixes the batch of a folded model whose export has it fixed; None where nothing tells."""
     positions = batch_positions(inputs)
-    if not positions or not _holds_graph(module):
+    if not positions or not holds_graph(module):
         return None
     own = int(inputs[positions[0]].shape[0])
     for size in (own + 1, 1, 8 * own, 1000 * own):
@@ -110,14 +136,19 @@ def why_fixed(module: nn.Module, inputs: Sequence[Any]) -> str | None:
     return _where_it_is_lost(module, inputs, positions, own)
 
 
-def _holds_graph(module: nn.Module) -> bool:
+def holds_graph(module: nn.Module) -> bool:
+    """Whether a module holds a graph, as a folded model does."""
     return any(isinstance(part, GraphModule) for part in module.modules())
 
 
-def _stops(module: nn.Module, inputs: Sequence[Any], positions: Sequence[int], size: int | None) -> Refusal | None:
+def _batches(positions: Sequence[int], size: int) -> dict[Place, int]:
+    return {(position, 0): size for position in positions}
+
+
+def _stops(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, int]) -> Refusal | None:
     """Return why a run stops; of an empty reason where it is torch that cannot run without data."""
     try:
-        _run(module, inputs, positions, size)
+        _run(module, inputs, sizes)
     except NotImplementedError:
         return Refusal("", checked=False)
     except _StoppedError as stopped:
@@ -137,12 +168,10 @@ class _StoppedError(Exception):
         self.node, self.error = node, error
 
 
-def _run(
-    module: nn.Module, inputs: Sequence[Any], positions: Sequence[int], size: int | None
-) -> dict[Node, tuple[int, ...]]:
+def _run(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, int]) -> dict[Node, tuple[int, ...]]:
     """Run on tensors without data, and return the shapes that the nodes have."""
     grown = [
-        pytree.tree_map_only(Tensor, partial(_without_data, size=size if position in positions else None), value)
+        pytree.tree_map_only(Tensor, partial(_without_data, position=position, sizes=sizes), value)
         for position, value in enumerate(inputs)
     ]
     dataless = Dataless()
@@ -162,8 +191,8 @@ def _run(
         return run.found
 
 
-def _without_data(value: Tensor, size: int | None) -> Tensor:
-    shape = tuple(value.shape) if size is None else (size, *value.shape[1:])
+def _without_data(value: Tensor, position: int, sizes: Mapping[Place, int]) -> Tensor:
+    shape = tuple(sizes.get((position, dim), size) for dim, size in enumerate(value.shape))
     return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
@@ -190,7 +219,7 @@ def _where_it_is_lost(module: nn.Module, inputs: Sequence[Any], positions: Seque
     if not isinstance(module, GraphModule):
         return None
     try:
-        here, there = _run(module, inputs, positions, own), _run(module, inputs, positions, own + 1)
+        here, there = _run(module, inputs, {}), _run(module, inputs, _batches(positions, own + 1))
     except Exception:  # no run can tell
         return None
     for node in module.graph.nodes:

@@ -1,0 +1,351 @@
+"""Exports to ONNX, with the dimensions free that are asked for.
+
+    module -> export_program -> onnx_of -> export_onnx
+
+What an operator of ONNX cannot do at every size is found out by trying: the file is then for the example's size,
+and the note says which module it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from bnfold.errors import ExportError, MissingPackageError
+from bnfold.export.axes import Axis, words_of
+from bnfold.export.dynamic import DEFAULT, Dynamic, wanted
+from bnfold.export.opset import asked_of_exporter, at_opset
+from bnfold.export.program import ProgramExport, export_program, first_sentence, warn_if_static
+from bnfold.export.refusals import FixedBatch
+from bnfold.export.spec import constant_outputs, output_names, placeholder_shapes, tensor_inputs
+from bnfold.export.tried import goes_wrong
+from bnfold.graph.batch_dimension import as_tuple
+from bnfold.graph.quiet import quiet
+
+if TYPE_CHECKING:
+    import onnx
+    from torch.export import ExportedProgram
+
+__all__ = ["PROTOBUF_LIMIT", "OnnxExport", "export_onnx", "onnx_of", "save_onnx", "to_onnx", "weight_bytes"]
+
+PROTOBUF_LIMIT = 2**31 - 2**20  # one message holds less than 2 GiB; the margin is for everything but the weights
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """An ONNX model and what is to be said about it.
+
+    Attributes:
+        model: the ``onnx.ModelProto``.
+        axes: the dimensions that are free; of a bare program, which says no names, those that it has.
+        notes: sentences for the user.
+        fixed: the batch that it takes alone although it was to be free, and why; None also where a program was given.
+    """
+
+    model: onnx.ModelProto
+    axes: tuple[Axis, ...] = ()
+    notes: tuple[str, ...] = ()
+    fixed: FixedBatch | None = None
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether it runs at any batch size."""
+        return any(axis.name == "batch" for axis in self.axes)
+
+
+def to_onnx(
+    module: nn.Module | ExportedProgram,
+    example_inputs: Any,
+    *,
+    dynamic: Dynamic = DEFAULT,
+    opset: int | None = None,
+    optimize: bool = True,
+) -> onnx.ModelProto:
+    """Export to ONNX with the batch dimension dynamic.
+
+    The same module gives the same bytes each time. Inputs bear the names of ``forward``'s arguments; an only output is
+    ``output``, several are ``output_0``, ``output_1``, or the keys of the dict that the model returns. Outputs that are
+    no tensors are left out. Free dimensions are called ``batch``, ``height``, ``width``, ``length``, ``depth``.
+
+    Args:
+        module: in eval mode, not modified; or a program from :func:`to_program`, which has its free dimensions already.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        dynamic: what stays free; see :func:`bnfold.export_onnx`.
+        opset: of the model; the exporter's default if not given.
+        optimize: let the exporter simplify the graph. It may then fold a BatchNorm into a convolution itself: a
+            witness that must not is exported with ``optimize=False``.
+
+    Returns:
+        The model.
+
+    Raises:
+        ExportError: the module cannot be exported, or a dimension that was named cannot be free.
+        MissingPackageError: onnx or onnxscript is not installed.
+        TrainingModeError: part of the module is in training mode.
+        UsageError: there is no such opset, or no such dimension.
+
+    Warns:
+        StaticBatchWarning: the batch could not be made dynamic.
+    """
+    exported = onnx_of(module, example_inputs, dynamic=dynamic, opset=opset, optimize=optimize)
+    warn_if_static(exported.fixed, exported.notes)
+    return exported.model
+
+
+def export_onnx(
+    module: nn.Module | ExportedProgram,
+    path: str | os.PathLike[str],
+    example_inputs: Any,
+    *,
+    dynamic: Dynamic = DEFAULT,
+    opset: int | None = None,
+) -> None:
+    """Export to an ONNX file with the batch dimension dynamic.
+
+    The file appears whole or not at all. A model over 2 GiB keeps its weights beside it, in ``PATH.data``.
+
+    Args:
+        module: in eval mode; not modified.
+        path: where to; an existing file is replaced.
+        example_inputs: a tensor, or a tuple of positional inputs, batch first.
+        dynamic: what stays free: ``("batch",)``, ``("batch", "size")``, ``("size",)`` or ``()``. The size is the height
+            and width of images, the length of sequences, and depth, height and width of volumes. Or, for models with
+            several inputs, the ``dynamic_shapes`` that ``torch.export.export`` takes, whose names become those of the
+            dimensions. What you name and cannot be free is an error; the default is the batch where that can be.
+        opset: of the file; the exporter's default if not given. Below 18, onnx's version converter is used.
+
+    Raises:
+        ExportError: the module cannot be exported, or a dimension that was named cannot be free.
+        FileAccessError: the file cannot be written.
+        UsageError: there is no such opset, or no such dimension.
+    """
+    save_onnx(to_onnx(module, example_inputs, dynamic=dynamic, opset=opset), Path(path))
+
+
+def onnx_of(
+    module: nn.Module | ExportedProgram,
+    example_inputs: Any,
+    *,
+    dynamic: Dynamic = DEFAULT,
+    opset: int | None = None,
+    optimize: bool = True,
+    program: ProgramExport | None = None,
+) -> OnnxExport:
+    """Do what :func:`to_onnx` does, with notes instead of warnings.
+
+    Args:
+        module: see there.
+        example_inputs: see there.
+        dynamic: see there.
+        opset: see there.
+        optimize: see there.
+        program: an export of the module that has been made already, with the same ``dynamic``.
+    """
+    for package in ("onnx", "onnxscript"):
+        _require(package)
+    asked_of_exporter(opset)
+    inputs, want = as_tuple(example_inputs), wanted(dynamic)
+    if not isinstance(module, nn.Module):
+        return _converted(ProgramExport(module), module, inputs, opset=opset, optimize=optimize)
+    if program is None:
+        with _in_onnx_export():
+            program = export_program(module, inputs, dynamic=want)
+    sized = any(axis.name != "batch" for axis in program.axes) and want.shapes is None
+    try:
+        made = _converted(program, module, inputs, opset=opset, optimize=optimize)
+        small = weight_bytes(made.model) < PROTOBUF_LIMIT
+        wrong = goes_wrong(made.model, module, inputs, made.axes) if sized and small else None
+    except ExportError as error:
+        if not sized:
+            raise
+        wrong = error.what.removeprefix("The ONNX exporter failed: ").rstrip(".")
+    if wrong is None:
+        return made
+    why = _adaptive_pool(module) or wrong
+    if "size" in want.by_name:
+        raise ExportError(
+            f"The size cannot stay free in ONNX, although the model takes others: {why}.",
+            fix="Leave `size` out: the file is then for the size of the example.",
+        )
+    with _in_onnx_export():
+        program = export_program(module, inputs, dynamic=replace(want, size=False))
+    smaller = _converted(program, module, inputs, opset=opset, optimize=optimize)
+    note = f"The size in the .onnx is fixed at that of the example, although the model takes others: {why}."
+    return replace(smaller, notes=(*smaller.notes, note))
+
+
+def _converted(
+    exported: ProgramExport,
+    module: nn.Module | ExportedProgram,
+    example_inputs: tuple[Any, ...],
+    *,
+    opset: int | None,
+    optimize: bool,
+) -> OnnxExport:
+    """Convert a program to ONNX.
+
+    Raises:
+        ExportError: it cannot be.
+    """
+    program, notes = exported.program, exported.notes
+    names = output_names(program)
+    inputs = tensor_inputs(program)
+    left_out = constant_outputs(program)
+    if left_out:
+        with _in_onnx_export():
+            again = export_program(
+                _TensorOutputs(_runnable(module)), example_inputs, dynamic=wanted(words_of(exported.axes))
+            )
+        program = again.program
+        names = [name for position, name in enumerate(names) if position not in left_out]
+        count = len(left_out)
+        what = "one output, which is no tensor" if count == 1 else f"{count} outputs, which are no tensors"
+        notes = (*notes, f"The ONNX export leaves out {what}.")
+    try:
+        with quiet():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=optimize,
+                verbose=False,
+                input_names=inputs,
+                output_names=names,
+                opset_version=asked_of_exporter(opset),
+            )
+            assert converted is not None
+            model = converted.model_proto
+    except Exception as error:
+        raise ExportError(
+            f"The ONNX exporter failed: {first_sentence(error)}",
+            fix="Save the folded model as .pt2 instead, or report the operator that ONNX lacks.",
+        ) from error
+    axes = exported.axes or _axes_of(program)
+    _name_dimensions(model, _names_of_symbols(program, example_inputs, axes))
+    _forget_where_it_was_made(model)
+    return OnnxExport(at_opset(model, opset), axes, notes, exported.fixed)
+
+
+def _axes_of(program: ExportedProgram) -> tuple[Axis, ...]:
+    """Return the batch of a program that somebody else made, where it has one free dimension."""
+    return (Axis("batch", ((0, 0),), 2),) if len(program.range_constraints) == 1 else ()
+
+
+def _names_of_symbols(program: ExportedProgram, inputs: tuple[Any, ...], axes: tuple[Axis, ...]) -> dict[str, str]:
+    """Return the name of each symbol in the shapes of a program's inputs."""
+    symbols = [str(symbol) for symbol in program.range_constraints]
+    if len(symbols) == 1 and len(axes) == 1:
+        return {symbols[0]: axes[0].name}
+    shapes = placeholder_shapes(program, inputs)
+    return {str(shapes[position][dim]): axis.name for axis in axes for position, dim in axis.places if shapes[position]}
+
+
+def _name_dimensions(model: onnx.ModelProto, names: dict[str, str]) -> None:
+    """Give the free dimensions their names; one that is computed from others is left to ONNX's shape inference."""
+    graph = model.graph
+    given = {value.name for value in graph.input}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_param"):
+                continue
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
+            elif value.name not in given and names:
+                dim.ClearField("dim_param")
+
+
+def _adaptive_pool(module: nn.Module) -> str | None:
+    """Return which adaptive pooling has no form in ONNX for every size; None where there is none."""
+    for name, part in module.named_modules():
+        size = getattr(part, "output_size", None) if type(part).__name__.startswith("Adaptive") else None
+        sizes = size if isinstance(size, (tuple, list)) else (size,)
+        if any(one not in (None, 1) for one in sizes):
+            told = "x".join("?" if one is None else str(one) for one in sizes)
+            return f"ONNX has no adaptive pooling to {told}, which `{name}` does"
+    return None
+
+
+def save_onnx(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """Write ``model`` to ``path`` and return the files written: ``path`` and, over 2 GiB, ``path.data``.
+
+    Raises:
+        FileAccessError: the folder is missing, or not writable, or full.
+    """
+    from bnfold.files.outputs import onnx_output
+    from bnfold.files.save import write_outputs
+
+    output = onnx_output(path, model)
+    write_outputs([output], inputs=[], force=True)
+    return [path, *(path.parent / sidecar.name for sidecar in output.sidecars)]
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Return how many bytes the weights of ``model`` take; ``ByteSize`` overflows where it matters."""
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+class _TensorOutputs(nn.Module):
+    """A module whose outputs are only the tensors among those of another one, flat."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.training = False  # its own flag, not those of the parts
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        from torch.utils import _pytree as pytree
+
+        return tuple(leaf for leaf in pytree.tree_leaves(self.module(*inputs)) if isinstance(leaf, Tensor))
+
+
+def _runnable(module: nn.Module | ExportedProgram) -> nn.Module:
+    if isinstance(module, nn.Module):
+        return module
+    runnable = module.module()
+    for part in runnable.modules():
+        part.training = False
+    return runnable
+
+
+def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
+    """Drop the stack traces and other records of the exporting machine; keep each node's layer (``namespace``)."""
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        del value.metadata_props[:]
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+    for node in graph.node:
+        kept = [(entry.key, entry.value) for entry in node.metadata_props if entry.key == "namespace"]
+        del node.metadata_props[:]
+        for key, value in kept:
+            node.metadata_props.add(key=key, value=value)
+    del graph.metadata_props[:]
+    del model.metadata_props[:]
+
+
+def _require(package: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise MissingPackageError(
+            f"The ONNX export needs the package {package}, which is not installed.",
+            fix=f"Run `pip install {package}`, or save as .pt2, which needs nothing more.",
+        )
+
+
+@contextlib.contextmanager
+def _in_onnx_export() -> Iterator[None]:
+    """Let ``torch.onnx.is_in_onnx_export()`` be true, as it is inside ``torch.onnx.export``.
+
+    A layer may have a form of its own for ONNX, as bnfold's explicit affine has; here the graph is captured by
+    ``torch.export``, which does not say where it is going.
+    """
+    with mock.patch.object(torch.onnx, "is_in_onnx_export", return_value=True):
+        yield
