@@ -38,6 +38,7 @@ PUBLIC = [
     "export_onnx",
     "extend",
     "fold",
+    "fold_program",
     "plan",
     "verify",
 ]
