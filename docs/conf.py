@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 from docutils import nodes
@@ -56,57 +54,6 @@ class CommandHelp(Directive):
         return [block]
 
 
-class RuleTable(Directive):
-    """``rule-table:: pull`` or ``push``: the table of rules, from the code that applies it."""
-
-    required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        """Return a table: each rule's op and what it is, its mathematics, its conditions."""
-        from bnfold.fold.rules import PULL_RULES, PUSH_RULES
-
-        rules: Any = PULL_RULES if self.arguments[0] == "pull" else PUSH_RULES
-        rows = [
-            (
-                f"{rule.op.__name__}\n{_plain(rule.op.__doc__ or '')}",
-                rule.mathematics,
-                ", ".join(condition.__name__.replace("_", " ") for condition in rule.conditions) or "none",
-            )
-            for rule in rules
-        ]
-        return [_table(("op", "why it is right", "conditions"), rows, (45, 40, 25))]
-
-
-def _plain(docstring: str) -> str:
-    """Return its first line without markup."""
-    return re.sub(r":\w+:`~?([^`]+)`", r"\1", docstring.splitlines()[0]).replace("``", "")
-
-
-def _table(heading: tuple[str, ...], rows: list[tuple[str, ...]], widths: tuple[int, ...]) -> nodes.table:
-    group = nodes.tgroup(cols=len(widths))
-    group.extend(nodes.colspec(colwidth=width) for width in widths)
-
-    def row(cells: tuple[str, ...]) -> nodes.row:
-        made = nodes.row()
-        for cell in cells:
-            entry = nodes.entry()
-            name, _, rest = cell.rpartition("\n")
-            if name:
-                entry += nodes.paragraph("", "", nodes.strong(text=name))
-            entry += nodes.paragraph(text=rest)
-            made += entry
-        return made
-
-    head, body = nodes.thead(), nodes.tbody()
-    head += row(heading)
-    body.extend(row(cells) for cells in rows)
-    group += [head, body]
-    table = nodes.table()
-    table += group
-    return table
-
-
 def setup(app: Sphinx) -> None:
-    """Add the directives."""
+    """Add the directive."""
     app.add_directive("command-help", CommandHelp)
-    app.add_directive("rule-table", RuleTable)

@@ -11,40 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from bnfold.capture.nests import flatten, structure_difference
 from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
 from bnfold.errors import OtherInputError, first_line
 from bnfold.graph.batch_dimension import batch_positions
-from bnfold.graph.captured import NARROW, Capture
+from bnfold.graph.captured import Capture
+from bnfold.graph.runs import GraphRun
 
-__all__ = ["GraphRun", "ModelFailedError", "answers_twice_alike", "compare", "difference", "failure"]
+__all__ = ["ModelFailedError", "answers_twice_alike", "compare", "difference", "failure"]
 
 _SEED = 0
 
 
 class ModelFailedError(Exception):
     """The model itself does not run on the example inputs."""
-
-
-class GraphRun(Interpreter):
-    """Runs the graph of a capture, with its constants."""
-
-    def __init__(self, capture: Capture) -> None:
-        super().__init__(capture.root, garbage_collect_values=True, graph=capture.graph)
-        self.capture = capture
-
-    def fetch_attr(self, target: str) -> Any:
-        """Fetch from the constants of the capture as well."""
-        constant = self.capture.constants.get(target)
-        return super().fetch_attr(target) if constant is None else constant
-
-    def run_node(self, n: Node) -> Any:
-        """Run one node."""
-        value = super().run_node(n)
-        return value.to(n.meta[NARROW]) if NARROW in n.meta and n.op == "get_attr" else value
 
 
 def difference(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
@@ -61,47 +44,49 @@ def difference(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], name
     """
     if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in pytree.tree_leaves((inputs, dict(named)))):
         return None  # a model without data has no answers
-    expected = _run(model, model, inputs, named)
-    if isinstance(expected, Exception):
-        raise ModelFailedError(first_line(expected)) from expected
-    graph = GraphRun(capture)
-    actual = _run(lambda *args, **kwargs: graph.run(*args, *kwargs.values()), model, inputs, named)
-    if isinstance(actual, OtherInputError):
-        return f"a check in the graph does not hold for the inputs it was captured with: {actual.what}"
-    if isinstance(actual, Exception):
-        return f"the graph raises {type(actual).__name__}: {first_line(actual)}"
-    found = compare(expected, actual, exact=capture.exact)
-    if found is None:
-        return _other_samples(capture, model, inputs, named)
-    again = _run(model, model, inputs, named)
-    if isinstance(again, Exception) or compare(expected, again, exact=True) is not None:
-        return None  # the model does not agree with itself
-    where = _first(capture, model, inputs, named)
-    return found + (f"; it first differs at {where}" if where else "")
-
-
-def _other_samples(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str | None:
-    """Compare on other numbers and another batch, which is small: an answer of an earlier run is none for these."""
+    found = _differs(capture, model, inputs, named)
+    if isinstance(found, ModelFailedError):
+        raise found
+    if found is not None:
+        return found
     places = batch_positions(inputs)
     if not places:
         return None
+    # other numbers and another batch, which is small: an answer of an earlier run is none for these
     size = inputs[places[0]].shape[0]
     other = tuple(
         (value[-1:].flip(-1) if size > 1 else torch.cat([value, value.flip(-1)])) if position in places else value
         for position, value in enumerate(inputs)
     )
-    expected = _run(model, model, other, named)
+    found = _differs(capture, model, other, named, other_batch=True)
+    return f"for a batch of {1 if size > 1 else 2}, {found}" if isinstance(found, str) else None
+
+
+def _differs(
+    capture: Capture, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], *, other_batch: bool = False
+) -> str | ModelFailedError | None:
+    """Return how the graph's answer differs from the model's; None where it does not, or the model has no one answer.
+
+    A check in the graph may refuse ``other_batch``.
+    """
+    expected = _run(model, model, inputs, named)
+    if isinstance(expected, Exception):
+        failed = ModelFailedError(first_line(expected))
+        failed.__cause__ = expected
+        return failed
     graph = GraphRun(capture)
-    actual = _run(lambda *args, **kwargs: graph.run(*args, *kwargs.values()), model, other, named)
-    if isinstance(expected, Exception) or isinstance(actual, OtherInputError):
-        return None
+    actual = _run(lambda *args, **kwargs: graph.run(*args, *kwargs.values()), model, inputs, named)
+    if isinstance(actual, OtherInputError):
+        text = f"a check in the graph does not hold for the inputs it was captured with: {actual.what}"
+        return None if other_batch else text
     if isinstance(actual, Exception):
-        return f"for a batch of {1 if size > 1 else 2} the graph raises {type(actual).__name__}: {first_line(actual)}"
+        return f"the graph raises {type(actual).__name__}: {first_line(actual)}"
     found = compare(expected, actual, exact=capture.exact)
-    again = None if found is None else _run(model, model, other, named)
+    again = None if found is None else _run(model, model, inputs, named)
     if found is None or isinstance(again, Exception) or compare(expected, again, exact=True) is not None:
-        return None
-    return f"for a batch of {1 if size > 1 else 2}, {found}"
+        return None  # they agree, or the model does not agree with itself
+    where = _first(capture, model, inputs, named)
+    return found + (f"; it first differs at {where}" if where else "")
 
 
 def answers_twice_alike(model: nn.Module, inputs: tuple[Any, ...]) -> bool:

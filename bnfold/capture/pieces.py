@@ -25,11 +25,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from bnfold.capture.arguments import CHOICES
-from bnfold.capture.check import GraphRun, compare
+from bnfold.capture.check import compare
 from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
 from bnfold.errors import first_line
 from bnfold.graph.captured import Capture
 from bnfold.graph.leaves import carries_hooks
+from bnfold.graph.runs import GraphRun
 from bnfold.graph.shells import shell
 
 __all__ = ["Pieces", "find_pieces"]

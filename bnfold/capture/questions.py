@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from bnfold import ops
 from bnfold.capture.blind import UnknownShape
 from bnfold.capture.failures import APART, DataQuestionError, at
 from bnfold.capture.lines import user_frame, user_line
@@ -18,7 +19,6 @@ from bnfold.capture.nodes import TRACED, Deps, Nodes, memory_of, plain_node
 from bnfold.capture.plain_calls import calls_plainly
 from bnfold.capture.tables import ASK_FOR_DATA, DEVICE_ATTRIBUTES, TENSOR_ATTRIBUTES
 from bnfold.errors import CaptureError, NeedsInputsError
-from bnfold.graph import calls
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.graph.requires import require_answer, require_dtype, require_number, require_rank
@@ -27,15 +27,6 @@ from bnfold.graph.traced import Expression, TracedInt, settled
 __all__ = ["QUESTIONS", "Questions"]
 
 _Error = TypeVar("_Error", bound=Exception)
-_SAME_CHANNELS = (
-    calls.Passing,
-    calls.PositivelyHomogeneous,
-    calls.MaxPool,
-    calls.AveragePool,
-    calls.AdaptiveAveragePool,
-    calls.Interpolate,
-    calls.ByNumber,
-)
 
 
 class Questions(Nodes):
@@ -151,13 +142,11 @@ class Questions(Nodes):
         rank = len(self.shapes.get(node, ()))
         current = node
         while (call := facts.call(current)) is not None:
-            if isinstance(call, (calls.Convolution, calls.TransposedConvolution)):
-                unbatched = rank and rank != call.spatial_dims + 2
-                return None if unbatched else facts.told_channels(call)
-            if isinstance(call, calls.BatchNorm):
-                return facts.told_channels(call)
-            if not isinstance(call, _SAME_CHANNELS) or not call.inputs:
-                return None
+            if isinstance(call, ops.Absorber) and call.needed_rank and rank and rank != call.needed_rank:
+                return None  # without a batch
+            told = call.own_channels(facts) if isinstance(call, (ops.Absorber, ops.BatchNorm)) else None
+            if told is not None or not call.keeps_channels:
+                return told
             current = call.inputs[0]
         return None
 

@@ -39,11 +39,10 @@ from bnfold.capture.tables import (
     MADE_LIKE,
     SETTINGS,
     TENSOR_ATTRIBUTES,
-    written_by,
 )
 from bnfold.errors import BnfoldError, CaptureError, NeedsInputsError, first_line
 from bnfold.graph.dataless import Dataless, leaves, settle
-from bnfold.graph.effects import RANDOM
+from bnfold.graph.effects import RANDOM, written_argument
 from bnfold.graph.leaves import carries_hooks, is_leaf, is_torchs
 from bnfold.graph.traced import TracedInt, settled
 
@@ -172,8 +171,8 @@ class Recorder(Questions, TorchFunctionMode):
                     fix="Make it deterministic in eval mode.",
                 )
             )
-        written = written_by(func, name, args, kwargs)
-        if written is not None:
+        written = written_argument(func, name, args, kwargs)
+        if isinstance(written, Tensor):
             self._require_own(written, data=data)
         try:
             result = self._run(func, name, args, kwargs, data)
@@ -181,7 +180,7 @@ class Recorder(Questions, TorchFunctionMode):
             self._raised(error)
             raise
         self.squeezed |= data and name in ("squeeze", "squeeze_")
-        if written is None and args and result is args[0] and not data:
+        if not isinstance(written, Tensor) and args and result is args[0] and not data:
             if name not in CONVERSIONS:
                 return result  # nothing happened: a `.contiguous()` of what is
             result = result.detach()  # nothing happened in this type; in another something will
@@ -201,7 +200,7 @@ class Recorder(Questions, TorchFunctionMode):
             deps = self.all_deps(
                 [size for dim in range(result.dim()) if type(size := self.size(args[0], dim)) in TRACED]
             )
-        if written is not None and not data:
+        if isinstance(written, Tensor) and not data:
             self._deps.setdefault(id(written), {}).update(deps)
             self._tainted.update(deps)
             if memory_of(written) in self._shown:
@@ -424,8 +423,8 @@ def values_of(value: Any) -> Iterator[Any]:
 
 
 def _written_values(func: Any, name: str, args: Any, kwargs: Any) -> list[Tensor]:
-    found = written_by(func, name, args, kwargs)
-    return [] if found is None else [found]
+    found = written_argument(func, name, args, kwargs)
+    return [found] if isinstance(found, Tensor) else []
 
 
 # --- calls of modules are seen in the threads that record ---------------------------------------------------------

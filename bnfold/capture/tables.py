@@ -6,10 +6,8 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bnfold.graph.effects import ACTIVATIONS
-from bnfold.graph.inplace import IN_PLACE
+from bnfold.ops.inplace import IN_PLACE
 
 PAIRS = frozenset("topk sort kthvalue mode cummax cummin aminmax std_mean var_mean".split())
 
@@ -101,15 +99,3 @@ for _name, _spelled in {
     "remainder_": "__imod__",
 }.items():
     OPERATORS[getattr(torch.Tensor, _name)] = (IN_PLACE[_spelled], 2, False)
-
-
-def written_by(func: Any, name: str, args: Any, kwargs: Any) -> Tensor | None:
-    """Return the tensor that a call writes into, if it does."""
-    target: Any = None
-    if (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or kwargs.get("inplace") is True:
-        target = args[0] if args else kwargs.get("input")
-    elif getattr(func, "__module__", "") == "torch.nn.functional" and len(args) > 1 and args[-1] is True:
-        target = args[0] if name in ACTIVATIONS else None
-    elif isinstance(kwargs.get("out"), Tensor):
-        target = kwargs["out"]
-    return target if isinstance(target, Tensor) else None

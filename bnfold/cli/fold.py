@@ -108,7 +108,7 @@ class _Run:
         with self.stages("fold"), self.terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
             from bnfold.export.refusals import fixed_batch
             from bnfold.fold.api import fold
-            from bnfold.fold.denormals import told
+            from bnfold.fold.denormals import denormal_sentences
             from bnfold.inputs.search import shapes_in_words
 
             folding = fold(
@@ -123,7 +123,7 @@ class _Run:
             before, after = folding.counts()
             self.fixed = fixed_batch(folding.module, found.inputs)
         notes = [*folding.plan.notes, *notes] if not folding.plan else [*notes, *folding.plan.notes]
-        notes += told(folding.denormals(), flushed=False)
+        notes += denormal_sentences(folding.denormals(), flushed=False)
         notes += [] if self.fixed is None else [str(self.fixed)]
         document = Document(
             command="fold",

@@ -183,7 +183,8 @@ def _asked(module: nn.Module, inputs: Sequence[Any], axes: tuple[Axis, ...]) -> 
     def takes(sizes: Mapping[Place, int]) -> bool:
         return refusal_of(module, inputs, sizes) is None
 
-    if takes({place: size for axis in axes for place, size in axis.at(axis.own + 1 + axis.own % 2).items()}):
+    uneven = {place: size for n, axis in enumerate(axes) for place, size in axis.at(axis.own + 2 * n + 1).items()}
+    if takes(uneven):
         return Free(axes, {})
     found = {axis.name: stepped(axis, takes) for axis in axes}
     free = tuple(axis for axis in found.values() if axis is not None)

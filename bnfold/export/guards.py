@@ -109,7 +109,8 @@ def _together(guards: Sequence[CodeType], axes: Sequence[Axis], names: Sequence[
 def _guards(program: ExportedProgram, shapes: Sequence[Any]) -> list[CodeType]:
     """Return what a program takes for granted, as expressions in the names of its symbols."""
     sizes = [size for shape in shapes if shape is not None for size in shape if not isinstance(size, int)]
-    texts = [str(guard.expr) for guard in (sizes[0].node.shape_env.guards if sizes else ())]
+    known = sizes[0].node.shape_env if sizes else None
+    texts = [str(known.replace(guard.expr)) for guard in known.guards] if known is not None else []
     for symbol, bounds in program.range_constraints.items():
         texts += [f"{symbol} >= {bounds.lower}"] if str(bounds.lower).isdigit() else []
         texts += [f"{symbol} <= {bounds.upper}"] if str(bounds.upper).isdigit() else []

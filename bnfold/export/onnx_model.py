@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bnfold.errors import ExportError, MissingPackageError
 from bnfold.export.axes import Axis, words_of
 from bnfold.export.dynamic import DEFAULT, Dynamic, wanted
-from bnfold.export.opset import asked_of_exporter, at_opset
+from bnfold.export.opset import FOR_BFLOAT16, asked_of_exporter, at_opset
 from bnfold.export.program import ProgramExport, export_program, first_sentence, warn_if_static
 from bnfold.export.refusals import FixedBatch
 from bnfold.export.spec import constant_outputs, output_names, placeholder_shapes, tensor_inputs
@@ -209,6 +209,7 @@ def _converted(
         count = len(left_out)
         what = "one output, which is no tensor" if count == 1 else f"{count} outputs, which are no tensors"
         notes = (*notes, f"The ONNX export leaves out {what}.")
+    narrow = any(value.dtype == torch.bfloat16 for value in program.state_dict.values())
     try:
         with quiet():
             converted = torch.onnx.export(
@@ -218,7 +219,7 @@ def _converted(
                 verbose=False,
                 input_names=inputs,
                 output_names=names,
-                opset_version=asked_of_exporter(opset),
+                opset_version=asked_of_exporter(opset) or (FOR_BFLOAT16 if narrow else None),
             )
             assert converted is not None
             model = converted.model_proto

@@ -9,10 +9,13 @@ from bnfold.errors import ExportError, UsageError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["OLDEST_OF_EXPORTER", "asked_of_exporter", "at_opset"]
+__all__ = ["FOR_BFLOAT16", "OLDEST_OF_EXPORTER", "asked_of_exporter", "at_opset"]
 
 OLDEST_OF_EXPORTER = 18
 """What the operators of torch's exporter are written in."""
+
+FOR_BFLOAT16 = 22
+"""The first in which a convolution may be in bfloat16."""
 
 
 def asked_of_exporter(opset: int | None) -> int | None:

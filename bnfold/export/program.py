@@ -15,7 +15,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bnfold.errors import ExportError, OtherInputError
 from bnfold.export.axes import Axis, Free, batch_axis, free_sizes
+from bnfold.export.budget import SECONDS, OverBudgetError, within
 from bnfold.export.dynamic import DEFAULT, Dynamic, Wanted, wanted
 from bnfold.export.guards import narrowed
 from bnfold.export.refusals import FixedBatch, Refusal, refusal_of_batch, why_fixed
@@ -98,13 +99,13 @@ def export_program(module: nn.Module, example_inputs: Any, *, dynamic: Dynamic =
     notes: tuple[str, ...] = ()
     if want.size:
         free = free_sizes(module, inputs)
-        exported = _sized(module, inputs, () if reason else together, free.axes) if free.axes else None
-        if exported is not None:
+        exported = _sized(module, inputs, () if reason else together, free.axes) if free.axes else ""
+        if not isinstance(exported, str):
             notes = (*_conditions(exported.axes), *(_fixed(name, why) for name, why in free.why_fixed.items()))
             if want.batch and not exported.dynamic:
                 return _one_batch(exported, want, inputs, reason, notes)
             return ProgramExport(exported.program, exported.axes, notes)
-        notes = _without_sizes(want, free)
+        notes = _without_sizes(want, free, exported)
     positions_tried = [] if reason else [p for p in dict.fromkeys((together, together[:1])) if p]
     for positions in positions_tried:
         grown = with_batch(inputs, max(2, inputs[positions[0]].shape[0]), positions)
@@ -144,35 +145,57 @@ def _refused_batch(module: nn.Module, inputs: tuple[Any, ...], together: tuple[i
 
 def _sized(
     module: nn.Module, inputs: tuple[Any, ...], together: tuple[int, ...], sizes: tuple[Axis, ...]
-) -> ProgramExport | None:
-    """Export with free sizes, and with a free batch where it can be; None where the sizes cannot be free."""
+) -> ProgramExport | str:
+    """Export with free sizes, and with a free batch where it can be; return why where the sizes cannot be free."""
     for positions in dict.fromkeys((together, together[:1], ())):
         grown = with_batch(inputs, max(2, inputs[positions[0]].shape[0]), positions) if positions else inputs
         axes = (batch_axis(grown, positions), *sizes) if positions else sizes
         free = {place: torch.export.Dim.DYNAMIC for axis in axes for place in axis.places}
         try:
-            program = _torch_export(module, grown, free)
+            with within():
+                program = _torch_export(module, grown, free)
+        except OverBudgetError:
+            return f"torch.export has not come to an end in {SECONDS:.0f} seconds with a free size"
         except Exception:  # the next way, and at last the batch alone, whose error is told
             continue
         kept = narrowed(axes, program, placeholder_shapes(program, grown))
         if kept is not None and all(axis.name != "batch" or (axis.least <= 2 and not axis.most) for axis in kept):
             return ProgramExport(program, kept)
-    return None
+    larger = _twice(inputs, sizes)
+    if all(axis.own <= 64 for axis in sizes) and not isinstance(_sized(module, larger[0], together, larger[1]), str):
+        return "at this one a layer has a single pixel left, which torch.export holds fixed: give a larger example"
+    return "torch.export finds that the model's code decides on it"
 
 
-def _without_sizes(want: Wanted, free: Free) -> tuple[str, ...]:
+def _twice(inputs: tuple[Any, ...], sizes: tuple[Axis, ...]) -> tuple[tuple[Any, ...], tuple[Axis, ...]]:
+    """Return inputs of more than 64 in each size, and the sizes of these."""
+    grown = tuple(replace(axis, own=axis.own * (64 // axis.own + 1)) for axis in sizes)
+    places = {place: axis.own for axis in grown for place in axis.places}
+    made = [
+        torch.zeros([places.get((at, dim), size) for dim, size in enumerate(value.shape)]).to(value)
+        if isinstance(value, Tensor)
+        else value
+        for at, value in enumerate(inputs)
+    ]
+    return tuple(made), grown
+
+
+def _without_sizes(want: Wanted, free: Free, why: str) -> tuple[str, ...]:
     """Return what is to be said where no size can be free.
 
     Raises:
         ExportError: the user had named it.
     """
-    why = next(iter(free.why_fixed.values()), "torch.export finds that the model's code decides on it")
+    if not free.axes:
+        why = next(iter(free.why_fixed.values()))
+        told = f"The model itself takes no other size: {why}."
+    else:
+        told = f"The model takes other sizes, but {why}."
     if "size" in want.by_name:
-        whose = "The model itself takes no other size" if free.why_fixed and not free.axes else "The size is decided"
         raise ExportError(
-            f"The size cannot stay free. {whose}: {why}.", fix="Leave `size` out: the export then has the example's."
+            f"The size cannot stay free. {told}", fix="Leave `size` out: the export then has the example's."
         )
-    return () if free.why_fixed and not free.axes else (f"The size is fixed at that of the example: {why}.",)
+    return (f"The size is fixed at that of the example. {told}",) if free.axes else ()
 
 
 def _one_batch(

@@ -15,13 +15,13 @@ from torch.fx import Graph, Node
 from bnfold.capture.ways import capture
 from bnfold.errors import NotFiniteError
 from bnfold.fold.counts import Counts, counts
-from bnfold.fold.demand import Refusal
-from bnfold.fold.denormals import denormals_made, flush, told
+from bnfold.fold.denormals import denormal_sentences, denormals_made, flush
 from bnfold.fold.overflow import require_finite
-from bnfold.fold.pieces import plan_model, rewrite_model, unfolded_model
 from bnfold.fold.plan import Plan
+from bnfold.fold.whole import plan_model, rewrite_model, unfolded_model
 from bnfold.graph.captured import NARROW, Capture
 from bnfold.graph.shells import double_shell
+from bnfold.ops.refusal import Refusal
 
 __all__ = ["Folding", "fold", "plan"]
 
@@ -136,7 +136,7 @@ def fold(
     decided, module = _decided(captured, _names(keep), share, merge, timed)
     seconds["plan"] = time.perf_counter() - begin - sum(seconds.values())
     if flush_denormals:
-        flushed = told(flush(module, captured), flushed=True)
+        flushed = denormal_sentences(flush(module, captured), flushed=True)
         decided = replace(decided, notes=(*decided.notes, *flushed))
     return Folding(module, decided, captured, seconds)
 
@@ -160,7 +160,9 @@ def _decided(
             new = _sites_at(decided, node) - refused.keys()
             if not new:
                 raise
-            refused.update({site: Refusal("weight-not-finite", detail[0].lower() + detail[1:]) for site in new})
+            refused.update(
+                {site: Refusal("weight-not-finite", "{what}", what=detail[0].lower() + detail[1:]) for site in new}
+            )
 
 
 def _sites_at(decided: Plan, node: str) -> set[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, overload
 
 __all__ = ["Action", "Decision", "Decisions", "Direction", "MergeDecision", "fold_sentence", "listed"]
@@ -33,6 +33,7 @@ class Decision:
         site: name of the call's node in the captured graph: tells the calls of a shared layer apart.
         source: ``file:line`` of the call in the user's code, or None where the capture did not keep it.
         added_bytes: memory that this fold added because a layer or a parameter is shared and had to be copied.
+        because: why it did not fold: the end of the sentence, without the full stop; empty for a fold. Not in reports.
     """
 
     batchnorm: str
@@ -45,10 +46,18 @@ class Decision:
     site: str = ""
     source: str | None = None
     added_bytes: int = 0
+    because: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the decision as plain JSON types."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        found = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        del found["because"]
+        return found
+
+    def staying(self, because: str) -> Decision:
+        """Return the same decision about what did not fold, for another reason in words."""
+        became = "became an explicit affine" if self.action == "affine" else "stays a BatchNorm"
+        return replace(self, because=because, detail=f"{self.batchnorm} {became}: {because}.")
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ class MergeDecision:
         macs_before: multiply-accumulates of the layers for one example; None where shapes are not known.
         macs_after: of the one layer.
         site: name of the node in the folded graph that has, or would have, the one layer's value.
+        identity: whether the identity goes into it too. Not in reports.
+        because: why they stay apart: the end of the sentence, without the full stop. Not in reports.
     """
 
     into: str
@@ -76,10 +87,14 @@ class MergeDecision:
     macs_before: int | None = None
     macs_after: int | None = None
     site: str = ""
+    identity: bool = field(default=False, compare=False)
+    because: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the decision as plain JSON types."""
-        return asdict(self) | {"merged": list(self.merged)}
+        found = asdict(self) | {"merged": list(self.merged)}
+        del found["identity"], found["because"]
+        return found
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from bnfold.fold.decision import listed
 from bnfold.fold.explicit import ExplicitAffine
 from bnfold.graph.captured import Capture
 
-__all__ = ["denormals_made", "flush", "told"]
+__all__ = ["denormal_sentences", "denormals_made", "flush"]
 
 _CLONE = re.compile(r"_folded\d+(?=\.|$)")
 
@@ -43,7 +43,7 @@ def flush(folded: nn.Module, captured: Capture) -> dict[str, int]:
     return counts
 
 
-def told(counts: Mapping[str, int], *, flushed: bool) -> tuple[str, ...]:
+def denormal_sentences(counts: Mapping[str, int], *, flushed: bool) -> tuple[str, ...]:
     """Return the sentence for the user about them, or none."""
     if not counts:
         return ()

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
-from bnfold.graph.vocabulary import register_explicit_affine
+from bnfold.graph.reading import register_explicit_affine
 
 __all__ = ["ExplicitAffine"]
 

@@ -11,10 +11,10 @@ import math
 import torch
 from torch import Tensor
 
-from bnfold.fold.merge.rewrite import built
+from bnfold import ops
+from bnfold.fold.merge.carrying_out import built
 from bnfold.fold.plan import Absorption, Plan
-from bnfold.fold.weights import FoldedWeights, absorbed_weights
-from bnfold.graph import calls
+from bnfold.fold.rounded import FoldedWeights, absorbed_weights
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 
@@ -42,13 +42,13 @@ def require_finite(captured: Capture, plan: Plan) -> None:
         if name in merged:
             continue
         call = facts.call(nodes[name])
-        assert isinstance(call, calls.Absorber)
+        assert isinstance(call, ops.Absorber)
         weight, bias = facts.constant(call.weight), facts.constant(call.bias)
         if weight is None or not _surely_finite(weight, bias, absorptions):
             site = facts.call(nodes[plan[absorptions[0].batchnorm].site])
-            statistics = facts.constant(site.running_mean) if isinstance(site, calls.BatchNorm) else None
+            statistics = facts.constant(site.running_mean) if isinstance(site, ops.BatchNorm) else None
             if statistics is not None:
-                absorbed_weights(call, weight, bias, absorptions, statistics)
+                absorbed_weights(call, weight, bias, absorptions, statistics, facts.name(call.node))
 
 
 def _surely_finite(weight: Tensor, bias: Tensor | None, absorptions: list[Absorption]) -> bool:

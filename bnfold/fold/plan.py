@@ -13,24 +13,20 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-from torch import nn
-from torch.fx import GraphModule, Node
 
+from bnfold import ops
 from bnfold.affine import ChannelAffine, affine_of_statistics
 from bnfold.fold.called_at import called_at
-from bnfold.fold.conditions import name_of
 from bnfold.fold.decision import Decision, Decisions, fold_sentence
-from bnfold.fold.demand import Demand, Refusal
 from bnfold.fold.merge.steps import MergeStep
 from bnfold.fold.pull import Way, pull
 from bnfold.fold.push import push
 from bnfold.fold.sideways import sideways
-from bnfold.graph import calls
-from bnfold.graph.captured import Capture
-from bnfold.graph.facts import Facts
-from bnfold.graph.vocabulary import read_function
+from bnfold.ops.form import ChannelForm
+from bnfold.ops.interface import GraphFacts, Value
+from bnfold.ops.refusal import Refusal, rendered
 
-__all__ = ["Absorption", "Explicit", "Plan", "Steps", "make_plan"]
+__all__ = ["Absorption", "Explicit", "Plan", "Route", "Steps", "make_plan"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +56,24 @@ class Explicit:
     composed: tuple[ChannelAffine, ...] = ()
 
 
+@dataclass(frozen=True)
+class Route:
+    """The way of an affine through the graph, by names of values.
+
+    Attributes:
+        hops: pairs (reader, what it reads): neighbours on the way, or with nothing between them but what passes it on.
+        ends: what absorbed it.
+    """
+
+    hops: tuple[tuple[str, str], ...]
+    ends: tuple[str, ...]
+
+    @staticmethod
+    def of(hops: Iterable[tuple[Value, Value]], ends: Iterable[Value]) -> Route:
+        """Return the route along some values."""
+        return Route(tuple((reader.name, read.name) for reader, read in hops), tuple(end.name for end in ends))
+
+
 @dataclass(eq=False)
 class Steps:
     """What a rewrite does, by node name.
@@ -73,6 +87,7 @@ class Steps:
         constant: BatchNorm calls on constants, which are computed once.
         guards: calls whose input's number of dimensions must be checked when run: ``{name: rank}``.
         merges: convolutions that become one after all that, in order.
+        routes: of the affines that moved, by name of the BatchNorm call: for those who tell of it.
     """
 
     absorbed: dict[str, list[Absorption]] = field(default_factory=dict)
@@ -82,6 +97,7 @@ class Steps:
     constant: list[str] = field(default_factory=list)
     guards: dict[str, int] = field(default_factory=dict)
     merges: tuple[MergeStep, ...] = ()
+    routes: dict[str, Route] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,27 +109,27 @@ class Plan(Decisions):
 
 
 def make_plan(
-    capture: Capture,
+    facts: GraphFacts,
     *,
     keep: Iterable[str] = (),
     share: Literal["clone", "keep"] = "clone",
     refused: Mapping[str, Refusal] | None = None,
 ) -> Plan:
-    """Return the plan for a captured model.
+    """Return the plan for a model.
 
     Args:
-        capture: the graph and the model.
+        facts: the graph, as a front end reads it.
         keep: names of BatchNorms to leave, qualified or of a call's node.
         share: what to do with a layer that is called at several sites, where a fold needs one site's weights changed:
             ``"clone"`` it for that site, or ``"keep"`` it and refuse.
         refused: folds that a rewrite found impossible, by the name of the BatchNorm call's node.
     """
-    return _Planner(Facts.of(capture), frozenset(keep), share, refused or {}).plan()
+    return _Planner(facts, frozenset(keep), share, refused or {}).plan()
 
 
 class _Planner:
     def __init__(
-        self, facts: Facts, keep: frozenset[str], share: Literal["clone", "keep"], refused: Mapping[str, Refusal]
+        self, facts: GraphFacts, keep: frozenset[str], share: Literal["clone", "keep"], refused: Mapping[str, Refusal]
     ) -> None:
         self.facts = facts
         self.keep = keep
@@ -121,10 +137,10 @@ class _Planner:
         self.refused = refused
         self.decisions: list[Decision] = []
         self.affines: list[ChannelAffine | None] = []
-        self.absorbed: dict[Node, list[Absorption]] = {}
-        self.settled: dict[Node, calls.BatchNorm] = {}  # folded: the identity where they stand
-        self.explicit: dict[Node, Explicit] = {}
-        self.dropped: dict[Node, Node] = {}  # sums that lost a term, and what is left of them
+        self.absorbed: dict[Value, list[Absorption]] = {}
+        self.settled: dict[Value, ops.BatchNorm] = {}  # folded: the identity where they stand
+        self.explicit: dict[Value, Explicit] = {}
+        self.dropped: dict[Value, Value] = {}  # sums that lost a term, and what is left of them
         self.steps = Steps()
 
     def plan(self) -> Plan:
@@ -138,45 +154,45 @@ class _Planner:
             if node in self.explicit:
                 self._try_sideways(index, node)
         for node in self.facts.index:
-            self.decisions.extend(self._inside(node))
-        capture = self.facts.capture
+            for hidden in self.facts.hidden_batchnorms(node):
+                stays = Decision(hidden.name, "keep", None, (), (), hidden.reason, "", hidden.site, hidden.source)
+                self.decisions.append(stays.staying(hidden.because))
         for node, absorptions in self.absorbed.items():
             self.steps.absorbed[node.name] = absorptions
         for node, explicit in self.explicit.items():
             self.steps.explicit[node.name] = explicit
         self.steps.removed = [node.name for node in self.settled]
-        lines = {node.name: node.meta["lines"] for node in capture.graph.nodes if "lines" in node.meta}
+        lines = {node.name: self.facts.lines(node) for node in self.facts.index}
         decisions = called_at(self._with_added_bytes(), lines)
-        stopped = (self.facts.stopped,) if self.facts.stopped else ()
-        return Plan(tuple(decisions), capture.way, (*capture.notes, *stopped), steps=self.steps)
+        return Plan(tuple(decisions), self.facts.way, self.facts.notes, steps=self.steps)
 
     # --- one BatchNorm --------------------------------------------------------------------------------------------
 
-    def _is_batch_norm(self, node: Node) -> bool:
-        return isinstance(self.facts.call(node), calls.BatchNorm)
+    def _is_batch_norm(self, node: Value) -> bool:
+        return isinstance(self.facts.call(node), ops.BatchNorm)
 
-    def _decide(self, node: Node) -> None:
+    def _decide(self, node: Value) -> None:
         call = self.facts.call(node)
-        assert isinstance(call, calls.BatchNorm)
-        name = call.name or node.name
+        assert isinstance(call, ops.BatchNorm)
+        name = self.facts.label(node)
         self.affines.append(None)
         if self.facts.hooked(node):
-            self._stay(node, name, "hooks", "it carries hooks, which expect a BatchNorm to be called")
+            self._stay(node, name, Refusal("hooks", "it carries hooks, which expect a BatchNorm to be called"))
         elif name in self.keep or node.name in self.keep:
-            self._stay(node, name, "kept-by-request", "the caller asked to keep it")
-        elif self.facts.is_constant(call.input) and not self.facts.memory.mutated(node):
+            self._stay(node, name, Refusal("kept-by-request", "the caller asked to keep it"))
+        elif self.facts.is_constant(call.input) and not self.facts.mutated(node):
             self._settle_constant(node, name)
         elif call.uses_batch_statistics:
             text = "it uses the mean and variance of each batch, in eval mode too"
-            self._stay(node, name, "batch-statistics", text)
+            self._stay(node, name, Refusal("batch-statistics", text))
         else:
             self._place(node, call, name)
 
-    def _place(self, node: Node, call: calls.BatchNorm, name: str) -> None:
+    def _place(self, node: Value, call: ops.BatchNorm, name: str) -> None:
         affine = self._affine(call)
         if isinstance(affine, Refusal):
             if affine.reason == "computed-statistics":
-                self._stay(node, name, affine.reason, affine.detail)
+                self._stay(node, name, affine)
             else:
                 self._become_explicit(node, name, affine)
             return
@@ -189,17 +205,17 @@ class _Planner:
                 self.steps.guards[node.name] = call.rank
                 rank = rank or call.rank
             if rank is not None and call.rank is not None and rank != call.rank:
-                text = f"its input has {rank} dimensions, and its channels are then not in dimension 1"
-                self._stay(node, name, "channel-dimension", text)
+                text = "its input has {rank} dimensions, and its channels are then not in dimension 1"
+                self._stay(node, name, Refusal("channel-dimension", text, rank=rank))
                 return
-            way = pull(self, node, self._demand(node, call, affine))
+            way = pull(self, node, self._form(node, call, affine))
             if isinstance(way, Way):
                 self._fold(node, name, way)
                 return
             refusal = way
         self._become_explicit(node, name, refusal)
 
-    def _composed(self, index: int, node: Node) -> ChannelAffine | None:
+    def _composed(self, index: int, node: Value) -> ChannelAffine | None:
         """The affine of an explicit one with what it has absorbed by now; None where it may not move."""
         affine = self.affines[index]
         if affine is None or node.name in self.refused:
@@ -208,7 +224,7 @@ class _Planner:
             affine = later.after(affine)
         return affine
 
-    def _try_sideways(self, index: int, node: Node) -> None:
+    def _try_sideways(self, index: int, node: Value) -> None:
         """Add what could move neither way to a convolution beside it."""
         affine = self._composed(index, node)
         old = self.decisions[index]
@@ -217,31 +233,33 @@ class _Planner:
         way = sideways(self, node, affine)
         if isinstance(way, Refusal):
             if way.reason not in ("not-a-term", "no-convolution-beside"):
-                detail = f"{old.detail.removesuffix('.')}; and sideways, {way.detail}."
-                self.decisions[index] = replace(old, detail=detail)
+                self.decisions[index] = old.staying(f"{old.because}; and sideways, {rendered(way, self.facts)}")
             return
         self.absorbed.setdefault(way.convolution, []).append(Absorption("beside", way.affine, index))
         del self.explicit[node]
         self.dropped[way.sum] = way.rest
         self.steps.dropped[node.name] = (way.term.name, way.sum.name)
-        into, through = (self._label(way.convolution),), tuple(dict.fromkeys(name_of(passed) for passed in way.through))
+        self.steps.routes[node.name] = Route.of(way.hops, (way.convolution,))
+        into, through = (
+            (self.facts.label(way.convolution),),
+            tuple(dict.fromkeys(self.facts.name(passed) for passed in way.through)),
+        )
         words = fold_sentence(old.batchnorm, "sideways", into, through)
         self.decisions[index] = replace(
-            old, action="fold", direction="sideways", into=into, through=through, reason=None, detail=words
+            old, action="fold", direction="sideways", into=into, through=through, reason=None, detail=words, because=""
         )
 
-    def _try_forward(self, index: int, node: Node) -> None:
+    def _try_forward(self, index: int, node: Value) -> None:
         """Push forward what could not be pulled backward, with what it has absorbed by now."""
         affine = self._composed(index, node)
         if affine is None:
             return
         call = self.facts.call(node)
-        assert isinstance(call, calls.BatchNorm)
+        assert isinstance(call, ops.BatchNorm)
         old = self.decisions[index]
-        way = push(self, node, self._demand(node, call, affine))
+        way = push(self, node, self._form(node, call, affine))
         if isinstance(way, Refusal):
-            detail = f"{old.detail.removesuffix('.')}; and forward, {way.detail}."
-            self.decisions[index] = replace(old, detail=detail)
+            self.decisions[index] = old.staying(f"{old.because}; and forward, {rendered(way, self.facts)}")
             return
         for absorber, taken in way.absorbed:
             self.absorbed.setdefault(absorber, []).append(Absorption("before", taken, index))
@@ -249,28 +267,26 @@ class _Planner:
             self.steps.guards[guarded.name] = rank
         del self.explicit[node]
         self.settled[node] = call
-        into = tuple(dict.fromkeys(self._label(target) for target, _ in way.absorbed))
-        through = tuple(dict.fromkeys(name_of(passed) for passed in way.through))
+        self.steps.routes[node.name] = Route.of(way.hops, (target for target, _ in way.absorbed))
+        into = tuple(dict.fromkeys(self.facts.label(target) for target, _ in way.absorbed))
+        through = tuple(dict.fromkeys(self.facts.name(passed) for passed in way.through))
         words = fold_sentence(old.batchnorm, "forward", into, through)
         self.decisions[index] = replace(
-            old, action="fold", direction="forward", into=into, through=through, reason=None, detail=words
+            old, action="fold", direction="forward", into=into, through=through, reason=None, detail=words, because=""
         )
 
-    def _demand(self, node: Node, call: calls.BatchNorm, affine: ChannelAffine) -> Demand:
-        """The affine as a demand, with what is known of the number of dimensions."""
+    def _form(self, node: Value, call: ops.BatchNorm, affine: ChannelAffine) -> ChannelForm:
+        """The affine as a form, with what is known of the number of dimensions."""
         sure = self.facts.graph_rank(node) or call.rank
-        fixed = True  # a BatchNorm takes so many channels and no others; arithmetic of the user's own stretches one
-        if node.op == "call_module":
-            fixed = isinstance(self.facts.capture.module(str(node.target)), nn.modules.batchnorm._NormBase)
-        return Demand(affine, 1, sure or self.facts.rank(node), unsure=sure is None, fixed=fixed)
+        return ChannelForm(affine, 1, sure or self.facts.rank(node), unsure=sure is None, fixed=call.fixed)
 
-    def _affine(self, call: calls.BatchNorm) -> ChannelAffine | Refusal:
+    def _affine(self, call: ops.BatchNorm) -> ChannelAffine | Refusal:
         """The layer's affine, or why it has none that could be folded."""
         tensors = []
         for source in (call.running_mean, call.running_var, call.weight, call.bias):
-            if isinstance(source, Node) and not self.facts.is_constant(source):
-                text = f"its statistics or parameters are computed from the input, at `{source.name}`"
-                return Refusal("computed-statistics", text)
+            if source is not None and not isinstance(source, str) and not self.facts.is_constant(source):
+                text = "its statistics or parameters are computed from the input, at `{value}`"
+                return Refusal("computed-statistics", text, value=source)
             tensors.append(self.facts.constant(source))
         mean, variance, weight, bias = tensors
         assert mean is not None
@@ -282,16 +298,17 @@ class _Planner:
             return affine
         if bool((variance < 0).any()):
             count = int((variance < 0).sum())
-            return Refusal("not-finite", f"its running_var is negative in {count} of {variance.numel()} channels")
+            text = "its running_var is negative in {part} of {whole} channels"
+            return Refusal("not-finite", text, part=count, whole=variance.numel())
         if not affine.is_finite or not bool(torch.isfinite(variance).all()):
             bad = ~(torch.isfinite(affine.scale) & torch.isfinite(affine.shift) & torch.isfinite(variance))
-            text = f"its affine is not finite in {int(bad.sum())} of {variance.numel()} channels"
-            return Refusal("not-finite", text + " (look at running_var, eps and weight)")
+            text = "its affine is not finite in {part} of {whole} channels (look at running_var, eps and weight)"
+            return Refusal("not-finite", text, part=int(bad.sum()), whole=variance.numel())
         return affine
 
     # --- outcomes -------------------------------------------------------------------------------------------------
 
-    def _fold(self, node: Node, name: str, way: Way) -> None:
+    def _fold(self, node: Value, name: str, way: Way) -> None:
         index = len(self.decisions)
         for absorber, affine in way.absorbed:
             self.absorbed.setdefault(absorber, []).append(Absorption("after", affine, index))
@@ -302,31 +319,35 @@ class _Planner:
         for guarded, rank in way.guards:
             self.steps.guards[guarded.name] = rank
         call = self.facts.call(node)
-        assert isinstance(call, calls.BatchNorm)
+        assert isinstance(call, ops.BatchNorm)
         self.settled[node] = call
-        into = tuple(dict.fromkeys(self._label(target) for target in (*way.absorbers, *way.compositions)))
-        through = tuple(dict.fromkeys(name_of(passed) for passed in way.through))
+        ends = (*way.absorbers, *way.compositions)
+        self.steps.routes[node.name] = Route.of(way.hops, ends)
+        into = tuple(dict.fromkeys(map(self.facts.label, ends)))
+        through = tuple(dict.fromkeys(self.facts.name(passed) for passed in way.through))
         words = fold_sentence(name, "backward", into, through)
         self._note(node, name, "fold", "backward", into, through, None, words)
 
-    def _become_explicit(self, node: Node, name: str, refusal: Refusal) -> None:
+    def _become_explicit(self, node: Value, name: str, refusal: Refusal) -> None:
         self.explicit[node] = Explicit()
-        words = f"{name} became an explicit affine: {refusal.detail}."
-        self._note(node, name, "affine", None, (), (), refusal.reason, words)
+        self._note(node, name, "affine", None, (), (), refusal.reason, "")
+        self.decisions[-1] = self.decisions[-1].staying(rendered(refusal, self.facts))
 
-    def _stay(self, node: Node, name: str, reason: str, text: str) -> None:
-        self._note(node, name, "keep", None, (), (), reason, f"{name} stays a BatchNorm: {text}.")
+    def _stay(self, node: Value, name: str, refusal: Refusal) -> None:
+        self._note(node, name, "keep", None, (), (), refusal.reason, "")
+        self.decisions[-1] = self.decisions[-1].staying(rendered(refusal, self.facts))
 
-    def _settle_constant(self, node: Node, name: str) -> None:
+    def _settle_constant(self, node: Value, name: str) -> None:
         self.steps.constant.append(node.name)
         words = f"{name} normalises constants only, so its value was computed once."
         call = self.facts.call(node)
-        assert isinstance(call, calls.BatchNorm)
-        self._note(node, name, "fold", "backward", (self._label(call.input),), (), None, words)
+        assert isinstance(call, ops.BatchNorm)
+        self.steps.routes[node.name] = Route.of(((node, call.input),), (call.input,))
+        self._note(node, name, "fold", "backward", (self.facts.label(call.input),), (), None, words)
 
     def _note(
         self,
-        node: Node,
+        node: Value,
         name: str,
         action: Literal["fold", "affine", "keep"],
         direction: Literal["backward", "forward", "sideways"] | None,
@@ -335,47 +356,10 @@ class _Planner:
         reason: str | None,
         detail: str,
     ) -> None:
-        source = node.meta.get("source")
+        source = self.facts.source(node)
         self.decisions.append(
             Decision(name, action, direction, into, through, reason, detail, site=node.name, source=source)
         )
-
-    def _label(self, node: Node) -> str:
-        call = self.facts.call(node)
-        if isinstance(call, calls.BatchNorm) and call.name:
-            return call.name
-        return str(node.target) if node.op in ("call_module", "get_attr") else node.name
-
-    def _inside(self, node: Node) -> list[Decision]:
-        """BatchNorms inside a module that is called as a whole, because of hooks or of code that was not recorded."""
-        if node.op == "get_attr":
-            return self._inside_region(node)
-        if node.op != "call_module" or self.facts.call(node) is not None:
-            return []
-        module = self.facts.capture.module(str(node.target))
-        found = []
-        for name, inner in module.named_modules():
-            if isinstance(inner, nn.modules.batchnorm._BatchNorm):
-                whole = f"{node.target}.{name}" if name else str(node.target)
-                hooked = self.facts.hooked(node)
-                reason = "hooks" if hooked else "unknown-code"
-                because = "carries hooks" if hooked else "is of code that bnfold does not look into"
-                owner = "it" if not name else f"`{node.target}`, which calls it,"
-                words = f"{whole} stays a BatchNorm: {owner} {because}."
-                found.append(Decision(whole, "keep", None, (), (), reason, words, node.name, node.meta.get("source")))
-        return found
-
-    def _inside_region(self, node: Node) -> list[Decision]:
-        """BatchNorms in a region of the graph that is kept apart, such as one with autocast enabled."""
-        region = getattr(self.facts.capture.root, str(node.target), None)
-        if not isinstance(region, GraphModule):
-            return []
-        found = []
-        for inner in region.graph.nodes:
-            if isinstance(read_function(inner) if inner.op == "call_function" else None, calls.BatchNorm):
-                words = f"{inner.name} stays a BatchNorm: it is computed in another precision, under autocast."
-                found.append(Decision(inner.name, "keep", None, (), (), "autocast", words, f"{node.name}.{inner.name}"))
-        return found
 
     def _with_added_bytes(self) -> list[Decision]:
         """Fill in what the folds add in memory, where weights are shared with a call that keeps them."""
@@ -383,14 +367,14 @@ class _Planner:
         seen: set[int] = set()
         for node, absorptions in self.absorbed.items():
             call = self.facts.call(node)
-            if not isinstance(call, calls.Absorber):
+            if not isinstance(call, ops.Absorber):
                 continue
-            tensors = [self.facts.tensor(source) for source in (call.weight, call.bias)]
             added = 0
-            for tensor in tensors:
+            for source in (call.weight, call.bias):
+                tensor = self.facts.tensor(source)
                 if tensor is None:
                     continue
-                others = [reader for reader in self.facts.parameter_readers[id(tensor)] if reader is not node]
+                others = [reader for reader in self.facts.sharing(source) if reader is not node]
                 if others and (id(tensor) in seen or any(other not in self.absorbed for other in others)):
                     added += tensor.numel() * tensor.element_size()
                 seen.add(id(tensor))

@@ -12,18 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch.fx import Node
 
+from bnfold import ops
 from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import absorb_after, output_channels
-from bnfold.fold.claims import absorbs_as_taught
-from bnfold.fold.conditions import counted, described, name_of
-from bnfold.fold.demand import Demand, Refusal
-from bnfold.fold.rules import pull_rule
-from bnfold.fold.state import State, shares_weights, spread_stops, weight_of, with_rank_of_pool
-from bnfold.fold.sums import centre_tap, resolved, terms
-from bnfold.graph import calls
-from bnfold.graph.facts import Facts
+from bnfold.fold.settled import RANK_UNKNOWN, State, may_not_absorb, spread_stops, weight_of, with_rank_of_pool
+from bnfold.fold.terms import resolved, terms
+from bnfold.ops.form import ChannelForm
+from bnfold.ops.interface import GraphFacts, Value
+from bnfold.ops.refusal import Count, Described, OutputOf, Readers, Refusal
 
 __all__ = ["Way", "pull"]
 
@@ -38,45 +34,47 @@ class Way:
         composed: BatchNorm calls that became explicit affines, and the affine that each takes after it.
         through: the calls passed, nearest first.
         guards: calls whose input's number of dimensions must be checked when run.
+        hops: pairs (reader, what it reads) along which it moved.
     """
 
-    absorbed: list[tuple[Node, ChannelAffine]] = field(default_factory=list)
-    beside: list[tuple[Node, ChannelAffine]] = field(default_factory=list)
-    composed: list[tuple[Node, ChannelAffine]] = field(default_factory=list)
-    through: list[Node] = field(default_factory=list)
-    guards: list[tuple[Node, int]] = field(default_factory=list)
+    absorbed: list[tuple[Value, ChannelAffine]] = field(default_factory=list)
+    beside: list[tuple[Value, ChannelAffine]] = field(default_factory=list)
+    composed: list[tuple[Value, ChannelAffine]] = field(default_factory=list)
+    through: list[Value] = field(default_factory=list)
+    guards: list[tuple[Value, int]] = field(default_factory=list)
+    hops: list[tuple[Value, Value]] = field(default_factory=list)
 
     @property
-    def absorbers(self) -> list[Node]:
+    def absorbers(self) -> list[Value]:
         """The calls with weights."""
         return [node for node, _ in self.absorbed]
 
     @property
-    def compositions(self) -> list[Node]:
+    def compositions(self) -> list[Value]:
         """The explicit affines."""
         return [node for node, _ in self.composed]
 
 
-def pull(state: State, start: Node, demand: Demand) -> Way | Refusal:
+def pull(state: State, start: Value, form: ChannelForm) -> Way | Refusal:
     """Pull the affine of the BatchNorm call ``start`` backward."""
     facts = state.facts
     call = facts.call(start)
     assert call is not None
-    asked: dict[Node, dict[Node, Demand]] = {}
-    queue: list[tuple[int, Node]] = []
+    asked: dict[Value, dict[Value, ChannelForm]] = {}
+    queue: list[tuple[int, Value]] = []
 
-    def ask(value: Node, reader: Node, wanted: Demand) -> Refusal | None:
+    def ask(value: Value, reader: Value, wanted: ChannelForm) -> Refusal | None:
         if value not in asked:
             asked[value] = {}
             heapq.heappush(queue, (-facts.index[value], value))
         if reader in asked[value]:
-            text = f"`{name_of(reader)}` reads {_value_words(value)} twice"
-            return Refusal("same-term-twice", text)
+            return Refusal("same-term-twice", "`{value}` reads {what} twice", value=reader, what=OutputOf(value))
         asked[value][reader] = wanted
+        way.hops.append((reader, value))
         return None
 
     way = Way()
-    ask(call.inputs[0], start, demand)
+    ask(call.inputs[0], start, form)
     while queue:
         _, value = heapq.heappop(queue)
         wanted = _agreed(facts, value, asked[value])
@@ -84,6 +82,7 @@ def pull(state: State, start: Node, demand: Demand) -> Way | Refusal:
         if isinstance(step, Refusal):
             if not _compensated(state, value, asked[value], way):
                 return step
+            way.hops = [hop for hop in way.hops if hop[1] is not value]
             continue
         for source, below in step:
             conflict = ask(source, value, below)
@@ -92,7 +91,7 @@ def pull(state: State, start: Node, demand: Demand) -> Way | Refusal:
     return way
 
 
-def _compensated(state: State, value: Node, asked: Mapping[Node, Demand], way: Way) -> bool:
+def _compensated(state: State, value: Value, asked: Mapping[Value, ChannelForm], way: Way) -> bool:
     """Leave a term of a sum as it is, and let a convolution of the same value beside it make up for that.
 
     a x + b + a conv(x) = x + conv'(x)    with (a - 1) x + b added to a conv(x) at its centre tap
@@ -100,9 +99,9 @@ def _compensated(state: State, value: Node, asked: Mapping[Node, Demand], way: W
     facts = state.facts
     if len(asked) != 1:
         return False
-    ((reader, demand),) = asked.items()
+    ((reader, form),) = asked.items()
     total = facts.call(reader)
-    if not isinstance(total, calls.Add) or demand.dim != 1 or demand.spread or demand.cares is not None:
+    if not isinstance(total, ops.Add) or form.dim != 1 or form.spread or form.cares is not None:
         return False
     is_left = total.left is value
     rest = total.right if is_left else total.left
@@ -110,202 +109,181 @@ def _compensated(state: State, value: Node, asked: Mapping[Node, Demand], way: W
     taken = [node for node, _ in way.absorbed]
     for term in terms(state, total, rest):
         convolution = facts.call(resolved(state, term.value))
-        if not isinstance(convolution, calls.Convolution) or convolution.node not in taken:
+        if not isinstance(convolution, ops.Convolution) or convolution.node not in taken:
             continue
         weight = facts.constant(convolution.weight)
-        fits = weight is not None and weight.shape[0] == weight.shape[1] * convolution.groups == demand.affine.channels
+        fits = weight is not None and weight.shape[0] == weight.shape[1] * convolution.groups == form.affine.channels
         if not fits or resolved(state, convolution.input) is not resolved(state, value):
             continue
         assert weight is not None
         first, last = sorted((facts.index[reader], facts.index[convolution.node]))
-        if centre_tap(convolution, tuple(weight.shape[2:])) is None or facts.memory.written_between(value, first, last):
+        if convolution.centre_tap(tuple(weight.shape[2:])) is None or facts.written_between(value, first, last):
             continue
         sign = mine * term.sign
-        missing = ChannelAffine(sign * (demand.affine.scale - 1), sign * demand.affine.shift)
+        missing = ChannelAffine(sign * (form.affine.scale - 1), sign * form.affine.shift)
         way.beside.append((convolution.node, missing))
         return True
     return False
 
 
-def _agreed(facts: Facts, value: Node, asked: Mapping[Node, Demand]) -> Demand | Refusal:
-    """The one demand that all readers of a value share."""
+def _agreed(facts: GraphFacts, value: Value, asked: Mapping[Value, ChannelForm]) -> ChannelForm | Refusal:
+    """The one form that all readers of a value share."""
     call = facts.call(value)
-    returns_indices = isinstance(call, calls.MaxPool) and call.returns_indices
     readers = facts.readers(value)
-    if returns_indices:  # who takes the indices is asked by a condition of the rule
-        readers = tuple(r for r in readers if not (isinstance(item := facts.call(r), calls.Item) and item.index == 1))
-    demands = list(asked.values())
-    first = demands[0]
-    for other in demands[1:]:
+    if call is not None and call.result is not None:  # who takes other results is asked by a condition
+        readers = tuple(r for r in readers if getattr(facts.call(r), "index", call.result) == call.result)
+    forms = list(asked.values())
+    first = forms[0]
+    for other in forms[1:]:
         joined = first.joined(other)
         if joined is None:
-            return Refusal("readers-disagree", f"the readers of {_value_words(value)} need different affines")
+            text = "the readers of {what} need different affines"
+            return Refusal("readers-disagree", text, what=OutputOf(value))
         first = joined
     for reader in readers:
         if reader in asked or _reads_other_channels(facts, reader, first):
             continue
         others = [r for r in readers if r not in asked]
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        what = "the model's output" if others[0].op == "output" else f"`{name_of(others[0])}`"
-        return Refusal("several-readers", f"{_value_words(value)} is also read by {what}{more}")
+        text = "{what} is also read by {also}"
+        return Refusal("several-readers", text, what=OutputOf(value), also=Readers(tuple(others)))
     return first
 
 
-def _reads_other_channels(facts: Facts, reader: Node, demand: Demand) -> bool:
-    """Whether a reader that asks for nothing takes only channels that the demand leaves as they are."""
-    if demand.cares is None or demand.spread or facts.hooked(reader):
+def _reads_other_channels(facts: GraphFacts, reader: Value, form: ChannelForm) -> bool:
+    """Whether a reader that asks for nothing takes only channels that the form leaves as they are."""
+    if form.cares is None or form.spread or facts.hooked(reader):
         return False
-    if isinstance(facts.call(reader), calls.Passing):
-        behind = facts.readers(reader)
-        return bool(behind) and all(_reads_other_channels(facts, further, demand) for further in behind)
-    from bnfold.fold.moves import item_of_pool, selected, slice_of
-
     call = facts.call(reader)
-    channels = facts.channels(reader, demand.dim)
-    if channels is None or not isinstance(call, (calls.Slice, calls.Item, calls.Select)):
+    if call is not None and call.passes_on:
+        behind = facts.readers(reader)
+        return bool(behind) and all(_reads_other_channels(facts, further, form) for further in behind)
+    channels = facts.channels(reader, form.dim)
+    if channels is None or call is None or call.rule is None or not call.takes_part:
         return False
-    nothing = Demand(ChannelAffine.identity(channels), demand.dim, demand.rank)
-    if isinstance(call, calls.Select):
-        moved = selected(call, nothing, facts)
-    else:
-        moved = slice_of(call, nothing, facts) if isinstance(call, calls.Slice) else item_of_pool(call, nothing, facts)
+    moved = call.rule.before(call, ChannelForm(ChannelAffine.identity(channels), form.dim, form.rank), facts)
     if isinstance(moved, Refusal):
         return False
     ((_, theirs),) = moved
-    return theirs.cares is not None and theirs.dim == demand.dim and not bool((theirs.cares & demand.cares).any())
+    return theirs.cares is not None and theirs.dim == form.dim and not bool((theirs.cares & form.cares).any())
 
 
-def _visit(state: State, value: Node, demand: Demand, way: Way) -> tuple[tuple[Node, Demand], ...] | Refusal:
-    """Absorb the demand at ``value``, or pass it on to its inputs."""
+def _visit(state: State, value: Value, form: ChannelForm, way: Way) -> tuple[tuple[Value, ChannelForm], ...] | Refusal:
+    """Absorb the form at ``value``, or pass it on to its inputs."""
     facts = state.facts
     if value in state.settled:
-        return ((state.settled[value].input, demand),)
-    blocked = spread_stops(facts.call(value), demand)
-    if blocked is not None:
-        return blocked
-    if value in state.explicit:
-        before = facts.call(value)
-        statistics = facts.constant(before.running_mean) if isinstance(before, calls.BatchNorm) else None
-        if demand.dim != 1 or (statistics is not None and statistics.numel() != demand.affine.channels):
-            return Refusal("channel-dimension", f"`{name_of(value)}` has its channels in another dimension")
-        if demand.unsure and demand.rank is not None and facts.graph_rank(value) is None:
-            way.guards.append((value, demand.rank))
-        way.composed.append((value, demand.affine))
-        return ()
+        return ((state.settled[value].input, form),)
     call = facts.call(value)
+    blocked = None if call is None else spread_stops(call, form)
+    if value in state.explicit:
+        statistics = facts.constant(call.running_mean) if isinstance(call, ops.BatchNorm) else None
+        if (
+            blocked is not None
+            or form.dim != 1
+            or (statistics is not None and statistics.numel() != form.affine.channels)
+        ):
+            return Refusal("channel-dimension", "`{value}` has its channels in another dimension", value=value)
+        if form.unsure and form.rank is not None and facts.graph_rank(value) is None:
+            way.guards.append((value, form.rank))
+        way.composed.append((value, form.affine))
+        return ()
     if call is None:
         return _nothing_known(facts, value)
     if facts.hooked(value):
-        return Refusal("hooks", f"{described(call)} carries hooks")
-    if isinstance(call, calls.Absorber):
-        refusal = _absorb(state, call, demand, way)
-        return () if refusal is None else refusal
-    rule = pull_rule(call)
-    if rule is None:
+        return Refusal("hooks", "{op} carries hooks", op=call)
+    if call.rule is None and not isinstance(call, ops.Absorber):
         return _no_rule(call)
-    demand = with_rank_of_pool(facts, call, demand, way.guards)
-    for condition in rule.conditions:
-        refused = condition(call, demand, facts)
+    if blocked is not None:
+        return blocked
+    if isinstance(call, ops.Absorber):
+        refusal = _absorb(state, call, form, way)
+        return () if refusal is None else refusal
+    assert call.rule is not None
+    form = with_rank_of_pool(facts, call, form, way.guards)
+    for condition in call.rule.conditions:
+        refused = condition(call, form, facts)
         if refused is not None:
             return refused
     way.through.append(value)
-    return rule.move(call, demand, facts)
+    return call.rule.before(call, form, facts)
 
 
-def _absorb(state: State, call: calls.Absorber, demand: Demand, way: Way) -> Refusal | None:
+def _absorb(state: State, call: ops.Absorber, form: ChannelForm, way: Way) -> Refusal | None:
     """Let a call with weights take the affine, if it may."""
     facts = state.facts
     tensor = weight_of(facts, call)
     if isinstance(tensor, Refusal):
         return tensor
-    refusal = _channels_agree(facts, call, demand, tensor, way)
-    if refusal is None and isinstance(call, calls.TaughtAbsorber):
-        refusal = absorbs_as_taught(call, demand, facts)
+    refusal = _channels_agree(facts, call, form, tensor, way)
     if refusal is None:
-        refusal = _stays_finite(facts, call, demand, tensor)
-    if refusal is None and state.share == "keep" and shares_weights(facts, call):
-        refusal = Refusal("shared", f"the weights of {described(call)} are used elsewhere too")
+        refusal = facts.doubts(call, form.affine.channels) if call.taught else None
+    refusal = refusal or _stays_finite(facts, call, form, tensor) or may_not_absorb(state, call)
     if refusal is None:
-        way.absorbed.append((call.node, demand.affine))
+        way.absorbed.append((call.node, form.affine))
     return refusal
 
 
 def _channels_agree(
-    facts: Facts, call: calls.Absorber, demand: Demand, weight: torch.Tensor | None, way: Way
+    facts: GraphFacts, call: ops.Absorber, form: ChannelForm, weight: torch.Tensor | None, way: Way
 ) -> Refusal | None:
     """Check that the op's output channels are those of the affine: the right dimension, the right number."""
-    rank = demand.rank if demand.rank is not None else facts.rank(call.node)
-    unsure = facts.graph_rank(call.node) is None and (demand.unsure or demand.rank is None)
-    other = Refusal("channel-dimension", f"{described(call)} has its channels in another dimension")
-    if isinstance(call, (calls.Convolution, calls.TransposedConvolution)):
-        needed: int | None = call.spatial_dims + 2
-    elif isinstance(call, calls.AffineNormalization) and call.channel_dim == 1:
-        needed = call.rank
-    elif isinstance(call, (calls.ExplicitAffine, calls.TaughtAbsorber)):
-        needed = None
-    else:  # channels in the last dimension
+    rank = form.rank if form.rank is not None else facts.rank(call.node)
+    unsure = facts.graph_rank(call.node) is None and (form.unsure or form.rank is None)
+    needed, at = call.needed_rank, 1
+    if call.channels_at != 1:  # in the last dimension
         if rank is None:
-            text = f"the number of dimensions at {described(call)} is not known without example inputs"
-            return Refusal("shapes-unknown", text)
-        needed = rank
-        if demand.dim != rank - 1:
-            return other
-        demand = Demand(demand.affine, 1, rank)
-    if demand.dim != 1 or (needed is not None and rank is not None and rank != needed):
-        return other
+            return Refusal("shapes-unknown", RANK_UNKNOWN, op=call)
+        needed, at = rank, rank - 1
+    if form.dim != at or (needed is not None and rank is not None and rank != needed):
+        return Refusal("channel-dimension", "{op} has its channels in another dimension", op=call)
     if needed is not None and (rank is None or unsure):
-        way.guards.append((call.node, needed - 1 if isinstance(call, calls.Embedding) else needed))
+        way.guards.append((call.node, needed - call.input_rank_less))
     if weight is not None and not weight.is_floating_point():
-        return Refusal("weight-type", f"the weight of {described(call)} is {weight.dtype}")
-    given, wanted = output_channels(call, weight), demand.affine.channels
+        return Refusal("weight-type", "the weight of {op} is {type}", op=call, type=weight.dtype)
+    given, wanted = call.output_channels(weight), form.affine.channels
     if given != wanted:
-        text = f"{described(call)} gives {given} channels, and the affine is of {wanted}"
-        return Refusal("channel-dimension", text)
+        text = "{op} gives {given} channels, and the affine is of {wanted}"
+        return Refusal("channel-dimension", text, op=call, given=given, wanted=wanted)
     return None
 
 
 _HALF = {torch.float16: 65504.0, torch.bfloat16: 3.3e38, torch.float32: 3.4e38, torch.float64: 1.7e308}
 
 
-def _stays_finite(facts: Facts, call: calls.Absorber, demand: Demand, weight: torch.Tensor | None) -> Refusal | None:
+def _stays_finite(
+    facts: GraphFacts, call: ops.Absorber, form: ChannelForm, weight: torch.Tensor | None
+) -> Refusal | None:
     """Refuse where a weight would overflow its dtype; computed in full only where it could."""
     if weight is None:
         return None
-    largest = float(demand.affine.scale.abs().max()) if demand.affine.channels else 0.0
-    shift = float(demand.affine.shift.abs().max()) if demand.affine.channels else 0.0
+    largest = float(form.affine.scale.abs().max()) if form.affine.channels else 0.0
+    shift = float(form.affine.shift.abs().max()) if form.affine.channels else 0.0
     limit = _HALF.get(weight.dtype, 3.4e38)
     if max(largest, shift) < limit / 2**96 and weight.dtype not in (torch.float16,):
         return None
     old_bias = facts.constant(call.bias)
     bias = None if old_bias is None else old_bias.detach().double()
-    new_weight, new_bias = absorb_after(call, (weight.detach().double(), bias), demand.affine)
+    new_weight, new_bias = call.absorb_after((weight.detach().double(), bias), form.affine)
     for tensor in (new_weight, new_bias):
         if tensor is not None and not bool(torch.isfinite(tensor.to(weight.dtype)).all()):
             count = int((~torch.isfinite(tensor.to(weight.dtype))).sum())
-            what = counted(count, tensor.numel(), "weight")
-            return Refusal("weight-not-finite", f"{what} not finite in {weight.dtype} once {described(call)} takes it")
+            text = "{count} not finite in {type} once {op} takes it"
+            many = Count(count, tensor.numel(), "weight")
+            return Refusal("weight-not-finite", text, count=many, type=weight.dtype, op=call)
     return None
 
 
-def _no_rule(call: calls.Call) -> Refusal:
-    if isinstance(call, calls.ActiveDropout):
-        return Refusal("active-dropout", f"{described(call)} is active in eval mode too")
-    if isinstance(call, calls.BatchNorm):
-        return Refusal("kept-batchnorm", f"the BatchNorm `{name_of(call.node)}` before it stays")
-    return Refusal("unknown-op", f"no affine moves through {described(call)}")
+def _no_rule(call: ops.Operation) -> Refusal:
+    if isinstance(call, ops.ActiveDropout):
+        return Refusal("active-dropout", "{op} is active in eval mode too", op=call)
+    if isinstance(call, ops.BatchNorm):
+        return Refusal("kept-batchnorm", "the {op} before it stays", op=call)
+    return Refusal("unknown-op", "no affine moves through {op}", op=call)
 
 
-def _nothing_known(facts: Facts, value: Node) -> Refusal:
-    if value.op == "placeholder":
-        return Refusal("no-producer", f"it reads the model's input `{value.name}`, and no weights stand before it")
-    if value.op == "call_module":
-        kind = type(facts.capture.module(str(value.target))).__name__
-        hooks = ", which carries hooks" if facts.hooked(value) else ""
-        return Refusal("hooks" if hooks else "unknown-op", f"no affine moves through {kind} `{value.target}`{hooks}")
-    return Refusal("unknown-op", f"no affine moves through `{value.name}`")
-
-
-def _value_words(value: Node) -> str:
-    if value.op == "placeholder":
-        return f"the model's input `{value.name}`"
-    return f"the output of `{name_of(value)}`"
+def _nothing_known(facts: GraphFacts, value: Value) -> Refusal:
+    if facts.is_input(value):
+        text = "it reads the model's input `{value}`, and no weights stand before it"
+        return Refusal("no-producer", text, value=value)
+    hooks = ", which carries hooks" if facts.hooked(value) else ""
+    text = "no affine moves through {what}{hooks}"
+    return Refusal("hooks" if hooks else "unknown-op", text, what=Described(value), hooks=hooks)

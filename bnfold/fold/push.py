@@ -10,16 +10,12 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-from torch.fx import Node
-
+from bnfold import ops
 from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import input_channels
-from bnfold.fold.conditions import counted, described, name_of
-from bnfold.fold.demand import Demand, Refusal
-from bnfold.fold.rules import push_rule
-from bnfold.fold.state import State, shares_weights, spread_stops, weight_of, with_rank_of_pool
-from bnfold.graph import calls
-from bnfold.graph.facts import Facts
+from bnfold.fold.settled import RANK_UNKNOWN, State, may_not_absorb, spread_stops, weight_of, with_rank_of_pool
+from bnfold.ops.form import ChannelForm
+from bnfold.ops.interface import Value
+from bnfold.ops.refusal import Count, Refusal
 
 __all__ = ["Push", "push"]
 
@@ -32,33 +28,36 @@ class Push:
         absorbed: calls with weights, and the affine that each takes before it.
         through: the calls passed, in order.
         guards: calls whose input's number of dimensions must be checked when run.
+        hops: pairs (reader, what it reads) along which it moved.
     """
 
-    absorbed: list[tuple[Node, ChannelAffine]] = field(default_factory=list)
-    through: list[Node] = field(default_factory=list)
-    guards: list[tuple[Node, int]] = field(default_factory=list)
+    absorbed: list[tuple[Value, ChannelAffine]] = field(default_factory=list)
+    through: list[Value] = field(default_factory=list)
+    guards: list[tuple[Value, int]] = field(default_factory=list)
+    hops: list[tuple[Value, Value]] = field(default_factory=list)
 
 
-def push(state: State, start: Node, demand: Demand) -> Push | Refusal:
+def push(state: State, start: Value, form: ChannelForm) -> Push | Refusal:
     """Push the affine of the BatchNorm call ``start`` forward."""
     facts = state.facts
     call = facts.call(start)
-    assert isinstance(call, calls.BatchNorm)
-    held: dict[Node, Demand] = {}
-    queue: list[tuple[int, Node]] = []
-    queued: set[Node] = set()
+    assert isinstance(call, ops.BatchNorm)
+    held: dict[Value, ChannelForm] = {}
+    queue: list[tuple[int, Value]] = []
+    queued: set[Value] = set()
     way = Push()
 
-    def hold(value: Node, what: Demand) -> None:
+    def hold(value: Value, what: ChannelForm) -> None:
         held[value] = what
         for reader in facts.readers(value):
+            way.hops.append((reader, value))
             if reader not in queued:
                 queued.add(reader)
                 heapq.heappush(queue, (facts.index[reader], reader))
 
-    hold(start, demand)
+    hold(start, form)
     if not queue:
-        return Refusal("no-reader", f"nothing reads the output of `{name_of(start)}`")
+        return Refusal("no-reader", "nothing reads the output of `{value}`", value=start)
     while queue:
         _, reader = heapq.heappop(queue)
         step = _visit(state, reader, held, way)
@@ -67,110 +66,83 @@ def push(state: State, start: Node, demand: Demand) -> Push | Refusal:
         if step is not None:
             hold(reader, step)
     last = max(facts.index[reader] for reader in queued)
-    if facts.memory.mutated(start) or facts.memory.written_between(call.input, facts.index[start], last):
+    if facts.mutated(start) or facts.written_between(call.input, facts.index[start], last):
         return Refusal("mutated", "its output or its input is written to in place")
     return way
 
 
-def _visit(state: State, reader: Node, held: dict[Node, Demand], way: Push) -> Demand | Refusal | None:
+def _visit(state: State, reader: Value, held: dict[Value, ChannelForm], way: Push) -> ChannelForm | Refusal | None:
     """Let a reader absorb what its input holds (None), or pass it on (what its output then holds)."""
     facts = state.facts
     if reader in state.settled:
         return held[state.settled[reader].input]
     call = facts.call(reader)
-    if reader.op == "output":
+    if facts.is_output(reader):
         return Refusal("no-reader", "it is an output of the model, and nothing after it has weights")
     if call is None or facts.hooked(reader):
+        text = "`{value}`{hooks} reads its output"
         hooks = ", which carries hooks," if facts.hooked(reader) else ""
-        return Refusal("hooks" if hooks else "unknown-op", f"`{name_of(reader)}`{hooks} reads its output")
-    for value in call.inputs:
-        blocked = spread_stops(call, held[value]) if value in held else None
+        return Refusal("hooks" if hooks else "unknown-op", text, value=reader, hooks=hooks)
+    if isinstance(call, ops.Absorber):
+        return _absorb(state, call, held, way)
+    if call.rule is None:
+        return Refusal("unknown-op", "{op} reads its output", op=call)
+    sources = [call.passes_from(facts)] if len(call.inputs) == 1 else call.inputs
+    for value in sources:
+        form = held.get(value)
+        if form is None:
+            continue
+        blocked = spread_stops(call, form)
         if blocked is not None:
             return blocked
-    if isinstance(call, calls.Absorber):
-        return _absorb(state, call, held, way)
-    rule = push_rule(call)
-    if rule is None:
-        return Refusal("unknown-op", f"{described(call)} reads its output")
-    for value in call.inputs:
-        demand = held.get(value)
-        if demand is None:
-            continue
-        demand = held[value] = with_rank_of_pool(facts, call, demand, way.guards)
-        for condition in rule.conditions:
-            refused = condition(call, demand, facts)
+        form = held[value] = with_rank_of_pool(facts, call, form, way.guards)
+        for condition in call.rule.conditions:
+            refused = condition(call, form, facts)
             if refused is not None:
-                return Refusal(refused.reason, refused.detail.replace("stands before it", "stands after it"))
+                return refused.having(side="after")
+    if not any(value in held for value in sources):
+        return Refusal("unknown-op", "{op} reads its output", op=call)
     way.through.append(reader)
-    return rule.carry(call, held, facts)
+    return call.rule.after(call, held, facts)
 
 
-def _absorb(state: State, call: calls.Absorber, held: dict[Node, Demand], way: Push) -> Refusal | None:
+def _absorb(state: State, call: ops.Absorber, held: dict[Value, ChannelForm], way: Push) -> Refusal | None:
     """Let a call with weights take what its input holds, if it may."""
     facts = state.facts
-    demand = held.get(call.input)
-    if demand is None or len([value for value in call.node.all_input_nodes if value in held]) != 1:
-        return Refusal("unknown-op", f"{described(call)} takes its output as a weight")
-    if not isinstance(call, (calls.Convolution, calls.TransposedConvolution, calls.Linear, calls.ExplicitAffine)):
-        return Refusal("unknown-op", f"{described(call)} reads its output")
+    form = held.get(call.input)
+    if form is None or len([value for value in facts.inputs(call.node) if value in held]) != 1:
+        return Refusal("unknown-op", "{op} takes its output as a weight", op=call)
+    if "before" not in call.takes:
+        return Refusal("unknown-op", "{op} reads its output", op=call)
+    blocked = spread_stops(call, form)
+    if blocked is not None:
+        return blocked
     weight = weight_of(facts, call)
     if isinstance(weight, Refusal):
         return weight
     assert weight is not None
-    rank = demand.rank if demand.rank is not None else facts.rank(call.input)
-    other = Refusal("channel-dimension", f"{described(call)} has its channels in another dimension")
-    needed = None
-    if isinstance(call, (calls.Convolution, calls.TransposedConvolution)):
-        needed = call.spatial_dims + 2
-        if demand.dim != 1 or (rank is not None and rank != needed):
+    rank = form.rank if form.rank is not None else facts.rank(call.input)
+    needed = call.needed_rank
+    other = Refusal("channel-dimension", "{op} has its channels in another dimension", op=call)
+    if call.channels_at == 1:
+        if form.dim != 1 or (needed is not None and rank is not None and rank != needed):
             return other
-    elif isinstance(call, calls.Linear):
+    else:
         if rank is None:
-            text = f"the number of dimensions at {described(call)} is not known without example inputs"
-            return Refusal("shapes-unknown", text)
-        if demand.dim != rank - 1:
+            return Refusal("shapes-unknown", RANK_UNKNOWN, op=call)
+        needed = rank
+        if form.dim != rank - 1:
             return other
-    elif demand.dim != 1:
+    if call.input_channels(weight) != form.affine.channels:
         return other
-    if input_channels(call, weight) != demand.affine.channels:
-        return other
-    refusal = _border(call, demand, weight.shape[2:], facts)
-    if refusal is None and state.share == "keep" and shares_weights(facts, call):
-        refusal = Refusal("shared", f"the weights of {described(call)} are used elsewhere too")
+    shifted = int((form.affine.shift != 0).sum())
+    refusal = call.shift_stops(tuple(weight.shape[2:])) if shifted else None
+    if refusal is not None:
+        return refusal.having(count=Count(shifted, form.affine.channels, "shift"))
+    refusal = may_not_absorb(state, call)
     if refusal is not None:
         return refusal
-    if isinstance(call, calls.Linear):
-        needed = rank
-    if needed is not None and facts.graph_rank(call.input) is None and (demand.unsure or demand.rank is None):
+    if needed is not None and facts.graph_rank(call.input) is None and (form.unsure or form.rank is None):
         way.guards.append((call.node, needed))
-    way.absorbed.append((call.node, demand.affine))
+    way.absorbed.append((call.node, form.affine))
     return None
-
-
-def _border(call: calls.Absorber, demand: Demand, kernel: tuple[int, ...], facts: Facts) -> Refusal | None:  # noqa: ARG001
-    """The shift adds the same to each output only where each output sees a whole window of real values."""
-    shifted = int((demand.affine.shift != 0).sum())
-    if not shifted:
-        return None
-    text = counted(shifted, demand.affine.channels, "shift")
-    if isinstance(call, calls.Convolution):
-        if call.padding_mode != "zeros" or not _pads(call.padding, kernel):
-            return None
-        return Refusal("zero-padding", f"{text} not zero and {described(call)} pads with zeros")
-    if isinstance(call, calls.TransposedConvolution):
-        point = all(size == 1 for size in kernel) and _all(call.stride, 1) and _all(call.output_padding, 0)
-        if point and _all(call.padding, 0):
-            return None
-        return Refusal("zero-padding", f"{text} not zero and windows of {described(call)} overlap unevenly")
-    return None
-
-
-def _pads(padding: calls.Size | str, kernel: tuple[int, ...]) -> bool:
-    """Whether a convolution reads padding."""
-    if isinstance(padding, str):
-        return padding == "same" and any(size != 1 for size in kernel)
-    return not _all(padding, 0)
-
-
-def _all(size: calls.Size, value: int) -> bool:
-    return size == value if isinstance(size, int) else all(part == value for part in size)

@@ -18,21 +18,20 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from bnfold import ops
 from bnfold.affine import ChannelAffine, affine_of_statistics, exact_terms
-from bnfold.fold.conditions import name_of
 from bnfold.fold.explicit import ExplicitAffine
-from bnfold.fold.merge.rewrite import Merging
+from bnfold.fold.merge.carrying_out import Merging
 from bnfold.fold.module import FoldedModule
 from bnfold.fold.plan import Absorption, Explicit, Plan
-from bnfold.fold.weights import FoldedWeights, absorbed_weights
-from bnfold.graph import calls
+from bnfold.fold.rounded import FoldedWeights, absorbed_weights
 from bnfold.graph.captured import NARROW, Capture
-from bnfold.graph.constants import evaluate
 from bnfold.graph.facts import Facts
 from bnfold.graph.leaves import carries_hooks
+from bnfold.graph.reading import put_arguments
 from bnfold.graph.requires import require_rank
+from bnfold.graph.runs import constant_value
 from bnfold.graph.shells import fresh_shell, shell, wrapped
-from bnfold.graph.vocabulary import arguments_of
 
 __all__ = ["folded_capture", "rewrite"]
 
@@ -113,7 +112,7 @@ class _Rewriter:
         for old in self.capture.graph.nodes:
             if old.name in removed:
                 call = self.facts.call(old)
-                assert isinstance(call, calls.BatchNorm)
+                assert isinstance(call, ops.BatchNorm)
                 if not self._may_need_order(old, call.input):
                     copies[old] = copies[call.input]
                     continue
@@ -128,7 +127,7 @@ class _Rewriter:
 
     def _remove(self, old: Node, new: Node) -> None:
         call = self.facts.call(old)
-        assert isinstance(call, calls.BatchNorm)
+        assert isinstance(call, ops.BatchNorm)
         index = call.node.all_input_nodes.index(call.input)
         source = new.all_input_nodes[index]
         if self._may_need_order(old, call.input):
@@ -140,8 +139,10 @@ class _Rewriter:
     def _may_need_order(self, old: Node, value: Node) -> bool:
         """Whether a view follows that a BatchNorm made possible: its output is dense where its input was a slice."""
         strided = False
-        while isinstance(call := self.facts.call(value), (*_VIEWS, calls.Reshape, calls.Passing, calls.BatchNorm)):
-            strided = strided or isinstance(call, _VIEWS)
+        while (call := self.facts.call(value)) is not None and (
+            call.memory == "view" or isinstance(call, ops.BatchNorm)
+        ):
+            strided = strided or call.strides
             value = call.inputs[0]
         return strided and any(self.facts.index[view] > self.facts.index[old] for view in self._strict_views)
 
@@ -177,7 +178,7 @@ class _Rewriter:
         call = self.facts.call(old)
         value = old.all_input_nodes[0] if call is None else call.inputs[0]
         with self.graph.inserting_before(copies[old]):
-            self.graph.call_function(require_rank, (copies[value], rank, name_of(old)))
+            self.graph.call_function(require_rank, (copies[value], rank, self.facts.name(old)))
 
     def _sweep(self) -> None:
         """Remove what nobody needs any more: reads of parameters, and what was computed from them alone."""
@@ -192,7 +193,7 @@ class _Rewriter:
 
     def _absorb(self, old: Node, new: Node, absorptions: list[Absorption]) -> None:
         call = self.facts.call(old)
-        assert isinstance(call, calls.Absorber)
+        assert isinstance(call, ops.Absorber)
         if new.op == "call_module":
             self._absorb_in_layer(call, new, absorptions)
         else:
@@ -202,16 +203,16 @@ class _Rewriter:
             if bias is not None:
                 name = call.bias if isinstance(call.bias, str) else stem.removesuffix("weight").rstrip(".") + ".bias"
                 values["bias"] = self._attribute(new, old, name.lstrip("."), bias)
-            arguments_of(old).put(new, values)
+            put_arguments(old, new, values)
 
-    def _absorb_in_layer(self, call: calls.Absorber, new: Node, absorptions: list[Absorption]) -> None:
+    def _absorb_in_layer(self, call: ops.Absorber, new: Node, absorptions: list[Absorption]) -> None:
         target = str(new.target)
         for same, name in self.clones.get(target, []):
             if _equal(same, absorptions):
                 new.target = name
                 return
         weight, bias = self._absorbed(call, absorptions)
-        names = (call.weight_name, call.bias_name) if isinstance(call, calls.TaughtAbsorber) else ("weight", "bias")
+        names = call.held_as
         layer = fresh_shell(self.capture.module(target), self.shells, without=names)
         for name, value in zip(names, (weight, bias), strict=True):
             if value is not None:
@@ -226,19 +227,18 @@ class _Rewriter:
         new.target = name
         self.clones.setdefault(target, []).append((absorptions, name))
 
-    def _absorbed(
-        self, call: calls.Absorber, absorptions: list[Absorption]
-    ) -> tuple[nn.Parameter, nn.Parameter | None]:
+    def _absorbed(self, call: ops.Absorber, absorptions: list[Absorption]) -> tuple[nn.Parameter, nn.Parameter | None]:
         site = self.by_name[self.plan[absorptions[0].batchnorm].site]
         batchnorm = self.facts.call(site)
-        assert isinstance(batchnorm, calls.BatchNorm)
+        assert isinstance(batchnorm, ops.BatchNorm)
         statistics = self._tensor(batchnorm.running_mean)
         assert statistics is not None
-        return absorbed_weights(call, self._tensor(call.weight), self._tensor(call.bias), absorptions, statistics)
+        weight, bias, name = self._tensor(call.weight), self._tensor(call.bias), self.facts.name(call.node)
+        return absorbed_weights(call, weight, bias, absorptions, statistics, name)
 
     def _make_explicit(self, old: Node, new: Node, explicit: Explicit) -> None:
         call = self.facts.call(old)
-        assert isinstance(call, calls.BatchNorm)
+        assert isinstance(call, ops.BatchNorm)
         mean, variance = self._tensor(call.running_mean), self._tensor(call.running_var)
         weight, bias = self._tensor(call.weight), self._tensor(call.bias)
         assert mean is not None
@@ -270,7 +270,7 @@ class _Rewriter:
         affine_node._rename(old.name)
 
     def _make_constant(self, old: Node, new: Node) -> None:
-        value = evaluate(old, self.capture.tensor, self.capture.module)
+        value = constant_value(self.capture, old)
         new.replace_all_uses_with(self._attribute(new, old, f"{old.name}.value", value))
         self.graph.erase_node(new)
 
@@ -279,7 +279,7 @@ class _Rewriter:
         old = self.by_name[like]
         call = self.facts.call(old)
         wanted = str(old.target) if old.op == "call_module" else old.name
-        if old.op != "call_module" and isinstance(call, calls.Absorber) and isinstance(call.weight, str):
+        if old.op != "call_module" and isinstance(call, ops.Absorber) and isinstance(call.weight, str):
             wanted = call.weight.removesuffix(".weight") if call.weight.endswith(".weight") else old.name
         name = self._free_name(wanted, old)
         self.held[name] = layer
@@ -292,7 +292,7 @@ class _Rewriter:
         with self.graph.inserting_before(before):
             return self.graph.get_attr(name)
 
-    def _tensor(self, source: calls.Source) -> Tensor | None:
+    def _tensor(self, source: ops.Source) -> Tensor | None:
         return self.facts.constant(source)
 
     # --- names and shells -----------------------------------------------------------------------------------------
@@ -352,8 +352,6 @@ class _Rewriter:
                 self.held.pop(target, None)
             self.held[str(node.target)] = held
 
-
-_VIEWS = (calls.Slice, calls.Item, calls.Permute)
 
 # A layer of one of these names would hide what makes a GraphModule work, and a GraphModule would hide it.
 _RESERVED = frozenset(name for name in dir(GraphModule) if not name.startswith("__"))

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch.fx import Node
-
+from bnfold import ops
 from bnfold.affine import ChannelAffine
-from bnfold.fold.conditions import described, name_of
-from bnfold.fold.demand import Refusal
-from bnfold.fold.state import State, shares_weights, weight_of
-from bnfold.fold.sums import Term, centre_tap, passed_on, read_once, resolved, terms
-from bnfold.graph import calls
+from bnfold.fold.settled import State, may_not_absorb, weight_of
+from bnfold.fold.terms import Term, passed_on, read_once, resolved, terms
+from bnfold.ops.interface import Value
+from bnfold.ops.refusal import Refusal
 
 __all__ = ["Sideways", "sideways"]
 
@@ -34,48 +32,52 @@ class Sideways:
         sum: the sum that loses its term.
         rest: what is left of that sum.
         through: the sums passed.
+        hops: pairs (reader, what it reads) along which it moved.
     """
 
-    convolution: Node
+    convolution: Value
     affine: ChannelAffine
-    term: Node
-    sum: Node
-    rest: Node
-    through: tuple[Node, ...]
+    term: Value
+    sum: Value
+    rest: Value
+    through: tuple[Value, ...]
+    hops: tuple[tuple[Value, Value], ...]
 
 
-def sideways(state: State, start: Node, affine: ChannelAffine) -> Sideways | Refusal:
+def sideways(state: State, start: Value, affine: ChannelAffine) -> Sideways | Refusal:
     """Find a convolution beside the BatchNorm call ``start`` that can take its affine."""
     facts = state.facts
     call = facts.call(start)
-    assert isinstance(call, calls.BatchNorm)
+    assert isinstance(call, ops.BatchNorm)
     term, seen = _term(state, start)
     readers = facts.readers(seen)
     total = facts.call(readers[0]) if len(readers) == 1 else None
-    if not isinstance(total, calls.Add) or (total.left is seen) == (total.right is seen):
+    if not isinstance(total, ops.Add) or (total.left is seen) == (total.right is seen):
         return Refusal("not-a-term", "its output is not a term of a sum")
     rest = total.right if total.left is seen else total.left
     mine = total.sign if total.right is seen else 1
     if total.left is seen and total.sign < 0:
-        return Refusal("not-a-term", f"{described(total)} subtracts something from it")
-    if facts.memory.mutated(total.node) and facts.readers(rest) != (total.node,):
-        return Refusal("mutated", f"{described(total)} is written to in place")
+        return Refusal("not-a-term", "{op} subtracts something from it", op=total)
+    if facts.mutated(total.node) and facts.readers(rest) != (total.node,):
+        return Refusal("mutated", "{op} is written to in place", op=total)
     source = resolved(state, call.input)
     refusal: Refusal | None = None
     for other in terms(state, total, rest):
         convolution = facts.call(resolved(state, other.value))
-        if not isinstance(convolution, calls.Convolution) or resolved(state, convolution.input) is not source:
+        if not isinstance(convolution, ops.Convolution) or resolved(state, convolution.input) is not source:
             continue
         why = _refusal(state, start, other, convolution, affine)
         if why is None:
             sign = mine * other.sign
             signed = affine if sign > 0 else ChannelAffine(-affine.scale, -affine.shift)
-            return Sideways(convolution.node, signed, term, total.node, rest, (total.node, *other.through))
+            out = ((other.top, total.node),) if other.top is not total.node else ()
+            hops = ((total.node, start), *out, (other.top, convolution.node))
+            return Sideways(convolution.node, signed, term, total.node, rest, (total.node, *other.through), hops)
         refusal = refusal or why
     return refusal or Refusal("no-convolution-beside", "no convolution of the same input is added to it")
 
 
-def _term(state: State, start: Node) -> tuple[Node, Node]:
+def _term(state: State, start: Value) -> tuple[Value, Value]:
     """Return the value that is a term of a sum: as it will be, and as the graph still has it.
 
     They differ where a sum of two lost its other term: the one that is left then stands for it.
@@ -91,28 +93,29 @@ def _term(state: State, start: Node) -> tuple[Node, Node]:
 
 
 def _refusal(
-    state: State, start: Node, term: Term, convolution: calls.Convolution, affine: ChannelAffine
+    state: State, start: Value, term: Term, convolution: ops.Convolution, affine: ChannelAffine
 ) -> Refusal | None:
     """Why this convolution cannot take the affine, or None."""
     facts = state.facts
-    words = described(convolution)
     if not read_once(state, term.value):
-        return Refusal("several-readers", f"the output of `{name_of(convolution.node)}` is also read elsewhere")
+        return Refusal("several-readers", "the output of `{value}` is also read elsewhere", value=convolution.node)
     if facts.hooked(convolution.node):
-        return Refusal("hooks", f"{words} carries hooks")
+        return Refusal("hooks", "{op} carries hooks", op=convolution)
     weight = weight_of(facts, convolution)
     if isinstance(weight, Refusal):
         return weight
     assert weight is not None
-    if state.share == "keep" and shares_weights(facts, convolution):
-        return Refusal("shared", f"the weights of {words} are used elsewhere too")
+    shared = may_not_absorb(state, convolution)
+    if shared is not None:
+        return shared
     if weight.shape[0] != affine.channels or weight.shape[1] * convolution.groups != affine.channels:
-        return Refusal("channel-dimension", f"{words} has other channels in and out")
-    if centre_tap(convolution, tuple(weight.shape[2:])) is None:
-        return Refusal("no-centre-tap", f"{words} has a stride, or no tap that sees its output's own position")
+        return Refusal("channel-dimension", "{op} has other channels in and out", op=convolution)
+    if convolution.centre_tap(tuple(weight.shape[2:])) is None:
+        text = "{op} has a stride, or no tap that sees its output's own position"
+        return Refusal("no-centre-tap", text, op=convolution)
     call = facts.call(start)
-    assert isinstance(call, calls.BatchNorm)
+    assert isinstance(call, ops.BatchNorm)
     first, last = sorted((facts.index[start], facts.index[convolution.node]))
-    if facts.memory.written_between(call.input, first, last):
-        return Refusal("mutated", f"its input is written to between it and {words}")
+    if facts.written_between(call.input, first, last):
+        return Refusal("mutated", "its input is written to between it and {op}", op=convolution)
     return None

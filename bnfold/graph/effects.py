@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -11,11 +13,11 @@ from torch import nn
 from torch.fx import Node
 from torch.fx.node import _side_effectful_functions
 
-from bnfold.graph.inplace import IN_PLACE
 from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.taught import claim_of
+from bnfold.ops.inplace import IN_PLACE
 
-__all__ = ["ACTIVATIONS", "RANDOM", "has_effect", "is_pure", "mutated_inputs"]
+__all__ = ["RANDOM", "has_effect", "is_pure", "mutated_inputs", "written_argument"]
 
 Modules: TypeAlias = Callable[[str], nn.Module]
 
@@ -39,27 +41,29 @@ def mutated_inputs(node: Node, module_of: Modules) -> tuple[Node, ...]:
         if getattr(module, "inplace", False) or not known or carries_hooks(module):
             return tuple(node.all_input_nodes)
         return ()
-    if node.target in _WRITES_NO_NUMBER:
+    if node.op not in ("call_function", "call_method") or node.target in _WRITES_NO_NUMBER:
         return ()
-    if node.op == "call_function":
-        target = node.target
-        if isinstance(target, torch._ops.OpOverload):
-            mutable = target._schema.is_mutable
-            return _first(node) if mutable else ()
-        if target in _IN_PLACE_FUNCTIONS or target is operator.setitem:
-            return _first(node)
-        name = getattr(target, "__name__", "")
-    elif node.op == "call_method":
-        name = str(node.target)
-        if name == "__setitem__":
-            return _first(node)
-    else:
-        return ()
-    underscore = name.endswith("_") and not name.endswith("__")
-    if underscore or _truthy(node.kwargs.get("inplace")) or _positional_in_place(node):
-        return _first(node)
-    out = node.kwargs.get("out")
-    return (out,) if isinstance(out, Node) else ()
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    value = written_argument(node.target, name, node.args, node.kwargs)
+    return (value,) if isinstance(value, Node) else ()
+
+
+def written_argument(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the argument that a call of a function or a method writes into; None for one that writes into none."""
+    first = args[0] if args else kwargs.get("input")
+    if isinstance(func, torch._ops.OpOverload):
+        return first if func._schema.is_mutable else None
+    in_place = kwargs.get("inplace")
+    if (
+        func in _IN_PLACE_FUNCTIONS
+        or func is operator.setitem
+        or name == "__setitem__"
+        or (name.endswith("_") and not name.endswith("__"))
+        or (in_place is not None and in_place is not False)
+        or _in_place_by_position(func, args)
+    ):
+        return first
+    return kwargs.get("out")
 
 
 def _known(module: nn.Module) -> bool:
@@ -101,23 +105,18 @@ def _unknown(node: Node) -> bool:
     return not home.startswith(("torch", "_operator", "builtins", "math", "operator"))
 
 
-def _positional_in_place(node: Node) -> bool:
-    """Whether a functional activation got ``inplace=True`` by position (its last parameter)."""
-    name = getattr(node.target, "__name__", "")
-    home = getattr(node.target, "__module__", "")
-    return home == "torch.nn.functional" and len(node.args) > 1 and node.args[-1] is True and name in ACTIVATIONS
+def _in_place_by_position(func: Any, args: Sequence[Any]) -> bool:
+    """Whether a functional activation got ``inplace=True`` by position."""
+    if len(args) < 2 or getattr(func, "__module__", "") != "torch.nn.functional":
+        return False
+    place = _place_of_inplace(func)
+    return place is not None and len(args) > place and args[place] is not False
 
 
-ACTIVATIONS = frozenset(
-    "relu relu6 leaky_relu elu selu celu silu mish hardtanh hardswish hardsigmoid threshold rrelu dropout dropout1d "
-    "dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
-)
-
-
-def _first(node: Node) -> tuple[Node, ...]:
-    value: Any = node.args[0] if node.args else node.kwargs.get("input")
-    return (value,) if isinstance(value, Node) else ()
-
-
-def _truthy(value: Any) -> bool:
-    return value is True or isinstance(value, Node)
+@cache
+def _place_of_inplace(func: Any) -> int | None:
+    try:
+        names = list(inspect.signature(func).parameters)
+    except (TypeError, ValueError):  # a builtin
+        return None
+    return names.index("inplace") if "inplace" in names else None

@@ -6,70 +6,44 @@ Each answer is computed when first asked and kept; shapes above all, since they 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
-from bnfold.graph import calls
+from bnfold import ops
 from bnfold.graph.captured import Capture
-from bnfold.graph.constants import evaluate
-from bnfold.graph.effects import is_pure
+from bnfold.graph.doubts import doubts
+from bnfold.graph.effects import is_pure, mutated_inputs
 from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.memory import Memory
 from bnfold.graph.ranks import asserted_rank, rank_after_reshape
+from bnfold.graph.reading import read_function, read_module
 from bnfold.graph.requires import require_batch, require_rank, require_shape, require_structure
+from bnfold.graph.runs import constant_value
 from bnfold.graph.shapes import Shapes, shapes_of
-from bnfold.graph.sizes import Size, Sizes
-from bnfold.graph.vocabulary import read_function, read_module
+from bnfold.graph.sizes import Sizes
+from bnfold.ops.interface import FrontEnd
+from bnfold.ops.refusal import Refusal
+from bnfold.ops.symbolic import Size
 
 __all__ = ["Facts"]
 
 _RANK_OF_LAYER: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
-_SAME_RANK = (
-    calls.Passing,
-    calls.PositivelyHomogeneous,
-    calls.MaxPool,
-    calls.AveragePool,
-    calls.AdaptiveAveragePool,
-    calls.BatchNorm,
-    calls.ExplicitAffine,
-    calls.AffineNormalization,
-    calls.Convolution,
-    calls.TransposedConvolution,
-    calls.Linear,
-    calls.Interpolate,
-    calls.Pad,
-    calls.PixelShuffle,
-    calls.PixelUnshuffle,
-    calls.ChannelShuffle,
-    calls.Slice,
-    calls.Rearrange,
-    calls.ByNumber,
-)  # operations whose output has as many dimensions as their input
-_SAME_CHANNELS = (
-    calls.Passing,
-    calls.PositivelyHomogeneous,
-    calls.MaxPool,
-    calls.AveragePool,
-    calls.AdaptiveAveragePool,
-    calls.BatchNorm,
-    calls.AffineNormalization,
-    calls.Interpolate,
-    calls.ByNumber,
-)  # operations whose output has as many channels as their input
 
 
-class Facts:
+class Facts(FrontEnd[Node]):
     """Questions about one capture. See the module's docstring."""
 
     def __init__(self, capture: Capture) -> None:
+        super().__init__()
         self.capture = capture
-        self.index: dict[Node, int] = {node: index for index, node in enumerate(capture.graph.nodes)}
-        self._calls: dict[Node, calls.Call | None] = {}
+        self.index = {node: index for index, node in enumerate(capture.graph.nodes)}
+        self.way = capture.way
+        self._calls: dict[Node, ops.Operation | None] = {}
         self._ranks: dict[Node, int | None] = {}
-        self._channels: dict[Node, int] = {}
         self._constants: dict[Node, bool] = {}
 
     @staticmethod
@@ -80,18 +54,18 @@ class Facts:
             known = capture._cache[Facts] = Facts(capture)
         return known
 
-    def call(self, node: Node) -> calls.Call | None:
+    def call(self, node: Node) -> ops.Operation | None:
         """Return what the node computes; None where the vocabulary has no word for it, or hooks may change it."""
         try:
             return self._calls[node]
         except KeyError:
             pass
-        call: calls.Call | None = None
+        call: ops.Operation | None = None
         if node.op == "call_module":
             module = self.capture.module(str(node.target))
             call = None if "forward" in module.__dict__ else read_module(node, module)
         elif node.op == "get_attr":
-            call = calls.Constant(node)
+            call = ops.Constant(node)
         elif node.op in ("call_function", "call_method"):
             call = read_function(node)
         self._calls[node] = call
@@ -110,13 +84,43 @@ class Facts:
         found: list[Node] = []
         for user in value.users:
             call = self.call(user)
-            if isinstance(call, calls.MetadataRead) or _reads_metadata(user, value):
+            if isinstance(call, ops.MetadataRead) or _reads_metadata(user, value):
                 continue
-            if isinstance(call, calls.Split) and all(isinstance(self.call(item), calls.Item) for item in user.users):
+            if isinstance(call, ops.Split) and all(isinstance(self.call(item), ops.Item) for item in user.users):
                 found.extend(user.users)
             else:
                 found.append(user)
         return tuple(found)
+
+    def users(self, value: Node) -> tuple[Node, ...]:
+        """Return all that read a value in any way, its shape included."""
+        return tuple(value.users)
+
+    def inputs(self, value: Node) -> tuple[Node, ...]:
+        """Return the nodes that a node reads."""
+        return tuple(value.all_input_nodes)
+
+    def is_input(self, value: Node) -> bool:
+        """Whether a value is an input of the model."""
+        return value.op == "placeholder"
+
+    def is_output(self, value: Node) -> bool:
+        """Whether the node returns what the model returns."""
+        return value.op == "output"
+
+    def reads_sizes(self, value: Node, but: Node) -> bool:
+        """Whether more is read of a value, besides by ``but``, than what is the same for another number of channels."""
+        for user in value.users:
+            name = user.args[1] if user.target is getattr else user.target
+            known = user is but or user.target is require_rank
+            if not known and not (isinstance(self.call(user), ops.MetadataRead) and name in _OF_RANK):
+                return True
+        return False
+
+    def sharing(self, source: ops.Source) -> Sequence[Node]:
+        """Return the nodes that use the tensor that a source names, whatever the name."""
+        tensor = self.tensor(source)
+        return () if tensor is None else self.parameter_readers[id(tensor)]
 
     @cached_property
     def module_calls(self) -> dict[str, list[Node]]:
@@ -142,7 +146,7 @@ class Facts:
                 readers[id(value)].extend(node.users)
         return readers
 
-    def tensor(self, source: calls.Source) -> Any:
+    def tensor(self, source: ops.Source) -> Tensor | None:
         """Return the tensor that a source names; None for None or for a source that is computed."""
         return self.capture.tensor(source) if isinstance(source, str) else None
 
@@ -171,16 +175,118 @@ class Facts:
             stack.pop()
         return known[value]
 
-    def constant(self, source: calls.Source) -> Tensor | None:
+    def constant(self, source: ops.Source) -> Tensor | None:
         """Return the tensor that a source names, or computes from parameters only; None for None."""
         if isinstance(source, Node):
-            return evaluate(source, self.capture.tensor, self.capture.module)
+            return constant_value(self.capture, source)
         return None if source is None else self.capture.tensor(source)
 
     @cached_property
     def memory(self) -> Memory:
         """Which values share memory, and what is written into it."""
         return Memory(self.capture, self.index, self.call)
+
+    def mutated(self, value: Node) -> bool:
+        """Whether anything writes into the memory of a value after it was computed, or may do so."""
+        return self.memory.mutated(value)
+
+    def written_between(self, value: Node, first: int, last: int) -> bool:
+        """Whether anything between two places, both exclusive, writes into the memory of a value, or may do so."""
+        return self.memory.written_between(value, first, last)
+
+    def may_be_written(self, constant: Node) -> bool:
+        """Whether a constant value may be another when the model runs."""
+        return self.memory.may_be_written(constant)
+
+    def written_by(self, value: Node) -> tuple[Node, ...]:
+        """Return the values into which a node writes."""
+        return mutated_inputs(value, self.capture.module)
+
+    def sharing_memory(self, value: Node) -> tuple[Node, ...]:
+        """Return the values that may share memory with a value, itself included."""
+        return self.memory.sharing_memory(value)
+
+    def is_written(self, source: ops.Source) -> bool:
+        """Whether a parameter that the model holds is written to when it runs."""
+        return source in self.memory.written_names
+
+    def doubts(self, call: ops.Operation, channels: int) -> Refusal | None:
+        """Return why what a user said of a layer of theirs is not believed."""
+        return doubts(self, call, channels)
+
+    # --- names ----------------------------------------------------------------------------------------------------
+
+    def name(self, value: Node) -> str:
+        """Return the layer's qualified name, or the node's name for a bare function call."""
+        return self._whole(str(value.target)) if value.op == "call_module" else value.name
+
+    def label(self, value: Node) -> str:
+        """Return what holds the numbers: the layer, the parameter, the BatchNorm that a function call is of."""
+        call = self.call(value)
+        if isinstance(call, ops.BatchNorm) and call.name:
+            return self._whole(call.name)
+        return self._whole(str(value.target)) if value.op in ("call_module", "get_attr") else value.name
+
+    def owner(self, source: ops.Source) -> str | None:
+        """Return the name of what holds a parameter called ``weight``."""
+        if not isinstance(source, str) or not source.endswith("weight"):
+            return None
+        name = source.removesuffix("weight").rstrip("._")
+        return self._whole(name) if name else None
+
+    def _whole(self, name: str) -> str:
+        """Return a layer's name in the model that the graph is a piece of."""
+        return self.capture.prefix + name if self.capture.prefix and name in self._layers else name
+
+    @cached_property
+    def _layers(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.capture.root.named_modules() if name)
+
+    def described(self, value: Node) -> str:
+        """Return a call that no operation is known for in words, with its name."""
+        if value.op == "call_module":
+            return f"{type(self.capture.module(str(value.target))).__name__} `{self.name(value)}`"
+        return f"the model's input `{value.name}`" if value.op == "placeholder" else f"`{value.name}`"
+
+    def source(self, value: Node) -> str | None:
+        """Return ``file:line`` of the code that makes the call, where the capture kept it."""
+        return value.meta.get("source")
+
+    def lines(self, value: Node) -> Sequence[str]:
+        """Return the lines of the user's code that lead to a call, the innermost first."""
+        lines: Sequence[str] = value.meta.get("lines", ())
+        return lines
+
+    @property
+    def notes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What the capture has to say; and why less is known of the shapes than was asked for, if somebody asked."""
+        return (*self.capture.notes, *((self.stopped,) if self.stopped else ()))
+
+    def hidden_batchnorms(self, value: Node) -> Iterator[ops.HiddenBatchNorm]:
+        """Yield the BatchNorms inside a module that is called as a whole, or in a region that is kept apart."""
+        if value.op == "get_attr":
+            yield from self._in_region(value)
+        if value.op != "call_module" or self.call(value) is not None:
+            return
+        target = str(value.target)
+        for name, inner in self.capture.module(target).named_modules():
+            if isinstance(inner, nn.modules.batchnorm._BatchNorm):
+                owner = "it" if not name else f"`{self.name(value)}`, which calls it,"
+                hooked = self.hooked(value)
+                because = "carries hooks" if hooked else "is of code that bnfold does not look into"
+                reason = "hooks" if hooked else "unknown-code"
+                whole = f"{target}.{name}" if name else target
+                yield ops.HiddenBatchNorm(
+                    self._whole(whole), value.name, reason, f"{owner} {because}", self.source(value)
+                )
+
+    def _in_region(self, value: Node) -> Iterator[ops.HiddenBatchNorm]:
+        """Yield the BatchNorms in a region of the graph that is kept apart, such as one with autocast enabled."""
+        region = getattr(self.capture.root, str(value.target), None)
+        for inner in region.graph.nodes if isinstance(region, GraphModule) else ():
+            if isinstance(read_function(inner) if inner.op == "call_function" else None, ops.BatchNorm):
+                because = "it is computed in another precision, under autocast"
+                yield ops.HiddenBatchNorm(inner.name, f"{value.name}.{inner.name}", "autocast", because)
 
     # --- shapes ---------------------------------------------------------------------------------------------------
 
@@ -204,41 +310,10 @@ class Facts:
 
     def channels(self, value: Node, dim: int) -> int | None:
         """Return the size of dimension ``dim`` of a value: from the layers before (``dim`` 1), else from its shape."""
-        found = self._channels_by_layers(value) if dim == 1 else None
+        found = self.channels_by_layers(value) if dim == 1 else None
         if found is None and (shapes := self.shapes(value)):
             found = shapes[0][dim] if dim < len(shapes[0]) else None
         return found
-
-    def _channels_by_layers(self, value: Node) -> int | None:
-        chain: list[Node] = []
-        node, count = value, self._channels.get(value)
-        while count is None:
-            chain.append(node)
-            call = self.call(node)
-            count = self.told_channels(call)
-            if count is not None or not isinstance(call, _SAME_CHANNELS):
-                break
-            node = call.inputs[0]
-            count = self._channels.get(node)
-        if count is not None:
-            self._channels.update(dict.fromkeys(chain, count))
-        return count
-
-    def told_channels(self, call: calls.Call | None) -> int | None:
-        """Return the number of channels as far as the call itself tells, whatever its input."""
-        if isinstance(call, (calls.Convolution, calls.TransposedConvolution)):
-            shape = self.shape_of_source(call.weight)
-            if shape is None:
-                return None
-            return shape[0] if isinstance(call, calls.Convolution) else shape[1] * call.groups
-        if isinstance(call, calls.BatchNorm) and isinstance(call.running_mean, str):
-            return self.capture.tensor(call.running_mean).numel()
-        if isinstance(call, calls.ExplicitAffine):
-            return int(self.tensor(call.weight).numel())
-        if isinstance(call, calls.Concatenate) and call.dim == 1:
-            sizes = [self._channels_by_layers(part) for part in call.parts]
-            return sum(size for size in sizes if size is not None) if None not in sizes else None
-        return None
 
     def sizes(self, value: Node) -> tuple[Size, ...] | None:
         """Return the sizes of a value's dimensions as the graph tells them for every input; None where it does not.
@@ -252,7 +327,7 @@ class Facts:
     def _sizes(self) -> Sizes:
         return Sizes(self)
 
-    def shape_of_source(self, source: calls.Source) -> tuple[int, ...] | None:
+    def shape_of(self, source: ops.Source) -> tuple[int, ...] | None:
         """Return the shape of a parameter, or of a value computed from parameters only, if it is one."""
         if isinstance(source, Node):
             shapes = self.shapes(source) if self.is_constant(source) else ()
@@ -278,7 +353,7 @@ class Facts:
             chain.append(node)
             answer = self._own_rank(node)
             call = self.call(node)
-            if answer is not None or not isinstance(call, _SAME_RANK):
+            if answer is not None or call is None or not call.keeps_rank:
                 break
             node = call.inputs[0]
         for seen in chain:
@@ -297,7 +372,7 @@ class Facts:
                 asserted = _RANK_OF_LAYER.get(type(self.capture.module(str(user.target))))
             if asserted is not None:
                 return asserted
-        if isinstance(self.call(node), calls.Reshape):
+        if isinstance(self.call(node), ops.Reshape):
             return rank_after_reshape(node)
         return None
 
@@ -316,4 +391,5 @@ def _reads_metadata(user: Node, value: Node) -> bool:
     return name.partition(".")[0] in _LIKE and value in user.args[1:] and user.args[0] is not value
 
 
+_OF_RANK = frozenset(("ndim", "dim", "ndimension", "dtype", "device", "is_cuda", "get_device"))
 _LIKE = frozenset(("reshape_as", "view_as", "expand_as", "type_as"))

@@ -9,29 +9,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 from torch.fx import Node
 
-from bnfold.graph import calls
+from bnfold import ops
 from bnfold.graph.captured import Capture
 from bnfold.graph.effects import mutated_inputs
 
 __all__ = ["Memory"]
 
-_FRESH = (
-    calls.Absorber,
-    calls.BatchNorm,
-    calls.MaxPool,
-    calls.AveragePool,
-    calls.AdaptiveAveragePool,
-    calls.Mean,
-    calls.Interpolate,
-    calls.Concatenate,
-    calls.PixelShuffle,
-    calls.PixelUnshuffle,
-    calls.ChannelShuffle,
-    calls.Select,
-)  # operations whose result shares no memory with an input
 _ARITHMETIC: frozenset[Any] = frozenset(
     (
         *(operator.add, operator.sub, operator.mul, operator.truediv, operator.pow, operator.neg, operator.matmul),
@@ -52,7 +37,9 @@ class Memory:
         call: tells what a node computes.
     """
 
-    def __init__(self, capture: Capture, index: Mapping[Node, int], call: Callable[[Node], calls.Call | None]) -> None:
+    def __init__(
+        self, capture: Capture, index: Mapping[Node, int], call: Callable[[Node], ops.Operation | None]
+    ) -> None:
         self.capture = capture
         self.index = index
         self.call = call
@@ -71,7 +58,9 @@ class Memory:
         for node in self.index:
             owner[node] = node
             call = self.call(node)
-            if isinstance(call, (*_FRESH, calls.MetadataRead)) or (isinstance(call, calls.Add) and not _writes(node)):
+            if call is not None and (
+                call.memory == "fresh" or (call.memory == "in place" and not self._writes_at(node))
+            ):
                 continue
             if node.op != "call_module" and node.target in _ARITHMETIC and "out" not in node.kwargs:
                 continue
@@ -110,7 +99,7 @@ class Memory:
         """Whether a BatchNorm that uses batch statistics updates the running ones that ``attribute`` reads."""
         for reader in attribute.users:
             call = self.call(reader)
-            if isinstance(call, calls.BatchNorm) and call.uses_batch_statistics:
+            if isinstance(call, ops.BatchNorm) and call.uses_batch_statistics:
                 return attribute.target in (call.running_mean, call.running_var)
         return False
 
@@ -126,12 +115,11 @@ class Memory:
 
     def _origin(self, value: Node) -> Node:
         """Follow views and in-place operations back to the value whose memory they share."""
-        views = (calls.Passing, calls.Reshape, calls.Permute, calls.Slice, calls.Item, calls.Split)
         while True:
             written = mutated_inputs(value, self.capture.module)
             if written and value.op != "call_module":
                 value = written[0]
-            elif isinstance(call := self.call(value), views):
+            elif (call := self.call(value)) is not None and call.memory == "view":
                 value = call.inputs[0]
             else:
                 return value
@@ -149,6 +137,5 @@ class Memory:
         """Whether a node between two indices, both exclusive, writes into the memory of ``value``, or may do so."""
         return any(first < index < last for index in self._writes.get(self._owners[value], ()))
 
-
-def _writes(node: Node) -> bool:
-    return bool(mutated_inputs(node, nn.Module().get_submodule)) if node.op != "call_module" else False
+    def _writes_at(self, node: Node) -> bool:
+        return bool(mutated_inputs(node, self.capture.module))

@@ -13,7 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from bnfold.affine import ChannelAffine, affine_of_statistics
+from bnfold.affine import affine_of_statistics
+from bnfold.graph.probes import SPACES, affine_errors
 from bnfold.graph.shells import double_shell
 
 __all__ = ["behaves_like_batch_norm", "forget", "measured_batch_norm"]
@@ -32,7 +33,7 @@ class Measured:
     rank: int | None
 
 
-_SPACES = {2: (), 3: (5,), 4: (3, 2), 5: (3, 2, 2)}
+_EXACT = 1e-12  # of the largest value
 _ANSWERS: WeakKeyDictionary[nn.Module, Measured | None] = WeakKeyDictionary()
 
 
@@ -73,25 +74,10 @@ def _measure(module: nn.Module) -> Measured | None:
         tensors["running_mean"], tensors["running_var"], tensors.get("weight"), tensors.get("bias"), eps
     )
     before = {name: tensor.clone() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
-    ranks = [rank for rank, space in _SPACES.items() if _agrees(double, affine, space)]
+    magnitudes = [10.0**power for power in range(-3, 4)]
+    ranks = [rank for rank, error in affine_errors(double, affine, magnitudes) if error <= _EXACT]
     if any(not torch.equal(tensors[name], tensor) for name, tensor in before.items()):
         return None  # it counts its calls, say
     if len(ranks) == 1:
         return Measured(eps, ranks[0])
-    return Measured(eps, None) if len(ranks) == len(_SPACES) else None
-
-
-def _agrees(layer: nn.Module, affine: ChannelAffine, space: tuple[int, ...]) -> bool:
-    """Whether the layer is the affine on inputs of ``2 + len(space)`` dimensions, at magnitudes from 1e-3 to 1e3."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(7, affine.channels, *space, generator=generator, dtype=torch.float64)
-    x = x * torch.logspace(-3, 3, 7, dtype=torch.float64).reshape(7, *[1] * (x.ndim - 1))
-    with torch.no_grad():
-        try:
-            y = layer.forward(x.clone())  # not called: a tracer at work may have patched that
-        except Exception:  # does not take inputs of this shape
-            return False
-    expected = affine(x)
-    if not isinstance(y, Tensor) or y.shape != x.shape:
-        return False
-    return torch.allclose(y, expected, rtol=1e-12, atol=1e-12 * float(expected.abs().max()))
+    return Measured(eps, None) if len(ranks) == len(SPACES) else None

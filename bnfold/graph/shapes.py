@@ -11,35 +11,32 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from bnfold.errors import first_line
-from bnfold.graph.captured import NARROW, Capture
+from bnfold.graph.captured import Capture
 from bnfold.graph.dataless import Dataless, DatalessMode
 from bnfold.graph.quiet import quiet
+from bnfold.graph.runs import GraphRun
 
 __all__ = ["DatalessRun", "Shapes", "shapes_of"]
 
 _FEW = 16  # numbers in a tensor that a call may read, such as the strides of a detector
 
 
-class DatalessRun(Interpreter):
+class DatalessRun(GraphRun):
     """Runs a graph on tensors without data and notes the shape of each."""
 
     def __init__(self, capture: Capture) -> None:
-        super().__init__(capture.root, garbage_collect_values=True, graph=capture.graph)
-        self.capture = capture
+        super().__init__(capture)
         self.found: dict[Node, tuple[int, ...]] = {}
         self.at: Node | None = None
         self.dataless = Dataless()
 
     def fetch_attr(self, target: str) -> Any:
-        """Fetch from the constants of the capture as well."""
-        constant = self.capture.constants.get(target)
-        value = super().fetch_attr(target) if constant is None else constant
-        if not isinstance(value, Tensor) or value.numel() <= _FEW:
-            return value
-        return self.dataless.twin(value)
+        """Fetch a twin without data of what has many numbers."""
+        value = super().fetch_attr(target)
+        return self.dataless.twin(value) if isinstance(value, Tensor) and value.numel() > _FEW else value
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a layer, unless what it gives is known."""
@@ -51,8 +48,6 @@ class DatalessRun(Interpreter):
         """Run one node and note its shape."""
         self.at = n
         value = super().run_node(n)
-        if NARROW in n.meta and n.op == "get_attr":
-            value = value.to(n.meta[NARROW])
         if isinstance(value, Tensor):
             self.found[n] = tuple(value.shape)
         return value

@@ -1,112 +1,34 @@
 """What a graph itself tells of sizes, whatever the batch, the height and the width of its input.
 
-A :class:`Size` is a number times unknowns, ``2 N H / 25`` say. An example's shapes tell one size of many; what a
-reshape does to the channels must hold for all of them. So sizes are followed through the graph: a convolution's
-channels are those of its weight, its batch is that of its input, and its height is unknown.
+Sizes (:mod:`bnfold.ops.symbolic`) are followed through the graph, from each operation's inputs to its output. Numbers
+that the graph computes of sizes, and reshapes to such numbers, are read here.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.fx import Node
 
-from bnfold.graph import calls
+from bnfold import ops
+from bnfold.graph.reading import static
 from bnfold.graph.requires import require_shape
-from bnfold.graph.signature import NotStaticError, static
+from bnfold.ops.spelling import NotStaticError
+from bnfold.ops.symbolic import ONE, Shape, Sight, Size, broadcast, number, product
 
 if TYPE_CHECKING:
     from bnfold.graph.facts import Facts
 
-__all__ = ["ONE", "Size", "Sizes", "number", "product"]
+__all__ = ["Sizes"]
 
 
-@dataclass(frozen=True)
-class Size:
-    """``factor * product(unknown ** power)``: a size that is a whole number in each run.
-
-    Attributes:
-        factor: not 0.
-        powers: of the unknowns, none of them 0.
-    """
-
-    factor: Fraction
-    powers: frozenset[tuple[Hashable, int]] = frozenset()
-
-    @staticmethod
-    def unknown(name: Hashable) -> Size:
-        """A size of which nothing is known; the same name is the same size."""
-        return Size(Fraction(1), frozenset({(name, 1)}))
-
-    def _joined(self, other: Size, sign: int) -> Size:
-        powers = dict(self.powers)
-        for name, power in other.powers:
-            powers[name] = powers.get(name, 0) + sign * power
-        factor = self.factor * other.factor if sign > 0 else self.factor / other.factor
-        return Size(factor, frozenset((name, power) for name, power in powers.items() if power))
-
-    def __mul__(self, other: Size) -> Size:
-        return self._joined(other, 1)
-
-    def __truediv__(self, other: Size) -> Size:
-        return self._joined(other, -1)
-
-    @property
-    def number(self) -> int | None:
-        """The size, where it is the same in every run."""
-        return int(self.factor) if not self.powers and self.factor.denominator == 1 else None
-
-    def in_units_of(self, other: Size) -> Size | None:
-        """How often ``other`` goes into this size, where it does so in every run."""
-        quotient = self / other
-        whole = quotient.factor.denominator == 1 and all(power > 0 for _, power in quotient.powers)
-        return quotient if whole else None
-
-
-ONE = Size(Fraction(1))
-Shape: TypeAlias = "tuple[Size, ...]"
-
-
-def number(value: int) -> Size:
-    """Return a size that is known. Raises :class:`NotStaticError` for 0, by which nothing may be divided."""
-    if value == 0:
-        raise NotStaticError("a size of zero")
-    return Size(Fraction(value))
-
-
-def product(sizes: Iterable[Size]) -> Size:
-    """Return the size of all dimensions together."""
-    total = ONE
-    for size in sizes:
-        total = total * size
-    return total
-
-
-_SAME_SHAPE = (
-    calls.Passing,
-    calls.ActiveDropout,
-    calls.PositivelyHomogeneous,
-    calls.ByNumber,
-    calls.Rearrange,
-    calls.BatchNorm,
-    calls.ExplicitAffine,
-    calls.AffineNormalization,
-    calls.ChannelShuffle,
-)
-_OVER_SPACE = (
-    calls.Convolution,
-    calls.TransposedConvolution,
-    calls.MaxPool,
-    calls.AveragePool,
-    calls.AdaptiveAveragePool,
-)
 _POINTWISE = frozenset(
     "sigmoid tanh silu gelu mish hardswish hardsigmoid hardtanh relu6 elu selu celu softplus softsign logsigmoid exp "
     "log sqrt rsqrt abs pow clamp softmax log_softmax float half double to type sigmoid_ tanh_ silu_ hardswish_ "
@@ -180,8 +102,12 @@ class Sizes:
             call = self.facts.call(node)
             if call is None:
                 read = [tensors[value] for value in node.all_input_nodes if value in tensors]
-                return _broadcast(read, fresh) if self._pointwise(node) else None
-            return _Rule(self.facts, call, fresh, tensors, numbers).shape()
+                return broadcast(read, fresh) if self._pointwise(node) else None
+            first = call.inputs[0]
+            before = tensors.get(first, ()) if isinstance(call, ops.Item) else tensors[first]
+            if isinstance(call, ops.Reshape):
+                return _Reshaped(node, self.facts, tensors, numbers).sizes(before)
+            return call.sizes(before, Sight(self.facts, tensors, fresh))
         except (NotStaticError, AttributeError, LookupError, TypeError, ValueError):
             return None
 
@@ -199,7 +125,7 @@ class Sizes:
 
 def _is_torchs(node: Node) -> bool:
     home = getattr(node.target, "__module__", None) or "torch"
-    return node.op == "call_method" or home.startswith(("torch", "_operator", "bnfold.graph.inplace"))
+    return node.op == "call_method" or home.startswith(("torch", "_operator", "bnfold.ops.inplace"))
 
 
 def _name(node: Node) -> str:
@@ -228,164 +154,24 @@ def _of_batch(sizes: tuple[int, ...], batches: tuple[int, ...]) -> Size | None:
     return Size.unknown("batch") * Size(times.pop()) if len(times) == 1 else None
 
 
-def _broadcast(shapes: Sequence[Shape | None], fresh: Shape) -> Shape | None:
-    """The sizes of values that are stretched to one another."""
-    if not shapes or any(shape is None or len(shape) > len(fresh) for shape in shapes):
-        return None
-    found = list(fresh)
-    for dim in range(len(fresh)):
-        seen = {shape[dim - len(fresh)] for shape in shapes if shape is not None and len(shape) >= len(fresh) - dim} - {
-            ONE
-        }
-        if len(seen) <= 1:
-            found[dim] = next(iter(seen), ONE)
-    return tuple(found)
-
-
 @dataclass(frozen=True, eq=False)
-class _Rule:
-    """What one call tells of the sizes of its output.
+class _Reshaped:
+    """What a reshape makes of the sizes of its input.
 
     Attributes:
-        fresh: what to take for a size that it does not tell.
+        node: the reshape.
+        facts: the graph.
         tensors: sizes of the values before it.
         numbers: and of numbers computed from sizes, and tuples of them.
     """
 
+    node: Node
     facts: Facts
-    call: Any
-    fresh: Shape
     tensors: dict[Node, Shape]
     numbers: dict[Node, Any]
 
-    def shape(self) -> Shape | None:
-        call = self.call
-        if isinstance(call, calls.Item):
-            return self._item()
-        if isinstance(call, calls.Concatenate):
-            return self._concatenated(call)
-        if isinstance(call, calls.Add):
-            return _broadcast([self.tensors.get(call.left), self.tensors.get(call.right)], self.fresh)
-        before = self.tensors[call.input]
-        for kinds, rule in _RULES:
-            if isinstance(call, kinds):
-                return rule(self, before)
-        return None
-
-    def same(self, before: Shape) -> Shape:
-        channels = self.facts.told_channels(self.call)
-        return before if channels is None or len(before) < 2 else _with(before, 1, number(channels))
-
-    def over_space(self, before: Shape) -> Shape | None:
-        if len(before) != self.call.spatial_dims + 2:
-            return None
-        channels = before[1]
-        if isinstance(self.call, calls.Absorber):
-            told = self.facts.told_channels(self.call)
-            channels = self.fresh[1] if told is None else number(told)
-        return (before[0], channels, *self._output_size())
-
-    def _output_size(self) -> Shape:
-        """The sizes that an adaptive pooling is asked for."""
-        space = self.fresh[2:]
-        asked: Any = None
-        node = self.call.node
-        if isinstance(self.call, (calls.MaxPool, calls.AdaptiveAveragePool)):
-            if node.op == "call_module":
-                asked = getattr(self.facts.capture.module(str(node.target)), "output_size", None)
-            elif _name(node).startswith("adaptive"):
-                asked = node.kwargs.get("output_size", node.args[1] if len(node.args) > 1 else None)
-        if isinstance(asked, int):
-            asked = (asked,) * len(space)
-        if not isinstance(asked, (tuple, list)):
-            return space
-        asked = tuple(asked) * (len(space) if len(asked) == 1 else 1)
-        return tuple(number(size) if isinstance(size, int) else left for size, left in zip(asked, space, strict=True))
-
-    def resized(self, before: Shape) -> Shape:
-        return (*before[:2], *self.fresh[2:])
-
-    def padded(self, before: Shape) -> Shape | None:
-        if self.call.widths is None:
-            return None
-        first = len(before) - len(self.call.widths) // 2
-        return (*before[:first], *self.fresh[first:])
-
-    def mean(self, before: Shape) -> Shape:
-        rank = len(before)
-        reduced = set(range(rank)) if self.call.dims is None else {dim % rank for dim in self.call.dims}
-        if self.call.keepdim:
-            return tuple(ONE if dim in reduced else size for dim, size in enumerate(before))
-        return tuple(size for dim, size in enumerate(before) if dim not in reduced)
-
-    def linear(self, before: Shape) -> Shape:
-        weight = self.facts.shape_of_source(self.call.weight)
-        last = self.fresh[-1] if weight is None else number(weight[0])
-        return (*before[:-1], last)
-
-    def embedded(self, before: Shape) -> Shape:
-        weight = self.facts.shape_of_source(self.call.weight)
-        return (*before, self.fresh[-1] if weight is None else number(weight[1]))
-
-    def pixel_shuffled(self, before: Shape) -> Shape:
-        r = number(self.call.factor)
-        if isinstance(self.call, calls.PixelUnshuffle):
-            return (*before[:-3], before[-3] * r * r, before[-2] / r, before[-1] / r)
-        return (*before[:-3], before[-3] / (r * r), before[-2] * r, before[-1] * r)
-
-    def permuted(self, before: Shape) -> Shape:
-        order = [dim % len(before) for dim in self.call.order]
-        if self.call.swap:
-            first, second = order
-            order = list(range(len(before)))
-            order[first], order[second] = second, first
-        return tuple(before[dim] for dim in order)
-
-    def sliced(self, before: Shape) -> Shape:
-        found = list(before)
-        for dim in self.call.others:
-            found[dim] = self.fresh[dim]
-        if self.call.dim is not None:
-            dim = self.call.dim
-            whole = before[dim].number
-            start, stop, _ = slice(self.call.start, self.call.stop).indices(whole or 0)
-            found[dim] = self.fresh[dim] if whole is None else number(stop - start)
-        return tuple(found)
-
-    def selected(self, before: Shape) -> Shape:
-        dim = self.call.dim % len(before)
-        shapes = self.facts.shapes(self.call.node)
-        return _with(before, dim, number(shapes[0][dim]) if self._constant_index() else self.fresh[dim])
-
-    def _constant_index(self) -> bool:
-        index = self.call.index
-        return not isinstance(index, Node) or self.facts.is_constant(index)
-
-    def _item(self) -> Shape | None:
-        call = self.call
-        source = self.facts.call(call.input)
-        if isinstance(source, calls.Split):
-            before = self.tensors[source.input]
-            dim = source.dim % len(before)
-            whole, taken = before[dim].number, self.facts.shapes(call.node)[0][dim]
-            known = whole is not None or isinstance(source.sizes, tuple)
-            return _with(before, dim, number(taken) if known else self.fresh[dim])
-        if isinstance(source, calls.MaxPool):
-            return _Rule(self.facts, source, self.fresh, self.tensors, self.numbers).shape()
-        return self.tensors[call.input][1:]
-
-    def _concatenated(self, call: calls.Concatenate) -> Shape:
-        parts = [self.tensors[part] for part in call.parts]
-        dim = call.dim % len(self.fresh)
-        joined = [part[dim].number for part in parts]
-        total = self.fresh[dim] if None in joined else number(sum(size for size in joined if size is not None))
-        others = [
-            next((part[d] for part in parts if part[d].number is not None), parts[0][d]) for d in range(len(self.fresh))
-        ]
-        return _with(tuple(others), dim, total)
-
-    def reshaped(self, before: Shape) -> Shape | None:
-        node = self.call.node
+    def sizes(self, before: Shape) -> Shape | None:
+        node = self.node
         if node.op == "call_module":
             layer: Any = self.facts.capture.module(str(node.target))
             if isinstance(layer, nn.Flatten):
@@ -424,22 +210,6 @@ class _Rule:
         return asked
 
 
-_RULES: tuple[tuple[Any, Callable[[_Rule, Shape], Shape | None]], ...] = (
-    (_SAME_SHAPE, _Rule.same),
-    (_OVER_SPACE, _Rule.over_space),
-    (calls.Interpolate, _Rule.resized),
-    (calls.Pad, _Rule.padded),
-    (calls.Mean, _Rule.mean),
-    (calls.Linear, _Rule.linear),
-    (calls.Embedding, _Rule.embedded),
-    ((calls.PixelShuffle, calls.PixelUnshuffle), _Rule.pixel_shuffled),
-    (calls.Permute, _Rule.permuted),
-    (calls.Slice, _Rule.sliced),
-    (calls.Select, _Rule.selected),
-    (calls.Reshape, _Rule.reshaped),
-)
-
-
 @dataclass(frozen=True)
 class _Given:
     """The arguments of a node, by name or place."""
@@ -454,10 +224,6 @@ class _Given:
         if default:
             return default[0]
         raise NotStaticError(f"{self.node.name} lacks {name}")
-
-
-def _with(sizes: Shape, dim: int, size: Size) -> Shape:
-    return (*sizes[:dim], size, *sizes[dim + 1 :])
 
 
 def _flattened(before: Shape, start: int, end: int) -> Shape:

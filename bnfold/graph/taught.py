@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bnfold.affine import ChannelAffine, affine_of_statistics
 from bnfold.errors import UsageError
+from bnfold.graph.probes import ROUNDING, affine_errors
 from bnfold.graph.shells import double_shell
 
 __all__ = ["TAUGHT", "Absorbs", "Claim", "Normalizes", "Passes", "Statistics", "claim_of", "statistics_of"]
@@ -84,7 +85,8 @@ def statistics_of(module: nn.Module, claim: Normalizes, name: str) -> Statistics
     """
     kind = f"the {type(module).__name__} `{name}`"
     try:
-        told = _held_or_exact(_told(claim.read(module)), _told(claim.read(double_shell(module, {}))), module)
+        read, exact = (_statistics_from(claim.read(part)) for part in (module, double_shell(module, {})))
+        told = _held_or_exact(read, exact, module)
     except Exception as error:
         raise UsageError(
             f"What was given to bnfold.extend.batchnorm cannot read {kind}: {type(error).__name__}: {error}.",
@@ -101,7 +103,7 @@ def statistics_of(module: nn.Module, claim: Normalizes, name: str) -> Statistics
     return replace(told, rank=agree[0] if differ else None)
 
 
-def _told(answer: Any) -> Statistics:
+def _statistics_from(answer: Any) -> Statistics:
     if isinstance(answer, ChannelAffine):
         scale = answer.scale
         return Statistics(torch.zeros_like(scale), torch.ones_like(scale), scale, answer.shift, 0.0)
@@ -131,23 +133,6 @@ def _ranks(module: nn.Module, told: Statistics) -> tuple[list[int], list[float]]
     """
     affine = affine_of_statistics(told.running_mean, told.running_var, told.weight, told.bias, told.eps)
     affine = ChannelAffine(affine.scale.cpu(), affine.shift.cpu())
-    generator = torch.Generator().manual_seed(0)
-    agree: list[int] = []
-    differ: list[float] = []
-    for space in ((3, 2), (5,), (3, 2, 2), ()):
-        layer = double_shell(module, {})
-        x = 3 * torch.randn(4, affine.channels, *space, generator=generator, dtype=torch.float64)
-        with torch.no_grad():
-            try:
-                y = layer(x.clone())
-            except Exception:  # does not take inputs of this shape
-                continue
-        expected = affine(x)
-        off = math.inf
-        if isinstance(y, Tensor) and y.shape == x.shape:
-            off = float((y - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
-        if off <= 1e-9:
-            agree.append(x.ndim)
-        else:
-            differ.append(off)
-    return agree, differ
+    errors = dict(affine_errors(double_shell(module, {}), affine, [3.0] * 4))
+    agree = [rank for rank, error in errors.items() if error <= ROUNDING]
+    return agree, [error for error in errors.values() if error > ROUNDING]

@@ -11,11 +11,9 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from bnfold import ops
 from bnfold.affine import affine_of_statistics
-from bnfold.fold.conditions import name_of
 from bnfold.fold.decision import Decision
-from bnfold.fold.rules import pull_rule, push_rule
-from bnfold.graph import calls
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.report.chain import Link
@@ -24,6 +22,7 @@ from bnfold.report.sites import site_errors_of
 
 if TYPE_CHECKING:
     from bnfold.fold.api import Folding
+    from bnfold.fold.plan import Plan
 
 __all__ = ["chain_of", "details_of"]
 
@@ -43,15 +42,15 @@ def details_of(
     """
     pictures: list[Picture] = []
     affines: list[Affine] = []
-    for path, captured, first, decisions in _parts(folding):
+    for path, captured, first, plan in _parts(folding):
         graph = _Drawn(captured)
         after: tuple[Vertex, ...] = ()
         if folded:
             part = folding.module.get_submodule(path) if path else folding.module
             if isinstance(part, GraphModule):
-                after = graph.twins_named(_Drawn(Capture(part.graph, part, {}, captured.way)).vertices, decisions)
-        pictures.append(Picture(path, graph.vertices, after, tuple(graph.ways(decisions, first))))
-        affines += graph.affines(decisions, first)
+                after = graph.twins_named(_Drawn(Capture(part.graph, part, {}, captured.way)).vertices, plan)
+        pictures.append(Picture(path, graph.vertices, after, tuple(graph.ways(plan, first))))
+        affines += graph.affines(plan, first)
     errors, remarks = site_errors_of(folding, inputs) if sites and inputs is not None else ((), ())
     return Details(seed, files_read(files), tuple(pictures), tuple(affines), errors, remarks)
 
@@ -63,28 +62,27 @@ def chain_of(folding: Folding, number: int) -> tuple[Link, ...]:
         folding: what ``bnfold.fold`` returned.
         number: of the decision in its plan.
     """
-    for _, captured, first, decisions in _parts(folding):
-        if first <= number < first + len(decisions):
+    for _, captured, first, plan in _parts(folding):
+        if first <= number < first + len(plan):
             graph = _Drawn(captured)
-            for way in graph.ways(decisions, first):
+            for way in graph.ways(plan, first):
                 if way.decision == number:
-                    return tuple(graph.chain(way, decisions[number - first]))
+                    return tuple(graph.chain(way, plan[number - first]))
     return ()
 
 
-def _parts(folding: Folding) -> Iterator[tuple[str, Capture, int, Sequence[Decision]]]:
-    """Yield each graph: the piece's name, its capture, the index of its first decision, its decisions as it named them.
+def _parts(folding: Folding) -> Iterator[tuple[str, Capture, int, Plan]]:
+    """Yield each graph: the piece's name, its capture, the index of its first decision, its plan.
 
     The decisions of a whole are those of its pieces, in order, and then those outside of all pieces.
     """
     if folding.captured.way != "piecewise":
-        yield "", folding.captured, 0, folding.plan.decisions
+        yield "", folding.captured, 0, folding.plan
         return
     first = 0
     for path, piece in folding.captured.pieces.items():
-        decisions = folding.plan.pieces[path].decisions
-        yield path, piece, first, decisions
-        first += len(decisions)
+        yield path, piece, first, folding.plan.pieces[path]
+        first += len(folding.plan.pieces[path])
 
 
 class _Drawn:
@@ -119,11 +117,11 @@ class _Drawn:
         return tuple(dict.fromkeys(value for value in found if not self._is_aside(value)))
 
     def _is_aside(self, value: Node) -> bool:
-        return value.op == "get_attr" or isinstance(self.facts.call(value), calls.MetadataRead)
+        return value.op == "get_attr" or isinstance(self.facts.call(value), ops.MetadataRead)
 
     def _wanted(self) -> set[Node]:
         """What the outputs depend on, and all BatchNorms."""
-        waiting = [n for n in self.reads if n.op == "output" or isinstance(self.facts.call(n), calls.BatchNorm)]
+        waiting = [n for n in self.reads if n.op == "output" or isinstance(self.facts.call(n), ops.BatchNorm)]
         wanted: set[Node] = set()
         while waiting:
             node = waiting.pop()
@@ -137,20 +135,17 @@ class _Drawn:
         role: Role = "other"
         if node.op in ("placeholder", "output"):
             role = "end"
-        elif isinstance(call, calls.BatchNorm):
+        elif isinstance(call, ops.BatchNorm):
             role = "batchnorm"
-        elif isinstance(call, calls.ExplicitAffine):
+        elif isinstance(call, ops.ExplicitAffine):
             role = "affine"
-        elif isinstance(call, calls.Absorber):
+        elif isinstance(call, ops.Absorber):
             role = "weights"
         read = tuple(self.index[value] for value in self.reads[node])
         return Vertex(node.name, self._label(node), self._kind(node), role, read)
 
     def _label(self, node: Node) -> str:
-        call = self.facts.call(node)
-        if isinstance(call, calls.BatchNorm) and call.name:
-            return call.name
-        return str(node.target) if node.op in ("call_module", "placeholder") else node.name
+        return str(node.target) if node.op == "placeholder" else self.facts.label(node)
 
     def _kind(self, node: Node) -> str:
         if node.op == "call_module":
@@ -163,96 +158,39 @@ class _Drawn:
 
     # --- what the decisions did -----------------------------------------------------------------------------------
 
-    def _sites(self, decisions: Sequence[Decision], first: int) -> Iterator[tuple[int, Decision, Node]]:
+    def _sites(self, decisions: Iterable[Decision], first: int) -> Iterator[tuple[int, Decision, Node]]:
         by_name = {node.name: node for node in self.nodes}
         for number, decision in enumerate(decisions):
             node = by_name.get(decision.site)
-            if node is not None and isinstance(self.facts.call(node), calls.BatchNorm):
+            if node is not None and isinstance(self.facts.call(node), ops.BatchNorm):
                 yield first + number, decision, node
 
-    def ways(self, decisions: Sequence[Decision], first: int) -> Iterator[Way]:
+    def ways(self, plan: Plan, first: int) -> Iterator[Way]:
         """Yield the way of each affine."""
-        readers: dict[Node, list[Node]] = {node: [] for node in self.nodes}
-        for node in self.nodes:
-            for value in self.reads[node]:
-                readers[value].append(node)
-        for number, decision, site in self._sites(decisions, first):
-            edges, ends = self._way(site, decision, readers)
-            pairs = tuple((self.index[reader], self.index[read]) for reader, read in edges)
+        by_name = {node.name: node for node in self.nodes}
+        for number, decision, site in self._sites(plan, first):
+            route = plan.steps.routes.get(decision.site)
+            hops = () if route is None else route.hops
+            edges = [edge for reader, read in hops for edge in self._joined(by_name[reader], by_name[read])]
+            ends = () if route is None else dict.fromkeys(by_name[end] for end in route.ends)
+            pairs = tuple((self.index[reader], self.index[read]) for reader, read in dict.fromkeys(edges))
             yield Way(number, self.index[site], tuple(self.index[end] for end in ends), pairs)
 
-    def _way(
-        self, site: Node, decision: Decision, readers: dict[Node, list[Node]]
-    ) -> tuple[list[tuple[Node, Node]], list[Node]]:
-        """Return the edges from a BatchNorm to what absorbed it, and these."""
-        into, through = set(decision.into), set(decision.through)
-        if not into or decision.direction is None:
-            return [], []
-        edges: dict[tuple[Node, Node], None] = {}
-        ends: dict[Node, None] = {}
-
-        def passes(node: Node) -> bool:
-            return name_of(node) in through or isinstance(self.facts.call(node), (calls.BatchNorm, calls.Split))
-
-        def search(start: Node, step: dict[Node, list[Node]] | dict[Node, tuple[Node, ...]], *, forward: bool) -> bool:
-            """Walk depth first along ``step``; note the edges that end at an absorber."""
-            leads: dict[Node, bool] = {}
-            stack: list[tuple[Node, Iterator[Node]]] = [(start, iter(step[start]))]
-            leads[start] = False
-            while stack:
-                node, rest = stack[-1]
-                following = next(rest, None)
-                if following is None:
-                    stack.pop()
-                    continue
-                edge = (following, node) if forward else (node, following)
-                if self._names(following) & into and following is not site:
-                    ends[following] = None
-                    leads[following] = True
-                elif following not in leads and passes(following):
-                    leads[following] = False
-                    stack.append((following, iter(step[following])))
-                    tried.append(edge)
-                    continue
-                tried.append(edge)
-            # an edge belongs to the way if its far end leads to an absorber: settle from the far end back
-            changed = True
-            while changed:
-                changed = False
-                for reader, read in tried:
-                    near, far = (read, reader) if forward else (reader, read)
-                    if leads.get(far) and (reader, read) not in edges:
-                        edges[reader, read] = None
-                        leads[near] = changed = True
-            return bool(leads[start])
-
-        tried: list[tuple[Node, Node]] = []
-        if decision.direction == "backward":
-            search(site, self.reads, forward=False)
-        elif decision.direction == "forward":
-            search(site, readers, forward=True)
-        else:  # sideways: forward to the sum that the convolution's value goes into
-            for total in self._sums_after(site, readers, passes):
-                edges.update(dict.fromkeys(total[1]))
-                tried = []
-                if search(total[0], self.reads, forward=False):
-                    break
-                edges.clear()
-        return list(edges), list(ends)
-
-    def _sums_after(
-        self, site: Node, readers: dict[Node, list[Node]], passes: Any
-    ) -> Iterator[tuple[Node, list[tuple[Node, Node]]]]:
-        """Yield the sums that a BatchNorm's value runs into, and the edges to each."""
-        waiting: list[tuple[Node, list[tuple[Node, Node]]]] = [(site, [])]
-        while waiting:
-            node, path = waiting.pop(0)
-            for reader in readers[node]:
-                edges = [*path, (reader, node)]
-                if isinstance(self.facts.call(reader), calls.Add):
-                    yield reader, edges
-                elif passes(reader):
-                    waiting.append((reader, edges))
+    def _joined(self, reader: Node, read: Node) -> list[tuple[Node, Node]]:
+        """Return the edges from a reader to what it reads, through what only passes it on between the two."""
+        before: dict[Node, Node] = {}
+        waiting = [reader]
+        while waiting and read not in before:
+            node = waiting.pop(0)
+            for value in self.reads[node]:
+                if value not in before:
+                    before[value] = node
+                    waiting.append(value)
+        path = []
+        while read is not reader and read in before:
+            path.append((before[read], read))
+            read = before[read]
+        return path
 
     def chain(self, way: Way, decision: Decision) -> Iterator[Link]:
         """Yield the calls on a way, with the rule that lets each pass, and the calls beside its ends."""
@@ -278,21 +216,17 @@ class _Drawn:
         call = self.facts.call(self.nodes[number])
         if call is None:
             return ""
-        if isinstance(call, calls.BatchNorm):
+        if isinstance(call, ops.BatchNorm):
             return "folded before, now the identity"
-        if decision.direction == "sideways" and isinstance(call, calls.Add):
+        if decision.direction == "sideways" and isinstance(call, ops.Add):
             return "conv(x) + (a x + b) is one convolution of x"
-        rule = push_rule(call) if decision.direction == "forward" else pull_rule(call)
-        return rule.mathematics if rule is not None else ""
-
-    def _names(self, node: Node) -> set[str]:
-        return {self._label(node), str(node.target) if node.op == "call_module" else node.name, node.name}
+        return call.rule.mathematics if call.rule is not None else ""
 
     def affines(self, decisions: Sequence[Decision], first: int) -> Iterator[Affine]:
         """Yield the affine of each BatchNorm that has one."""
         for number, _, site in self._sites(decisions, first):
             call = self.facts.call(site)
-            assert isinstance(call, calls.BatchNorm)
+            assert isinstance(call, ops.BatchNorm)
             sources = (call.running_mean, call.running_var, call.weight, call.bias)
             if any(isinstance(source, Node) and not self.facts.is_constant(source) for source in sources):
                 continue

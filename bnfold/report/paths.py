@@ -55,6 +55,9 @@ def _told(document: Document, path: Callable[[str], str], text: Callable[[str], 
         inputs=None if document.inputs is None else (document.inputs[0], text(document.inputs[1])),
         outputs=tuple(replace(file, path=path(file.path)) for file in document.outputs),
         notes=tuple(map(text, document.notes)),
-        batchnorms=tuple(replace(decision, detail=text(decision.detail)) for decision in document.batchnorms),
+        batchnorms=tuple(
+            replace(decision, detail=text(decision.detail), because=text(decision.because))
+            for decision in document.batchnorms
+        ),
         details=details,
     )

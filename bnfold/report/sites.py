@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from bnfold.capture.nests import flatten
-from bnfold.fold.pieces import unfolded_model
+from bnfold.fold.whole import unfolded_model
 from bnfold.report.details import SiteError
 from bnfold.verify.locate import distance, twins
 from bnfold.verify.reference import everything_in_float64, exact_arithmetic, fresh, fresh_in_float64

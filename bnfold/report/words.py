@@ -44,7 +44,7 @@ def why(decision: Decision) -> str:
     """Return the reason alone: nothing for a fold, and without what a table says in other columns."""
     if decision.action == "fold":
         return ""
-    return decision.detail.removeprefix(f"{decision.batchnorm} became an explicit affine: ")
+    return f"{decision.because}." if decision.because and decision.action == "affine" else decision.detail
 
 
 def merges_line(merges: Sequence[MergeDecision]) -> str:
@@ -63,14 +63,12 @@ def merges_line(merges: Sequence[MergeDecision]) -> str:
 
 def merged_with(merge: MergeDecision) -> str:
     """Return what goes into a convolution, or would have: layers, and the identity."""
-    if merge.action == "merge" and " merged into " in merge.detail and "the identity" in merge.detail:
-        return ", ".join((*merge.merged, "the identity"))
-    return ", ".join(merge.merged)
+    return ", ".join((*merge.merged, *(("the identity",) if merge.identity else ())))
 
 
 def why_apart(merge: MergeDecision) -> str:
     """Return the reason alone, without the names."""
-    return "" if merge.action == "merge" else merge.detail.partition(": ")[2]
+    return f"{merge.because}." if merge.because else ""
 
 
 def number(value: float | None) -> str:

@@ -39,6 +39,7 @@ from bnfold.verify.witness import (
     of_algebra,
     of_module,
     of_onnx,
+    of_reference,
     of_weights,
     once_proven,
 )
@@ -252,6 +253,11 @@ def _witnesses(
         yield 0.85, of_onnx(model, "off", original.input_names)
         yield 0.9, of_onnx(model, "full", original.input_names)
     except RefusedFileError as error:
+        reference = of_reference(model, original.input_names) if isinstance(error, NoKernelError) else None
+        if reference is not None:
+            notes.append(f"{in_words(error)}. The file was computed in float64 instead.")
+            yield 0.9, reference
+            return
         nan, words = float("nan"), in_words(error)
         lacks = isinstance(error, NoKernelError)  # says nothing about the fold, nor about the export
         yield (

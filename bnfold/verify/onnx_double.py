@@ -9,6 +9,7 @@ written to be read; its slowest operators are replaced here by torch's in float6
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +19,57 @@ import torch.nn.functional as F
 from onnx import AttributeProto, TensorProto, numpy_helper
 from torch import Tensor
 
+from bnfold.verify.reference import in_float64
+
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
 
-__all__ = ["FLOATS", "KERNELS", "NARROW", "WHOLE", "evaluator", "in_double", "named_tensors"]
+__all__ = ["FLOATS", "KERNELS", "NARROW", "WHOLE", "DoubleModel", "evaluator", "in_double", "named_tensors"]
 
 Arrays = tuple[Any, ...]
 Kernel = Callable[[onnx.NodeProto, Sequence[Any], dict[str, Any]], Arrays | None]
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _TYPES = frozenset({"to", "dtype", "output_dtype", "softmax_precision"})  # attributes that name a type of elements
+
+
+class DoubleModel:
+    """An ONNX model in float64, called like the module it was exported from.
+
+    Args:
+        model: the model, or the path of its file.
+
+    Raises:
+        Exception: it has no float64 form; see :func:`evaluator`.
+    """
+
+    def __init__(self, model: onnx.ModelProto | Path) -> None:
+        wide = in_double(onnx.load(model) if isinstance(model, Path) else model)
+        weights = {tensor.name for tensor in wide.graph.initializer}
+        self._inputs = [value for value in wide.graph.input if value.name not in weights]
+        self._names = [value.name for value in wide.graph.output]
+        self._evaluator = evaluator(wide)
+
+    def __call__(self, inputs: Sequence[Any], names: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
+        """Return the outputs, each with its name; inputs are matched by name where all have one, else by position."""
+        known = dict(zip(names, inputs, strict=False)) if len(names) >= len(inputs) else {}
+        own = [value.name for value in self._inputs]
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        if set(own) <= known.keys():
+            tensors = [known[name] for name in own]
+        feed = {name: in_float64(value).cpu().numpy() for name, value in zip(own, tensors, strict=True)}
+        outputs = self._evaluator.run(None, feed)
+        return [(name, torch.from_numpy(np.array(output))) for name, output in zip(self._names, outputs, strict=True)]
+
+    def refuses(self, case: Any) -> str | None:
+        """Return why the model does not take a case, by the sizes that it declares; None if it takes it."""
+        tensors = [value for value in case.inputs if isinstance(value, Tensor)]
+        for value, tensor in zip(self._inputs, tensors, strict=False):
+            dims = value.type.tensor_type.shape.dim
+            for dim, size in zip(dims, tensor.shape, strict=False):
+                if dim.HasField("dim_value") and dim.dim_value != size:
+                    return f"its input `{value.name}` is declared with a size of {dim.dim_value}, and {size} is given"
+        return None
 
 
 def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:

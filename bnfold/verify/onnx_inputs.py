@@ -14,6 +14,7 @@ from bnfold.verify.runtime import OrtModel, counted
 __all__ = ["given_inputs", "onnx_inputs"]
 
 BATCH = 2
+_SIZES = (224, 256, 128, 64, 32, 299, 512, 1024, 16000, 16, 8, 4)
 _FIX = "Say the shape with --input-shape, one for each input in their order, or give real inputs with --inputs."
 
 
@@ -22,14 +23,17 @@ def onnx_inputs(path: Path, shapes: Sequence[Sequence[int]] = (), *, seed: int =
 
     Args:
         path: of the model.
-        shapes: one for each input; where none are given, those that the model declares, with a batch of 2.
+        shapes: one for each input; where none are given, those that the model declares, with a batch of 2. Sizes that
+            it leaves open are tried, the most common first, until it runs.
         seed: of the values.
 
     Raises:
-        UsageError: a shape is not declared whole and none is given, or they are not as many as the inputs.
+        UsageError: the model leaves sizes open, none is given and it runs at none of those tried; or the shapes given
+            are not as many as the inputs.
         RefusedFileError: ONNX Runtime does not take the model.
     """
-    declared = OrtModel(path, "off").declared
+    session = OrtModel(path, "off")
+    declared = session.declared
     if shapes and len(shapes) != len(declared):
         names = ", ".join(name for name, _, _ in declared)
         raise UsageError(
@@ -37,15 +41,36 @@ def onnx_inputs(path: Path, shapes: Sequence[Sequence[int]] = (), *, seed: int =
             f"{'was' if len(shapes) == 1 else 'were'} given.",
             fix="Give one --input-shape for each, in that order.",
         )
+    dtypes = [dtype for _, dtype, _ in declared]
+    if shapes:
+        return _drawn([tuple(shape) for shape in shapes], dtypes, seed)
+    every = [dims for _, _, dims in declared]
+    if all(isinstance(size, int) for dims in every for size in dims[1:]):
+        return _drawn([_filled(dims, 0) for dims in every], dtypes, seed)
+    for size in _SIZES:
+        inputs = _drawn([_filled(dims, size) for dims in every], dtypes, seed)
+        try:
+            session(*inputs)
+        except RuntimeError:
+            continue
+        return inputs
+    name, dims = next((n, d) for n, _, d in declared if any(not isinstance(size, int) for size in d[1:]))
+    told = "x".join("?" if size is None else str(size) for size in dims)
+    raise UsageError(
+        f"The ONNX model declares its input `{name}` as {told}, which leaves sizes open, and it runs at none of those "
+        "that were tried.",
+        fix=_FIX,
+    )
+
+
+def _drawn(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[torch.dtype], seed: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    found = []
-    for position, (name, dtype, dims) in enumerate(declared):
-        shape = tuple(shapes[position]) if shapes else _shape(name, dims)
-        if dtype.is_floating_point:
-            found.append(torch.randn(shape, generator=generator).to(dtype))
-        else:
-            found.append(torch.randint(2, shape, generator=generator).to(dtype))
-    return tuple(found)
+    return tuple(
+        torch.randn(shape, generator=generator).to(dtype)
+        if dtype.is_floating_point
+        else torch.randint(2, shape, generator=generator).to(dtype)
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    )
 
 
 def given_inputs(path: Path, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -67,10 +92,7 @@ def given_inputs(path: Path, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     )
 
 
-def _shape(name: str, dims: Sequence[int | str | None]) -> tuple[int, ...]:
-    """Return the declared shape, with a batch of 2 where its first dimension is open."""
-    if any(not isinstance(size, int) for size in dims[1:]):
-        told = "x".join("?" if size is None else str(size) for size in dims)
-        raise UsageError(f"The ONNX model declares its input `{name}` as {told}, which leaves sizes open.", fix=_FIX)
-    first = [BATCH if not isinstance(size, int) else size for size in dims[:1]]
-    return (*first, *(size for size in dims[1:] if isinstance(size, int)))
+def _filled(dims: Sequence[int | str | None], size: int) -> tuple[int, ...]:
+    """Return a shape with a batch of 2 where its first dimension is open, and the others of one size."""
+    first = [BATCH if not isinstance(dim, int) else dim for dim in dims[:1]]
+    return (*first, *(dim if isinstance(dim, int) else size for dim in dims[1:]))

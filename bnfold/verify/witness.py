@@ -41,6 +41,7 @@ __all__ = [
     "of_algebra",
     "of_module",
     "of_onnx",
+    "of_reference",
     "of_weights",
     "once_proven",
 ]
@@ -131,6 +132,31 @@ def of_onnx(model: Any, optimisation: Optimisation, names: Sequence[str] = ()) -
         ONNX_LIMITS,
         exported=True,
         refuses=lambda case: session.refuses(case.inputs, names),
+    )
+
+
+def of_reference(model: Any, names: Sequence[str] = ()) -> Witness | None:
+    """Return the witness of an ONNX model computed in float64 by ONNX's reference implementation; None if it cannot be.
+
+    For precisions that ONNX Runtime has no kernels for: the weights are those of the file, as they were rounded, and
+    what is computed with them is right to float64.
+
+    Args:
+        model: the ``ModelProto``, or the path of its file.
+        names: of the original's inputs; see :func:`of_onnx`.
+    """
+    from bnfold.verify.onnx_double import DoubleModel
+
+    try:
+        double = DoubleModel(model)
+    except Exception:  # an operator that the reference implementation lacks, or computes in float32
+        return None
+
+    def run(case: Case) -> list[Leaf]:
+        return [Leaf(name, value) for name, value in double(case.inputs, names)]
+
+    return Witness(
+        "ONNX, computed in float64", "export", run, ONNX_LIMITS, in_float64=True, exported=True, refuses=double.refuses
     )
 
 

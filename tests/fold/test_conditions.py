@@ -97,7 +97,7 @@ for _name, _op in {
         "channel-dimension",
         lambda s, x, op=_op: s.bn(op(s.conv(x))),
         lambda s, x, op=_op: op(_affine_on_the_last_two(s.bn, s.conv(x))),
-        "takes of the channels with a step, or where is only known when it runs",
+        "slices the channels with a step, or at a position known only at run time",
         channels=2,
     )
 for _name, _op in {"flip": lambda y: y.flip(1), "roll": lambda y: torch.roll(y, 1, dims=-3)}.items():
@@ -460,7 +460,7 @@ def unshuffled_moved(s: Any, x: Tensor) -> Any:
     return s.op(bnfold.ChannelAffine(affine.scale[::4], affine.shift[::4])(s.conv(x)))
 
 
-says = "spreads one channel over several that want different things"
+says = "takes a channel several times, and its copies want different things"
 refused(
     "a pixel unshuffle of unlike channels",
     "channels-disagree",
@@ -509,7 +509,7 @@ def behind_a_gate_moved(s: Any, x: Tensor) -> Any:
     return conv_with_bn(s)(x) * s.gate(x).sigmoid()
 
 
-says = "no affine moves through `mul`"
+says = "no affine moves through product `mul`"
 refused("a gate", "unknown-op", behind_a_gate, behind_a_gate_moved, says, gate=lambda: nn.Conv2d(3, 4, 3, padding=1))
 
 

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bnfold.fold.rules import PULL_RULES
-from bnfold.graph import calls
+from bnfold import ops as calls
+from bnfold.fold.rules import RULES
 from bnfold.graph.facts import Facts
 from tests.fold.support import Net, double, folds, set_affine, values
 
@@ -47,7 +47,7 @@ class Row:
         into: which layers take the affine.
     """
 
-    op: type[calls.Call]
+    op: type[calls.Operation]
     name: str
     dims: int
     apply: Callable[[Any, Tensor], Tensor]
@@ -62,11 +62,11 @@ class Row:
 ROWS: list[Row] = []
 
 
-def row(op: type[calls.Call], name: str, dims: int, apply: Callable[[Any, Any], Any], **options: Any) -> None:
+def row(op: type[calls.Operation], name: str, dims: int, apply: Callable[[Any, Any], Any], **options: Any) -> None:
     ROWS.append(Row(op, f"{op.__name__}-{name}-{dims}d", dims, apply, **options))
 
 
-def layer(op: type[calls.Call], dims: int, make: Callable[[], nn.Module], name: str = "", **options: Any) -> None:
+def layer(op: type[calls.Operation], dims: int, make: Callable[[], nn.Module], name: str = "", **options: Any) -> None:
     row(op, name or type(make()).__name__, dims, lambda s, y: s.op(y), parts=lambda: {"op": make()}, **options)
 
 
@@ -395,12 +395,13 @@ def assert_crossed(case: Row, seed: int) -> None:
 
 def test_every_rule_has_a_row_here() -> None:
     elsewhere = {calls.TaughtPassing}  # a module of the user's: tests/test_extend.py
-    assert {rule.op for rule in PULL_RULES} - {case.op for case in ROWS} == elsewhere
+    assert set(RULES) - {case.op for case in ROWS} == elsewhere
 
 
-@pytest.mark.parametrize("rule", PULL_RULES, ids=lambda rule: rule.op.__name__)
-def test_every_rule_states_its_mathematics_and_documents_its_move(rule: Any) -> None:
+@pytest.mark.parametrize("rule", RULES.values(), ids=[kind.__name__ for kind in RULES])
+def test_every_rule_states_its_mathematics_and_documents_its_moves(rule: Any) -> None:
     assert rule.mathematics
-    assert rule.move.__doc__
+    assert rule.backward.__doc__
+    assert rule.forward.__doc__
     for condition in rule.conditions:
         assert condition.__doc__

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bnfold.affine import ChannelAffine
-from bnfold.fold.demand import Demand
+from bnfold.ops.form import ChannelForm
 
-weights = importlib.import_module("bnfold.fold.weights")
+weights = importlib.import_module("bnfold.fold.rounded")
 
 LAYOUTS = {
     "contiguous": torch.randn(7, 5, 3, 3),
@@ -79,7 +79,7 @@ def test_a_sum_that_overflows_is_no_product_that_does() -> None:
 def test_a_demand_is_split_into_its_parts_with_what_they_care_for() -> None:
     scale, shift = torch.randn(2, 6, dtype=torch.float64)
     cares = torch.tensor([True, False, True, False, True, False])
-    demand = Demand(ChannelAffine(scale, shift), 1, 4, cares, unsure=True)
+    demand = ChannelForm(ChannelAffine(scale, shift), 1, 4, cares, unsure=True)
     parts = demand.split([1, 0, 3, 2])
     for part, place in zip(parts, ([0], [], [1, 2, 3], [4, 5]), strict=True):
         picked = demand.picked(torch.tensor(place, dtype=torch.long))
@@ -88,4 +88,4 @@ def test_a_demand_is_split_into_its_parts_with_what_they_care_for() -> None:
         assert part.cares is not None
         assert torch.equal(part.cares, picked.cares)
         assert (part.dim, part.rank, part.unsure) == (1, 4, True)
-    assert all(part.cares is None for part in Demand(ChannelAffine(scale, shift), 1, 4).split([2, 4]))
+    assert all(part.cares is None for part in ChannelForm(ChannelAffine(scale, shift), 1, 4).split([2, 4]))

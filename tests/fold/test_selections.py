@@ -41,6 +41,18 @@ def test_selections_that_share_no_channel_take_each_their_own() -> None:
     assert [(d.action, d.into) for d in folds(net, values(2, 3, 9, 9)).plan] == [("fold", ("conv",))] * 2
 
 
+def test_a_channel_taken_twice_stays_where_somebody_else_reads_its_copy() -> None:
+    def forward(s: Any, x: Any) -> Any:
+        y = s.conv(x)[:, s.index]
+        return s.bn(y[:, 0:1]), y[:, 2:3].sigmoid()
+
+    net = double(
+        Net(forward, conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(1), index=torch.tensor([1, 3, 1])), negative=1.0
+    )
+    (decision,) = folds(net, values(2, 3, 9, 9)).plan
+    assert (decision.action, decision.reason) == ("affine", "channels-disagree")
+
+
 @pytest.mark.parametrize("way", ["recorded", "export"])
 def test_condensing_layers_fold_backward_where_nobody_else_reads(way: str) -> None:
     def forward(s: Any, x: Any) -> Any:
@@ -70,18 +82,19 @@ def test_condensing_layers_fold_backward_where_nobody_else_reads(way: str) -> No
     ],
 )
 def test_numbers_that_the_model_would_fail_on_are_not_guessed(index: list[int], wraps: bool, reason: str) -> None:
+    from bnfold import ops as calls
     from bnfold.affine import ChannelAffine
     from bnfold.capture.ways import capture
-    from bnfold.fold.demand import Demand, Refusal
-    from bnfold.fold.moves import selected
-    from bnfold.graph import calls
     from bnfold.graph.facts import Facts
+    from bnfold.ops.form import ChannelForm
+    from bnfold.ops.refusal import Refusal
 
     net = double(Net(lambda s, x: s.conv(x)[:, [0, 1, 2]], conv=nn.Conv2d(3, 4, 3)))
     facts = Facts.of(capture(net, values(2, 3, 9, 9), "recorded"))
     call = next(call for node in facts.index if isinstance(call := facts.call(node), calls.Select))
     other = calls.Select(call.node, call.input, 1, tuple(index), wraps)
-    moved = selected(other, Demand(ChannelAffine.identity(3), 1, 4), facts)
+    assert other.rule is not None
+    moved = other.rule.before(other, ChannelForm(ChannelAffine.identity(3), 1, 4), facts)
     assert isinstance(moved, Refusal)
     assert moved.reason == reason
 

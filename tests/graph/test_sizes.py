@@ -14,7 +14,7 @@ from torch.fx import Interpreter, Node
 
 from bnfold.capture.ways import capture
 from bnfold.graph.facts import Facts
-from bnfold.graph.sizes import Size, number
+from bnfold.ops.symbolic import Size, number
 from tests.fold.support import Net, double, values
 from tests.fold.test_rules import ROWS, Row, built
 

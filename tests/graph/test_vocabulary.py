@@ -10,17 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bnfold import ops as calls
 from bnfold.capture.ways import capture
-from bnfold.graph import calls
 from bnfold.graph.facts import Facts
-from bnfold.graph.vocabulary import elementwise, shapes, weighted, windows
 from tests.fold.support import Net
 
 aten = torch.ops.aten
 MEAN, VAR, WEIGHT = torch.zeros(4), torch.ones(4), torch.ones(4)
 
 
-def read(function: Callable[[Any, Any], Any], *how: Any, **parts: Any) -> list[calls.Call | None]:
+def read(function: Callable[[Any, Any], Any], *how: Any, **parts: Any) -> list[calls.Operation | None]:
     """Record ``function(self, x)`` and read each node that computes something; ``how`` are inputs and the way."""
     facts = Facts(capture(Net(function, **parts).eval(), *how))
     return [facts.call(node) for node in facts.index if node.op in ("call_module", "call_function", "call_method")]
@@ -33,7 +32,20 @@ def only(function: Callable[[Any, Any], Any], *how: Any, **parts: Any) -> Any:
 
 def comparable(call: Any) -> dict[str, Any]:
     """A call's facts without the nodes and names that differ between spellings."""
-    skip = ("node", "input", "weight", "bias", "running_mean", "running_var", "name", "rank", "left", "right", "parts")
+    skip = (
+        "node",
+        "input",
+        "output_size",
+        "weight",
+        "bias",
+        "running_mean",
+        "running_var",
+        "name",
+        "rank",
+        "left",
+        "right",
+        "parts",
+    )
     found = {key: value for key, value in vars(call).items() if key not in skip}
     return {key: (value,) * 2 if key in _PAIRS and isinstance(value, int) else value for key, value in found.items()}
 
@@ -108,8 +120,8 @@ def test_each_spelling_reads_as_the_same_call(kind: str, index: int, how: str) -
 
 
 def test_no_spelling_has_two_rows() -> None:
-    rooms = (weighted, windows, elementwise, shapes)
-    spellings = [spelling for room in rooms for spelling in (*room.FUNCTIONS, *getattr(room, "METHODS", ()))]
+    tables = [table for family in calls.FAMILIES for table in (family.functions, family.methods, family.layers)]
+    spellings = [spelling for table in tables for spelling in table]
     assert len(spellings) == len(set(spellings))
 
 

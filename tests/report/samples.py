@@ -22,6 +22,7 @@ def decision(name: str = "bn1", action: str = "fold", **changes: Any) -> Decisio
         if action == "fold"
         else f"{name} became an explicit affine: 1 of 32 scales is negative.",
         "site": name,
+        "because": "" if action == "fold" else "1 of 32 scales is negative",
     }
     return Decision(**(fields | changes))
 

@@ -17,7 +17,8 @@ from tests.report.test_tables import printed
 
 
 def affine(name: str, why: str, **changes: Any) -> Decision:
-    return decision(name, "affine", detail=f"{name} became an explicit affine: {why}", **changes)
+    words = f"{name} became an explicit affine: {why}"
+    return decision(name, "affine", detail=words, because=why.removesuffix("."), **changes)
 
 
 def dense(count: int) -> list[Decision]:
@@ -55,7 +56,7 @@ def test_numbers_that_are_the_same_stay_in_the_pattern() -> None:
     "other",
     [
         affine("block9.norm", "it has an output of its own."),
-        affine(dense(9)[8].batchnorm, dense(9)[8].detail.partition(": ")[2], reason="hooks"),
+        affine(dense(9)[8].batchnorm, dense(9)[8].because + ".", reason="hooks"),
         decision("block9.norm"),
     ],
 )

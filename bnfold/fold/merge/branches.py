@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from bnfold.fold.merge.geometry import Geometry, Place
-from bnfold.fold.merge.kernels import added, averaging, composed_weights, identity, in_fewer_groups
+from bnfold.fold.merge.kernels import added, averaging, composed_weights, in_fewer_groups
+from bnfold.ops.weighted import with_identity
 
 __all__ = ["Branch", "Chain", "Identity", "Leaf", "Pool", "Reader", "Scaled", "Sum", "Term"]
 
@@ -86,8 +87,9 @@ class Identity(Branch):
 
     def weights(self, reader: Reader, like: Tensor) -> Weights:  # noqa: ARG002
         """Return a single tap of one."""
-        weight = identity(self.geometry.inputs, len(self.geometry.kernel), like)
-        return weight, weight.new_zeros(weight.shape[0])
+        zeros = torch.zeros(self.geometry.inputs, dtype=torch.float64, device=like.device)
+        dims = len(self.geometry.kernel)
+        return with_identity(zeros.reshape(-1, 1, *[1] * dims), zeros + 1, (0,) * dims), zeros
 
 
 @dataclass(frozen=True, eq=False)

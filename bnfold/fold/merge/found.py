@@ -3,62 +3,30 @@
 from __future__ import annotations
 
 import math
-import operator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
-from bnfold.fold.conditions import described
-from bnfold.fold.demand import Refusal
+from bnfold import ops
 from bnfold.fold.merge.branches import Leaf, Pool, divisor_of
-from bnfold.fold.merge.geometry import geometry_of, geometry_of_pool
-from bnfold.fold.state import shares_weights, weight_of
-from bnfold.graph import calls
-from bnfold.graph.facts import Facts
-from bnfold.graph.inplace import IN_PLACE
+from bnfold.fold.merge.geometry import Geometry, geometry_of, sizes
+from bnfold.fold.settled import shares_weights, weight_of
+from bnfold.ops.interface import GraphFacts, Value
+from bnfold.ops.refusal import Refusal
 
 __all__ = ["Factor", "adds_zero", "factor_of", "leaf_of", "pool_of", "positions"]
 
-_PRODUCTS: frozenset[Any] = frozenset(
-    (
-        operator.mul,
-        torch.mul,
-        torch.multiply,
-        torch.ops.aten.mul.Tensor,
-        torch.ops.aten.mul.Scalar,
-        torch.ops.aten.mul_.Tensor,
-        IN_PLACE["__imul__"],
-        "mul",
-        "mul_",
-        "multiply",
-    )
-)
-_QUOTIENTS: frozenset[Any] = frozenset(
-    (
-        operator.truediv,
-        torch.div,
-        torch.true_divide,
-        torch.ops.aten.div.Tensor,
-        torch.ops.aten.div.Scalar,
-        IN_PLACE["__itruediv__"],
-        "div",
-        "div_",
-    )
-)
-_NEGATIONS: frozenset[Any] = frozenset((operator.neg, torch.neg, torch.negative, torch.ops.aten.neg.default, "neg"))
 
-
-def positions(facts: Facts, value: Node) -> int | None:
+def positions(facts: GraphFacts, value: Value) -> int | None:
     """Return how many positions of space a value has for one example, where shapes are known."""
     shapes = facts.shapes(value)
     return math.prod(shapes[0][2:]) if shapes else None
 
 
 def leaf_of(
-    facts: Facts,
-    call: calls.Convolution,
+    facts: GraphFacts,
+    call: ops.Convolution,
     name: str,
     keep: frozenset[str],
     share: Literal["clone", "keep"],
@@ -66,53 +34,67 @@ def leaf_of(
     """Return a convolution call as a branch, or why it must stay as it is."""
     node = call.node
     if name in keep or node.name in keep:
-        return Refusal("kept-by-request", f"the caller asked to keep {described(call)}")
+        return Refusal("kept-by-request", "the caller asked to keep {op}", op=call)
     if facts.hooked(node):
-        return Refusal("hooks", f"{described(call)} carries hooks")
+        return Refusal("hooks", "{op} carries hooks", op=call)
     weight = weight_of(facts, call)
     if isinstance(weight, Refusal):
         return weight
     assert weight is not None
     if not weight.is_floating_point():
-        return Refusal("weight-type", f"the weight of {described(call)} is {weight.dtype}")
+        return Refusal("weight-type", "the weight of {op} is {type}", op=call, type=weight.dtype)
     if share == "keep" and shares_weights(facts, call):
-        return Refusal("shared", f"the weights of {described(call)} are used elsewhere too")
+        return Refusal("shared", "the weights of {op} are used elsewhere too", op=call)
     geometry = geometry_of(call, tuple(weight.shape))
     cost = geometry.macs * (positions(facts, node) or 1)
     return Leaf(call.input.name, geometry, (node.name,), node.name, cost, (name,))
 
 
-def pool_of(facts: Facts, call: calls.AveragePool, name: str, keep: frozenset[str]) -> Pool | Refusal:
+def pool_of(facts: GraphFacts, call: ops.AveragePool, name: str, keep: frozenset[str]) -> Pool | Refusal:
     """Return an average pool as a branch, or why it is none."""
     channels = facts.channels(call.input, 1)
     if name in keep or call.node.name in keep:
-        return Refusal("kept-by-request", f"the caller asked to keep {described(call)}")
+        return Refusal("kept-by-request", "the caller asked to keep {op}", op=call)
     if facts.hooked(call.node):
-        return Refusal("hooks", f"{described(call)} carries hooks")
+        return Refusal("hooks", "{op} carries hooks", op=call)
     if channels is None:
-        return Refusal("shapes-unknown", f"the channels of {described(call)} are not known without example inputs")
-    geometry = geometry_of_pool(call, channels)
+        return Refusal("shapes-unknown", "the channels of {op} are not known without example inputs", op=call)
+    geometry = _geometry_of_pool(call, channels)
     if isinstance(geometry, Refusal):
-        return Refusal(geometry.reason, f"{described(call)} {geometry.detail}")
+        return geometry
     divisor = divisor_of(geometry, call.divisor_override)
     return Pool(call.input.name, geometry, (call.node.name,), None, 0, (name,), divisor)
 
 
-def adds_zero(node: Node) -> bool:
-    """Whether a node is ``x + 0``, as ``sum([...])`` and some training forms write it."""
-    return len(node.args) == 2 and any(type(value) is int and value == 0 for value in node.args)
+def _geometry_of_pool(call: ops.AveragePool, channels: int) -> Geometry | Refusal:
+    """Return an average pool as a depthwise convolution, if it divides by the same number everywhere."""
+    if call.ceil_mode:
+        return Refusal("cut-windows", "{op} rounds the number of its windows up", op=call)
+    if call.pads and not call.count_include_pad and call.divisor_override is None:
+        return Refusal("cut-windows", "{op} divides by fewer at the border", op=call)
+    dims = call.spatial_dims
+    kernel = sizes(call.kernel_size, dims)
+    stride = kernel if call.stride is None or call.stride == () else sizes(call.stride, dims)
+    padding = tuple((side, side) for side in sizes(call.padding, dims))
+    return Geometry(kernel, stride, (1,) * dims, padding, "zeros", channels, channels, channels)
+
+
+def adds_zero(facts: GraphFacts, node: Value) -> bool:
+    """Whether a value is ``x + 0``."""
+    call = facts.call(node)
+    return bool(getattr(call, "adds_zero", False))
 
 
 class Factor:
     """A multiplication by constants: of ``value``, by a number or by what the node ``by`` computes."""
 
-    def __init__(self, value: Node, by: float | Node) -> None:
+    def __init__(self, value: Value, by: float | Value) -> None:
         self.value = value
         self.by = by
 
-    def fits(self, facts: Facts, dims: int, channels: int, dtype: torch.dtype, rank: int | None) -> bool:
+    def fits(self, facts: GraphFacts, dims: int, channels: int, dtype: torch.dtype, rank: int | None) -> bool:
         """Whether it is one factor for each channel, and keeps the dtype and the shape."""
-        if not isinstance(self.by, Node):
+        if isinstance(self.by, float):
             return True
         tensor = facts.constant(self.by)
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -127,33 +109,13 @@ class Factor:
         return shape[-dims - 1 :] == (channels, *[1] * dims) and all(size == 1 for size in shape[: -dims - 1])
 
 
-def factor_of(facts: Facts, node: Node) -> Factor | None:
-    """Read a node as a multiplication by constants."""
+def factor_of(facts: GraphFacts, node: Value) -> Factor | None:
+    """Read a value as a multiplication by constants."""
     call = facts.call(node)
-    if isinstance(call, calls.ByNumber):
-        return None if call.offset else Factor(call.input, call.factor)
-    if node.op not in ("call_function", "call_method"):
-        return None
-    if node.target in _NEGATIONS and len(node.args) == 1 and isinstance(node.args[0], Node):
-        return Factor(node.args[0], -1.0)
-    product = node.target in _PRODUCTS
-    if not (product or node.target in _QUOTIENTS) or len(node.args) != 2 or node.kwargs:
-        return None
-    left, right = node.args
-    if isinstance(left, Node) and _is_number(right):
-        number = float(right)  # type: ignore[arg-type]
-        return Factor(left, number if product else 1 / number) if number or product else None
-    if not product:
-        return None
-    if isinstance(right, Node) and _is_number(left):
-        return Factor(right, float(left))  # type: ignore[arg-type]
-    if isinstance(left, Node) and isinstance(right, Node):
-        if facts.is_constant(right) and not facts.is_constant(left):
-            return Factor(left, right)
-        if facts.is_constant(left) and not facts.is_constant(right):
-            return Factor(right, left)
+    if isinstance(call, ops.ByNumber):
+        return None if call.offset else Factor(call.input, float(call.factor))
+    if isinstance(call, ops.Multiply):
+        for value, by in ((call.left, call.right), (call.right, call.left)):
+            if facts.is_constant(by) and not facts.is_constant(value):
+                return Factor(value, by)
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

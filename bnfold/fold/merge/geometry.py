@@ -14,13 +14,15 @@ section 3.3, and arXiv:2103.13425 for sequences and pools).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
-from bnfold.fold.demand import Refusal
-from bnfold.graph import calls
+from bnfold import ops
+from bnfold.ops.operation import Dims
+from bnfold.ops.refusal import Refusal
 
-__all__ = ["Geometry", "Place", "composed", "geometry_of", "geometry_of_pool", "identity_geometry", "placed"]
+__all__ = ["Geometry", "Place", "composed", "geometry_of", "identity_geometry", "placed", "sizes"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Place:
     step: tuple[int, ...]
 
 
-def geometry_of(call: calls.Convolution, weight: tuple[int, ...]) -> Geometry:
+def geometry_of(call: ops.Convolution, weight: tuple[int, ...]) -> Geometry:
     """Return the geometry of a call with a weight of this shape, ``(C_out, C_in / groups, *kernel)``."""
     dims = call.spatial_dims
     kernel = weight[2:]
@@ -103,19 +105,6 @@ def geometry_of(call: calls.Convolution, weight: tuple[int, ...]) -> Geometry:
     )
 
 
-def geometry_of_pool(call: calls.AveragePool, channels: int) -> Geometry | Refusal:
-    """Return an average pool as a depthwise convolution, if it divides by the same number everywhere."""
-    if call.ceil_mode:
-        return Refusal("cut-windows", "rounds the number of its windows up")
-    if call.pads and not call.count_include_pad and call.divisor_override is None:
-        return Refusal("cut-windows", "divides by fewer at the border")
-    dims = call.spatial_dims
-    kernel = sizes(call.kernel_size, dims)
-    stride = kernel if call.stride is None or call.stride == () else sizes(call.stride, dims)
-    padding = tuple((side, side) for side in sizes(call.padding, dims))
-    return Geometry(kernel, stride, (1,) * dims, padding, "zeros", channels, channels, channels)
-
-
 def identity_geometry(dims: int, channels: int) -> Geometry:
     """Return the identity as a depthwise convolution."""
     ones = (1,) * dims
@@ -127,17 +116,16 @@ def placed(large: Geometry, small: Geometry) -> tuple[Place, Geometry] | Refusal
     if len(large.kernel) != len(small.kernel) or (large.inputs, large.outputs) != (small.inputs, small.outputs):
         return Refusal("channels-differ", "they have other channels in and out")
     if large.stride != small.stride:
-        return Refusal("stride-differs", f"their strides are {_told(large.stride)} and {_told(small.stride)}")
+        return _differs("stride-differs", "their strides are {one} and {other}", large.stride, small.stride)
     if small.pads and small.mode != large.mode:
-        return Refusal("padding-mode-differs", f"they pad with {large.mode} and {small.mode}")
+        return Refusal("padding-mode-differs", "they pad with {one} and {other}", one=large.mode, other=small.mode)
     offsets, steps = [], []
     for dim, (size, inner) in enumerate(zip(large.kernel, small.kernel, strict=True)):
         unit = large.dilation[dim] if size > 1 else 1
         spread = small.dilation[dim] if inner > 1 else unit
         if spread % unit:
-            return Refusal(
-                "dilation-differs", f"their dilations are {_told(large.dilation)} and {_told(small.dilation)}"
-            )
+            text = "their dilations are {one} and {other}"
+            return _differs("dilation-differs", text, large.dilation, small.dilation)
         step = spread // unit
         reach = (inner - 1) * step + 1
         before = large.padding[dim][0] - small.padding[dim][0]
@@ -152,9 +140,13 @@ def placed(large: Geometry, small: Geometry) -> tuple[Place, Geometry] | Refusal
 
 
 def _off_centre(large: Geometry, small: Geometry) -> Refusal:
-    kernels = f"kernels of {_told(large.kernel)} and {_told(small.kernel)}"
-    pads = f"{_told(low for low, _ in large.padding)} and {_told(low for low, _ in small.padding)}"
-    return Refusal("padding-differs", f"with {kernels} their paddings of {pads} do not see the same positions")
+    text = "with kernels of {one} and {other} their paddings of {low} and {less} do not see the same positions"
+    low, less = ([first for first, _ in geometry.padding] for geometry in (large, small))
+    return _differs("padding-differs", text, large.kernel, small.kernel).having(low=_times(low), less=_times(less))
+
+
+def _differs(reason: str, text: str, one: Sequence[int], other: Sequence[int]) -> Refusal:
+    return Refusal(reason, text, one=_times(one), other=_times(other))
 
 
 def composed(first: Geometry, second: Geometry) -> Geometry | Refusal:
@@ -176,12 +168,12 @@ def composed(first: Geometry, second: Geometry) -> Geometry | Refusal:
     return Refusal("no-point", "neither is a convolution of single positions with stride 1")
 
 
-def sizes(size: calls.Size, dims: int) -> tuple[int, ...]:
+def sizes(size: Dims, dims: int) -> tuple[int, ...]:
     """Return one value for each dimension."""
     if isinstance(size, int):
         return (size,) * dims
     return tuple(size) * dims if len(size) == 1 else tuple(size)
 
 
-def _told(values: object) -> str:
-    return "x".join(str(value) for value in values)  # type: ignore[attr-defined]
+def _times(values: Sequence[int]) -> str:
+    return "x".join(map(str, values))

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from bnfold.fold.merge.geometry import Place
 
-__all__ = ["added", "averaging", "composed_weights", "identity", "in_fewer_groups"]
-
-
-def identity(channels: int, dims: int, like: Tensor) -> Tensor:
-    """Return the depthwise weight of the identity."""
-    return torch.ones((channels, 1, *[1] * dims), dtype=torch.float64, device=like.device)
+__all__ = ["added", "averaging", "composed_weights", "in_fewer_groups"]
 
 
 def averaging(channels: int, kernel: tuple[int, ...], divisor: int, like: Tensor) -> Tensor:

@@ -5,32 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
-from torch.fx import Node
-
-from bnfold.fold.conditions import name_of
-from bnfold.fold.demand import Refusal
+from bnfold import ops
 from bnfold.fold.merge.branches import Branch, Sum, Term
 from bnfold.fold.merge.found import factor_of
 from bnfold.fold.merge.geometry import Geometry, Place, placed
 from bnfold.fold.merge.steps import Knot, Part
-from bnfold.graph import calls
-from bnfold.graph.effects import mutated_inputs
-from bnfold.graph.facts import Facts
-from bnfold.graph.requires import require_rank
+from bnfold.ops.interface import Value
+from bnfold.ops.refusal import Refusal
 
 if TYPE_CHECKING:
-    from bnfold.fold.merge.plan import Merger
+    from bnfold.fold.merge.planner import Merger
 
-__all__ = ["SumOfBranches", "only_metadata_of_rank"]
+__all__ = ["SumOfBranches", "more_multiplications"]
 
 
 @dataclass(frozen=True, eq=False)
 class _Found:
     """A term of the sum: its value and sign."""
 
-    value: Node
+    value: Value
     sign: int
 
 
@@ -51,11 +46,11 @@ class _Group:
 class SumOfBranches:
     """One sum, as a whole, seen from its root."""
 
-    def __init__(self, merger: Merger, root: Node) -> None:
+    def __init__(self, merger: Merger, root: Value) -> None:
         self.merger = merger
         self.facts = merger.facts
         self.root = root
-        self.tree: list[Node] = []
+        self.tree: list[Value] = []
         self.found: list[_Found] = []
         self.groups: list[_Group] = []
         self.left: list[tuple[_Found, Refusal]] = []
@@ -82,28 +77,30 @@ class SumOfBranches:
         while len(readers := self.facts.readers(value)) == 1:
             (reader,) = readers
             call = self.facts.call(reader)
-            if isinstance(call, calls.Add):
+            if isinstance(call, ops.Add):
                 return call.left is not call.right
-            if not isinstance(call, calls.Passing) or self.facts.hooked(reader):
+            if call is None or not call.passes_on or self.facts.hooked(reader):
                 return False
             value = reader
         return False
 
-    def _collect(self, value: Node, sign: int) -> None:
+    def _collect(self, value: Value, sign: int) -> None:
         call = self.facts.call(value)
         once = value is self.root or len(self.facts.readers(value)) == 1
-        if isinstance(call, calls.Add) and call.left is not call.right and once:
+        if isinstance(call, ops.Add) and call.left is not call.right and once:
             self.tree.append(value)
             self._collect(call.left, sign)
             self._collect(call.right, sign * call.sign)
-        elif isinstance(call, calls.Passing) and once and value not in self.merger.branches and self._passes(call):
+        elif once and value not in self.merger.branches and self._passes(call):
             self.tree.append(value)
-            self._collect(call.input, sign)
+            self._collect(call.inputs[0], sign)
         else:
             self.found.append(_Found(value, sign))
 
-    def _passes(self, call: calls.Passing) -> bool:
-        return not self.facts.hooked(call.node) and len(self.facts.readers(call.input)) == 1
+    def _passes(self, call: ops.Operation | None) -> TypeGuard[ops.Operation]:
+        if call is None or not call.passes_on or self.facts.hooked(call.node):
+            return False
+        return len(self.facts.readers(call.inputs[0])) == 1
 
     def _branch(self, found: _Found) -> Branch | None:
         readers = self.facts.readers(found.value)
@@ -136,7 +133,7 @@ class SumOfBranches:
 
     def _joined(self, group: _Group, found: _Found, branch: Branch, cost: int) -> Refusal | None:
         if branch.source != group.source:
-            return Refusal("different-inputs", f"they read `{group.source}` and `{branch.source}`")
+            return Refusal("different-inputs", "they read `{one}` and `{other}`", one=group.source, other=branch.source)
         if self.root.name in self.merger.refused:
             return self.merger.refused[self.root.name]
         fits = placed(group.geometry, branch.geometry)
@@ -145,8 +142,7 @@ class SumOfBranches:
         place, geometry = fits
         after = geometry.macs * self.merger.positions(group.seed)
         if after > group.cost + cost:
-            text = f"as one they would need {after / max(1, group.cost + cost):.3g} times the multiplications"
-            return Refusal("more-multiplications", text)
+            return more_multiplications(after / max(1, group.cost + cost))
         if not self.merger.same_type(group.seed, branch):
             return Refusal("weight-type", "their weights are of different dtypes or devices")
         if self.merger.written(branch, (*group.seed.members, *branch.members), self.root):
@@ -167,9 +163,9 @@ class SumOfBranches:
             if not self.facts.call(found.value) or branch is not None:
                 self.left.append((found, why))
 
-    def _identity(self, value: Node, group: _Group) -> Branch | None:
+    def _identity(self, value: Value, group: _Group) -> Branch | None:
         """Return a value as the identity of the group's source, times constants, if it is that."""
-        steps: list[Node] = []
+        steps: list[Value] = []
         node = value
         while node.name != group.source:
             before = self._before(node)
@@ -182,7 +178,8 @@ class SumOfBranches:
         branch: Branch | None = self.merger.identity(node, group.seed)
         for step in reversed(steps):
             assert branch is not None
-            if isinstance(self.facts.call(step), calls.Passing):
+            passing = self.facts.call(step)
+            if passing is not None and passing.passes_on:
                 branch = replace(branch, members=(*branch.members, step.name))
             else:
                 branch = self.merger.scaled(branch, step)
@@ -190,15 +187,15 @@ class SumOfBranches:
                 return None
         return branch
 
-    def _before(self, node: Node) -> Node | None:
+    def _before(self, node: Value) -> Value | None:
         """The value that a node passes on or multiplies by constants, for nobody but the sum."""
         if len(self.facts.readers(node)) != 1 or self.facts.hooked(node):
             return None
         call = self.facts.call(node)
-        if isinstance(call, calls.Passing):
-            return call.input
+        if call is not None and call.passes_on:
+            return call.inputs[0]
         factor = factor_of(self.facts, node)
-        if factor is None or mutated_inputs(node, self.facts.capture.module):
+        if factor is None or self.facts.written_by(node):
             return None
         return factor.value
 
@@ -222,12 +219,12 @@ class SumOfBranches:
                 self.merger.branches[self.root] = parts[0].branch
         self._refuse({found for group in merging for found, _, _ in group.terms})
 
-    def _knot(self, node: Node) -> Knot:
+    def _knot(self, node: Value) -> Knot:
         call = self.facts.call(node)
-        if isinstance(call, calls.Add):
+        if isinstance(call, ops.Add):
             return Knot(node.name, ((call.left.name, 1), (call.right.name, call.sign)))
-        assert isinstance(call, calls.Passing)
-        return Knot(node.name, ((call.input.name, 1),))
+        assert call is not None
+        return Knot(node.name, ((call.inputs[0].name, 1),))
 
     def _sum(self, group: _Group, *, whole: bool) -> Sum:
         branches = [branch for _, branch, _ in group.terms]
@@ -248,20 +245,20 @@ class SumOfBranches:
         """Why the sum must stay as it is."""
         for node in self.tree:
             if self.facts.hooked(node):
-                return Refusal("hooks", f"`{name_of(node)}` carries hooks")
+                return Refusal("hooks", "`{value}` carries hooks", value=node)
             readers = self.facts.readers(node)
-            if not whole and node is not self.root and any(user not in readers for user in node.users):
-                return Refusal("shape-read", f"the shape of `{name_of(node)}` is read")
-            for target in mutated_inputs(node, self.facts.capture.module):
+            if not whole and node is not self.root and any(user not in readers for user in self.facts.users(node)):
+                return Refusal("shape-read", "the shape of `{value}` is read", value=node)
+            for target in self.facts.written_by(node):
                 if self._is_observed(target, node):
-                    return Refusal("mutated", f"`{name_of(node)}` writes to a value that is read elsewhere")
+                    return Refusal("mutated", "`{value}` writes to a value that is read elsewhere", value=node)
         return None
 
-    def _is_observed(self, target: Node, writer: Node) -> bool:
+    def _is_observed(self, target: Value, writer: Value) -> bool:
         """Whether anything besides this sum sees what an in-place sum writes to ``target``."""
         inside = {*self.tree, *(found.value for found in self.found)}
-        for node in self.facts.memory.sharing_memory(target):
-            if node.op in ("placeholder", "get_attr"):
+        for node in self.facts.sharing_memory(target):
+            if self.facts.is_input(node) or isinstance(self.facts.call(node), ops.Constant):
                 return True
             after = self.facts.index[writer]
             for reader in self.facts.readers(node):
@@ -271,12 +268,12 @@ class SumOfBranches:
         return False
 
     @cached_property
-    def _after_root(self) -> set[Node]:
+    def _after_root(self) -> set[Value]:
         """The root and all that is computed from it."""
         seen = {self.root}
         waiting = [self.root]
         while waiting:
-            for user in waiting.pop().users:
+            for user in self.facts.users(waiting.pop()):
                 if user not in seen:
                     seen.add(user)
                     waiting.append(user)
@@ -307,34 +304,34 @@ class SumOfBranches:
         node = self._convolution(found.value)
         assert node is not None
         call = self.facts.call(found.value)
-        if isinstance(call, calls.BatchNorm):
-            return Refusal("kept-batchnorm", f"the BatchNorm `{name_of(found.value)}` stays between")
-        if isinstance(call, calls.ExplicitAffine):
-            return Refusal("explicit-affine", f"the explicit affine `{name_of(found.value)}` stays between")
+        if isinstance(call, ops.BatchNorm):
+            return Refusal("kept-batchnorm", "the {op} stays between", op=call)
+        if isinstance(call, ops.ExplicitAffine):
+            return Refusal("explicit-affine", "the explicit {op} stays between", op=call)
         if node in self.merger.opaque:
             refusal = self.merger.opaque[node]
             return None if refusal.reason == "kept-by-request" else refusal
         if len(self.facts.readers(found.value)) > 1:
-            return Refusal("several-readers", f"the output of `{name_of(node)}` is also read elsewhere")
+            return Refusal("several-readers", "the output of `{value}` is also read elsewhere", value=node)
         if any(left in others for left, _ in self.left):  # the other one could not join this one
             return None
         return Refusal("no-place", "the identity has no place in its kernel") if identity and not others else None
 
-    def _convolution(self, value: Node) -> Node | None:
+    def _convolution(self, value: Value) -> Value | None:
         """The convolution call that a term is the value of, also through a BatchNorm that stays."""
         node = value
         while True:
             call = self.facts.call(node)
-            if isinstance(call, calls.Convolution):
+            if isinstance(call, ops.Convolution):
                 return node
-            if not isinstance(call, (calls.Passing, calls.BatchNorm, calls.ExplicitAffine)):
+            if call is None or not (call.passes_on or isinstance(call, (ops.BatchNorm, ops.ExplicitAffine))):
                 return None
-            node = call.input
+            node = call.inputs[0]
 
-    def _source(self, found: _Found) -> Node | None:
+    def _source(self, found: _Found) -> Value | None:
         node = self._convolution(found.value)
         call = None if node is None else self.facts.call(node)
-        return call.input if isinstance(call, calls.Convolution) else None
+        return call.input if isinstance(call, ops.Convolution) else None
 
     def _label(self, found: _Found) -> str:
         node = self._convolution(found.value)
@@ -347,15 +344,7 @@ def _whole(geometry: Geometry) -> Place:
     return Place((0,) * dims, (1,) * dims)
 
 
-def only_metadata_of_rank(facts: Facts, value: Node, reader: Node) -> bool:
-    """Whether all that is read of a value, besides by ``reader``, stays the same for another number of channels."""
-    for user in value.users:
-        if user is reader or user.target is require_rank:
-            continue
-        name = user.args[1] if user.target is getattr else user.target
-        if not isinstance(facts.call(user), calls.MetadataRead) or name not in _OF_RANK:
-            return False
-    return True
-
-
-_OF_RANK = frozenset(("ndim", "dim", "ndimension", "dtype", "device", "is_cuda", "get_device"))
+def more_multiplications(times: float) -> Refusal:
+    """The refusal of a merge that would cost more than it saves."""
+    text = "as one they would need {times} times the multiplications"
+    return Refusal("more-multiplications", text, times=f"{times:.3g}")

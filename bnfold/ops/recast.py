@@ -21,8 +21,8 @@ from math import prod
 from torch import Tensor
 
 from bnfold.affine import ChannelAffine
-from bnfold.fold.demand import Demand
-from bnfold.graph.sizes import ONE, Size, number
+from bnfold.ops.form import ChannelForm
+from bnfold.ops.symbolic import ONE, Size, number
 
 __all__ = ["recast"]
 
@@ -65,22 +65,22 @@ def _common(
 
 
 def recast(
-    demand: Demand, here: Sequence[Size] | None, there: Sequence[Size] | None, seen: tuple[int, ...]
-) -> Demand | None:
-    """Return the demand on a value of shape ``there`` that is one on its reshaped form ``here``; None if none is.
+    form: ChannelForm, here: Sequence[Size] | None, there: Sequence[Size] | None, seen: tuple[int, ...]
+) -> ChannelForm | None:
+    """Return the form on a value of shape ``there`` that is one on its reshaped form ``here``; None if none is.
 
     Args:
-        demand: along one dimension of ``here``, or several.
-        here: the shape that the demand is for.
+        form: along one dimension of ``here``, or several.
+        here: the shape that the form is for.
         there: the other.
         seen: the sizes of ``there`` on the example inputs.
     """
     if here is None or there is None:
         return None
-    spread = demand.spread or ((demand.dim, demand.affine.channels),)
+    spread = form.spread or ((form.dim, form.affine.channels),)
     here = list(here)
     for dim, size in spread:
-        if not demand.fixed and here[dim].number != size:
+        if not form.fixed and here[dim].number != size:
             return None
         if size == 0:
             return None
@@ -89,13 +89,13 @@ def recast(
     blocks = _blocks(factors, at, rest, dict(spread))
     if blocks is None:
         return None
-    array = _Array.of(demand, [size for _, size, _ in blocks])
+    array = _Array.of(form, [size for _, size, _ in blocks])
     places = [place for _, _, place in blocks]
     for axis in reversed(range(len(places))):  # the block: no dimension of the other side holds it
         if places[axis] is None and not array.drop(axis):
             return None
     held = [place for place in places if place is not None]
-    return _placed(demand, array, held, factors, [dim for _, dim in others], there, seen)
+    return _placed(form, array, held, factors, [dim for _, dim in others], there, seen)
 
 
 def _blocks(
@@ -124,16 +124,16 @@ def _blocks(
 
 @dataclass
 class _Array:
-    """The numbers of a demand, over several axes."""
+    """The numbers of a form, over several axes."""
 
     scale: Tensor
     shift: Tensor
     cares: Tensor | None
 
     @staticmethod
-    def of(demand: Demand, sizes: list[int]) -> _Array:
+    def of(form: ChannelForm, sizes: list[int]) -> _Array:
         """Take the channels apart."""
-        affine, cares = demand.affine, demand.cares
+        affine, cares = form.affine, form.cares
         return _Array(
             affine.scale.reshape(sizes), affine.shift.reshape(sizes), None if cares is None else cares.reshape(sizes)
         )
@@ -153,14 +153,14 @@ class _Array:
 
 
 def _placed(
-    demand: Demand,
+    form: ChannelForm,
     array: _Array,
     held: list[int],
     factors: list[_Factor],
     blocked: list[int],
     there: Sequence[Size],
     seen: tuple[int, ...],
-) -> Demand | None:
+) -> ChannelForm | None:
     """Put an array over the factors ``held`` along the dimensions of the other side."""
     dims = sorted({factors[number].there for number in held})
     for dim in reversed(dims):  # along which nothing changes, no channels run
@@ -168,7 +168,7 @@ def _placed(
         if (loose or len(dims) > 1) and _without(array, held, factors, dim):
             dims.remove(dim)
     if not dims:  # the same everywhere: any dimension will do whose size is known
-        dims = [dim for dim in (demand.dim, *range(len(there))) if dim < len(there) and there[dim].number is not None]
+        dims = [dim for dim in (form.dim, *range(len(there))) if dim < len(there) and there[dim].number is not None]
         dims = dims[:1]
     if not dims or any(dim in blocked for dim in dims):
         return None
@@ -187,7 +187,7 @@ def _placed(
     sizes = [size for size, _ in parts]
     known = [size if axis is not None else 1 for size, axis in parts]
     array.map(lambda part: part.permute(order).reshape(known).expand(sizes).reshape(-1))
-    moved = replace(demand, affine=ChannelAffine(array.scale, array.shift), cares=array.cares, dim=dims[0], fixed=fixed)
+    moved = replace(form, affine=ChannelAffine(array.scale, array.shift), cares=array.cares, dim=dims[0], fixed=fixed)
     return replace(moved, spread=tuple(spread) if len(spread) > 1 else ())
 
 

@@ -12,17 +12,17 @@ from torch import nn
 
 from bnfold.affine import exact_terms
 from bnfold.errors import UnknownNameError
-from bnfold.fold.decision import Action, Decision, MergeDecision, fold_sentence, listed
-from bnfold.fold.demand import Refusal
+from bnfold.fold.decision import Action, Decision, MergeDecision, listed
 from bnfold.fold.explicit import ExplicitAffine
-from bnfold.fold.merge.plan import plan_merges
+from bnfold.fold.merge.planner import plan_merges
 from bnfold.fold.plan import Explicit, Plan, Steps, make_plan
 from bnfold.fold.rewrite import folded_capture, rewrite
-from bnfold.fold.weights import FoldedWeights
+from bnfold.fold.rounded import FoldedWeights
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.shells import shell
+from bnfold.ops.refusal import Refusal
 
 __all__ = ["plan_model", "rewrite_model", "unfolded_model"]
 
@@ -75,10 +75,10 @@ def _plan_whole(
     *,
     merge: bool,
 ) -> Plan:
-    plan = make_plan(capture, keep=keep, share=share, refused=refused)
+    original = Facts.of(capture)
+    plan = make_plan(original, keep=keep, share=share, refused=refused)
     if not merge:
         return plan
-    original = Facts.of(capture)
     folded = Facts.of(folded_capture(capture, plan, original.shapes_by_name()))
     weights = FoldedWeights(original, plan.steps.absorbed)
     merges = plan_merges(folded, original, weights, keep=keep, share=share, refused=refused)
@@ -137,13 +137,12 @@ def _plan_pieces(
     decisions: list[Decision] = []
     merges: list[MergeDecision] = []
     for path, piece in capture.pieces.items():
-        prefix, place = piece.prefix, path + "."  # names begin with the one, sites with the other
-        inner = frozenset(name.removeprefix(way) for name in keep for way in (prefix, place) if name.startswith(way))
+        place = path + "."  # sites begin with it, and names are those of the whole
+        inner = keep | {name.removeprefix(place) for name in keep if name.startswith(place)}
         theirs = {site.removeprefix(place): why for site, why in refused.items() if site.startswith(place)}
         pieces[path] = _plan_whole(piece, inner, share, theirs, merge=merge)
-        names = {name for name, _ in piece.root.named_modules() if name}
-        decisions.extend(_prefixed(decision, prefix, place, names) for decision in pieces[path])
-        merges.extend(_merge_prefixed(decision, prefix, place, names) for decision in pieces[path].merges)
+        decisions.extend(replace(decision, site=place + decision.site) for decision in pieces[path])
+        merges.extend(replace(decision, site=place + decision.site) for decision in pieces[path].merges)
     steps = Steps()
     taken = tuple(f"{place}." for path, piece in capture.pieces.items() for place in (path, *piece.passed))
     for name, module in capture.root.named_modules():
@@ -151,11 +150,11 @@ def _plan_pieces(
             decisions.append(_outside(name, module, keep, steps))
     inside = tuple(f"In `{path}`: {note}" for path, piece in pieces.items() for note in piece.notes)
     count = f"{len(pieces)} piece{'s' if len(pieces) != 1 else ''}"
-    notes = (*capture.notes, f"captured in {count}: {listed(tuple(map(_told, capture.pieces.items())))}", *inside)
+    notes = (*capture.notes, f"captured in {count}: {listed(tuple(map(_place_of, capture.pieces.items())))}", *inside)
     return Plan(tuple(decisions), capture.way, notes, tuple(merges), steps, pieces)
 
 
-def _told(item: tuple[str, Capture]) -> str:
+def _place_of(item: tuple[str, Capture]) -> str:
     place, piece = item
     return f"{place} to {piece.passed[-1]}" if piece.passed else place
 
@@ -164,48 +163,12 @@ def _outside(name: str, module: Any, keep: frozenset[str], steps: Steps) -> Deci
     """Decide about a BatchNorm that is called by code which could not be captured."""
     action: Action = "keep"
     if name in keep:
-        reason, text = "kept-by-request", "stays a BatchNorm: the caller asked to keep it"
+        reason, because = "kept-by-request", "the caller asked to keep it"
     elif module.running_mean is None:
-        reason = "batch-statistics"
-        text = "stays a BatchNorm: it uses the mean and variance of each batch, in eval mode too"
+        reason, because = "batch-statistics", "it uses the mean and variance of each batch, in eval mode too"
     elif carries_hooks(module) or type(module) not in _LAYERS:
-        reason, text = "hooks", "stays a BatchNorm: it carries hooks, or code of its own"
+        reason, because = "hooks", "it carries hooks, or code of its own"
     else:
-        action, reason = "affine", "not-captured"
-        text = "became an explicit affine: the code that calls it cannot be captured"
+        action, reason, because = "affine", "not-captured", "the code that calls it cannot be captured"
         steps.explicit[name] = Explicit()
-    return Decision(name, action, None, (), (), reason, f"{name} {text}.", site=name)
-
-
-def _prefixed(decision: Decision, prefix: str, place: str, names: set[str]) -> Decision:
-    """Return a decision about a part, in names of the whole."""
-
-    def whole(name: str) -> str:
-        return prefix + name if name in names else name
-
-    name, into, through = whole(decision.batchnorm), (*map(whole, decision.into),), (*map(whole, decision.through),)
-    if decision.direction is not None and into:
-        detail = fold_sentence(name, decision.direction, into, through)
-    else:
-        detail = decision.detail.replace(decision.batchnorm, name, 1)
-    return replace(
-        decision,
-        batchnorm=name,
-        into=into,
-        through=through,
-        detail=detail,
-        site=place + decision.site,
-    )
-
-
-def _merge_prefixed(decision: MergeDecision, prefix: str, place: str, names: set[str]) -> MergeDecision:
-    """Return a decision about a part, in names of the whole."""
-
-    def whole(name: str) -> str:
-        return prefix + name if name in names else name
-
-    detail = decision.detail
-    for name in dict.fromkeys((decision.into, *decision.merged)):
-        detail = detail.replace(name, whole(name), 1)
-    merged = tuple(map(whole, decision.merged))
-    return replace(decision, into=whole(decision.into), merged=merged, detail=detail, site=place + decision.site)
+    return Decision(name, action, None, (), (), reason, "", site=name).staying(because)

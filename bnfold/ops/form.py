@@ -1,8 +1,8 @@
-"""What a rule is asked and what it answers: demands and refusals.
+"""What a value holds, channel by channel, or is asked to hold.
 
-A :class:`Demand` is a per-channel affine asked of a value: "let this value be ``affine`` of what it was". Pulling an
-affine backward turns a demand on an op's output into demands on its inputs; pushing one forward turns a *held* affine
-on its inputs into one on its output. A :class:`Refusal` is the reason why not.
+A :class:`ChannelForm` is a per-channel affine of a value. Backward it is asked: "let this value be ``affine`` of what
+it was". Forward it is held: "what the network should see is ``affine`` of what this value is". A rule turns the form of
+an operation's output into forms of its inputs, or those of the inputs into that of the output.
 """
 
 from __future__ import annotations
@@ -14,25 +14,12 @@ from torch import Tensor
 
 from bnfold.affine import ChannelAffine
 
-__all__ = ["Demand", "Refusal"]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a demand cannot be met.
-
-    Attributes:
-        reason: a stable kebab-case code.
-        detail: the end of a sentence, without a full stop: "7 of 64 scales are negative and ...".
-    """
-
-    reason: str
-    detail: str
+__all__ = ["ChannelForm"]
 
 
 @dataclass(frozen=True, eq=False)
-class Demand:
-    """An affine asked of a value.
+class ChannelForm:
+    """An affine of a value, along its channels.
 
     Attributes:
         affine: scale and shift, shape ``(C,)``.
@@ -55,17 +42,22 @@ class Demand:
     spread: tuple[tuple[int, int], ...] = ()
     fixed: bool = True
 
-    def with_affine(self, affine: ChannelAffine) -> Demand:
-        """Return the demand for another affine along the same dimension."""
+    def with_affine(self, affine: ChannelAffine) -> ChannelForm:
+        """Return the form with another affine along the same dimension."""
         return replace(self, affine=affine)
 
-    def picked(self, index: Tensor) -> Demand:
-        """Return the demand on a value whose channel ``i`` is this one's channel ``index[i]``."""
+    def picked(self, index: Tensor) -> ChannelForm:
+        """Return the form of a value whose channel ``i`` is this one's channel ``index[i]``."""
         affine = ChannelAffine(self.affine.scale[index], self.affine.shift[index])
         return replace(self, affine=affine, cares=None if self.cares is None else self.cares[index])
 
-    def split(self, sizes: list[int]) -> tuple[Demand, ...]:
-        """Return the demands on values that hold this one's channels one after the other.
+    def agrees(self, other: ChannelForm) -> bool:
+        """Whether both have the same affine."""
+        mine, theirs = self.affine, other.affine
+        return torch.equal(mine.scale, theirs.scale) and torch.equal(mine.shift, theirs.shift)
+
+    def split(self, sizes: list[int]) -> tuple[ChannelForm, ...]:
+        """Return the forms of values that hold this one's channels one after the other.
 
         Args:
             sizes: how many channels each holds; their sum is the number of channels.
@@ -78,8 +70,8 @@ class Demand:
             for scale, shift, care in zip(scales, shifts, cares, strict=True)
         )
 
-    def joined(self, other: Demand) -> Demand | None:
-        """Return the one demand that meets both, or None where they contradict each other."""
+    def joined(self, other: ChannelForm) -> ChannelForm | None:
+        """Return the one form that meets both, or None where they contradict each other."""
         places = (self.dim, self.spread, self.affine.channels)
         if places != (other.dim, other.spread, other.affine.channels):
             return None
@@ -98,4 +90,4 @@ class Demand:
         cares = mine | theirs
         rank, unsure = self.rank or other.rank, self.unsure or other.unsure
         cared = None if bool(cares.all()) else cares
-        return Demand(affine, self.dim, rank, cared, unsure, self.spread, self.fixed or other.fixed)
+        return ChannelForm(affine, self.dim, rank, cared, unsure, self.spread, self.fixed or other.fixed)

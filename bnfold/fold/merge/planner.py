@@ -12,18 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch.fx import Node
 
-from bnfold.fold.conditions import described, name_of
+from bnfold import ops
 from bnfold.fold.decision import MergeDecision, listed
-from bnfold.fold.demand import Refusal
 from bnfold.fold.merge.branches import Branch, Chain, Identity, Reader, Scaled
 from bnfold.fold.merge.found import adds_zero, factor_of, leaf_of, pool_of, positions
 from bnfold.fold.merge.geometry import composed
 from bnfold.fold.merge.steps import Knot, MergeStep, Part
-from bnfold.fold.merge.sums import SumOfBranches, only_metadata_of_rank
-from bnfold.graph import calls
-from bnfold.graph.facts import Facts
+from bnfold.fold.merge.sums import SumOfBranches, more_multiplications
+from bnfold.ops.interface import GraphFacts, Value
+from bnfold.ops.refusal import Refusal, rendered
 
 __all__ = ["Merges", "plan_merges"]
 
@@ -37,8 +35,8 @@ class Merges:
 
 
 def plan_merges(
-    folded: Facts,
-    original: Facts,
+    folded: GraphFacts,
+    original: GraphFacts,
     reader: Reader,
     *,
     keep: frozenset[str],
@@ -63,8 +61,8 @@ class Merger:
 
     def __init__(
         self,
-        facts: Facts,
-        original: Facts,
+        facts: GraphFacts,
+        original: GraphFacts,
         reader: Reader,
         keep: frozenset[str],
         share: Literal["clone", "keep"],
@@ -78,9 +76,9 @@ class Merger:
         self.by_name = {node.name: node for node in facts.index}
         self.original = original
         self.original_by_name = {node.name: node for node in original.index}
-        self.branches: dict[Node, Branch] = {}
-        self.longer: dict[Node, tuple[Branch, int]] = {}  # chains that pay only inside a sum, and what they cost now
-        self.opaque: dict[Node, Refusal] = {}  # convolutions that must stay
+        self.branches: dict[Value, Branch] = {}
+        self.longer: dict[Value, tuple[Branch, int]] = {}  # chains that pay only inside a sum, and what they cost now
+        self.opaque: dict[Value, Refusal] = {}  # convolutions that must stay
         self.steps: dict[str, MergeStep] = {}
         self.merged: dict[str, list[MergeDecision]] = {}
         self.refusals: list[MergeDecision] = []
@@ -89,35 +87,35 @@ class Merger:
         """Go through the graph once."""
         for node in self.facts.index:
             call = self.facts.call(node)
-            if isinstance(call, calls.Convolution):
+            if isinstance(call, ops.Convolution):
                 self._convolution(node, call)
-            elif isinstance(call, calls.AveragePool):
-                pool = pool_of(self.facts, call, name_of(node), self.keep)
+            elif isinstance(call, ops.AveragePool):
+                pool = pool_of(self.facts, call, self.facts.name(node), self.keep)
                 if isinstance(pool, Branch):
                     self.branches[node] = pool
-            elif isinstance(call, calls.Passing):
-                before = self.read_once_by(call.input, node)
+            elif call is not None and call.passes_on:
+                before = self.read_once_by(call.inputs[0], node)
                 if before is not None and not self.facts.hooked(node):
                     self._passing(node, call, before)
-            elif isinstance(call, calls.Add):
+            elif isinstance(call, ops.Add):
                 SumOfBranches(self, node).decide()
-            elif call is None or isinstance(call, calls.ByNumber):
+            else:
                 self._factor(node)
         decisions = [decision for found in self.merged.values() for decision in found] + self.refusals
         order = {node.name: index for node, index in self.facts.index.items()}
         decisions.sort(key=lambda decision: order[decision.site])
         return Merges(tuple(decisions), tuple(self.steps.values()))
 
-    def _passing(self, node: Node, call: calls.Passing, before: Branch) -> None:
+    def _passing(self, node: Value, call: ops.Operation, before: Branch) -> None:
         branch = self.branches[node] = replace(before, members=(*before.members, node.name))
-        if branch.layer is None or not adds_zero(node) or node.name in self.refused:
+        if branch.layer is None or not adds_zero(self.facts, node) or node.name in self.refused:
             return
-        known = self.merged.get(call.input.name)  # the sum is computed for nothing
+        known = self.merged.get(call.inputs[0].name)  # the sum is computed for nothing
         self.commit(node, [Part(branch, (node.name,))], known[0].kind if known else "factor")
 
     # --- sequences ------------------------------------------------------------------------------------------------
 
-    def _convolution(self, node: Node, call: calls.Convolution) -> None:
+    def _convolution(self, node: Value, call: ops.Convolution) -> None:
         leaf = leaf_of(self.facts, call, self.label(node), self.keep, self.share)
         if isinstance(leaf, Refusal):
             self.opaque[node] = leaf
@@ -147,11 +145,10 @@ class Merger:
         if refusal is None:
             self.longer[node] = (chain, cost)
             if geometry.macs * where >= cost:
-                text = f"as one they would need {geometry.macs / max(1, cost / where):.3g} times the multiplications"
-                refusal = Refusal("more-multiplications", text)
+                refusal = more_multiplications(geometry.macs / max(1, cost / where))
             elif not self._bias_is_zero(before, leaf):
-                text = f"the bias of `{before.names[0]}` is not zero and {described(call)} pads with zeros after it"
-                refusal = Refusal("zero-padding", text)
+                text = "the bias of `{name}` is not zero and {op} pads with zeros after it"
+                refusal = Refusal("zero-padding", text, name=before.names[0], op=call)
         if before.layer is None:
             return
         if refusal is not None:
@@ -160,16 +157,16 @@ class Merger:
         self.commit(node, [Part(chain, (node.name,))], "sequence")
         self.branches[node] = chain
 
-    def _chain_refusal(self, call: calls.Convolution, before: Branch, leaf: Branch) -> Refusal | None:
+    def _chain_refusal(self, call: ops.Convolution, before: Branch, leaf: Branch) -> Refusal | None:
         node, facts = call.node, self.facts
         if node.name in self.refused:
             return self.refused[node.name]
         if self.read_once_by(call.input, node) is None:
-            return Refusal("several-readers", f"the output of `{name_of(call.input)}` is also read elsewhere")
-        if not only_metadata_of_rank(facts, call.input, node):
-            return Refusal("shape-read", f"the shape of the output of `{name_of(call.input)}` is read")
+            return Refusal("several-readers", "the output of `{value}` is also read elsewhere", value=call.input)
+        if facts.reads_sizes(call.input, node):
+            return Refusal("shape-read", "the shape of the output of `{value}` is read", value=call.input)
         if not self.same_type(before, leaf):
-            return Refusal("weight-type", f"the weights of {described(call)} are of another dtype or device")
+            return Refusal("weight-type", "the weights of {op} are of another dtype or device", op=call)
         if self.written(before, before.members, node):
             return Refusal("mutated", "its input is written to in between")
         return None
@@ -190,7 +187,7 @@ class Merger:
 
     # --- multiplications by constants -----------------------------------------------------------------------------
 
-    def _factor(self, node: Node) -> None:
+    def _factor(self, node: Value) -> None:
         factor = factor_of(self.facts, node)
         if factor is None:
             return
@@ -204,13 +201,13 @@ class Merger:
         if before.layer is not None:
             self.commit(node, [Part(scaled, (node.name,))], "factor")
 
-    def scaled(self, before: Branch, node: Node) -> Branch | None:
+    def scaled(self, before: Branch, node: Value) -> Branch | None:
         """Return a branch times the constants of a node, where these are one for each of its channels."""
         factor = factor_of(self.facts, node)
         assert factor is not None
         geometry = before.geometry
         by = factor.by
-        if isinstance(by, Node):
+        if not isinstance(by, float):
             like = None if before.layer is None else self.weight(before.layer)
             tensor = self.facts.constant(by)
             dtype = like.dtype if like is not None else getattr(tensor, "dtype", torch.float32)
@@ -225,16 +222,16 @@ class Merger:
             before.cost,
             before.names,
             of=before,
-            by=by.name if isinstance(by, Node) else by,
+            by=by if isinstance(by, float) else by.name,
         )
 
     # --- what the sums ask too ------------------------------------------------------------------------------------
 
-    def read_once_by(self, value: Node, reader: Node) -> Branch | None:
+    def read_once_by(self, value: Value, reader: Value) -> Branch | None:
         """Return the branch that a value is, if nobody else reads it."""
         return self.branches.get(value) if self.facts.readers(value) == (reader,) else None
 
-    def identity(self, value: Node, geometry: Branch) -> Identity:
+    def identity(self, value: Value, geometry: Branch) -> Identity:
         """Return a value as a branch of itself."""
         from bnfold.fold.merge.geometry import identity_geometry
 
@@ -254,7 +251,7 @@ class Merger:
     def weight(self, layer: str) -> torch.Tensor:
         """Return the weight of a convolution call as the model has it."""
         call = self.facts.call(self.by_name[layer])
-        assert isinstance(call, calls.Convolution)
+        assert isinstance(call, ops.Convolution)
         weight = self.facts.constant(call.weight)
         assert weight is not None
         return weight
@@ -264,27 +261,26 @@ class Merger:
         found = [self.weight(branch.layer) for branch in branches if branch.layer is not None]
         return len({(tensor.dtype, tensor.device) for tensor in found}) <= 1
 
-    def written(self, branch: Branch, members: tuple[str, ...], last: Node) -> bool:
+    def written(self, branch: Branch, members: tuple[str, ...], last: Value) -> bool:
         """Whether the value that a branch reads is written to while the branch runs."""
         first = min(self.facts.index[self.by_name[name]] for name in (*members, last.name))
-        return self.facts.memory.written_between(self.by_name[branch.source], first - 1, self.facts.index[last])
+        return self.facts.written_between(self.by_name[branch.source], first - 1, self.facts.index[last])
 
-    def rank(self, value: Node) -> int | None:
+    def rank(self, value: Value) -> int | None:
         """Return the number of dimensions of a value, from the graph before the folds where that tells it."""
         old = self.original_by_name.get(value.name)
         return self.facts.rank(value) or (None if old is None else self.original.rank(old))
 
-    def label(self, node: Node) -> str:
+    def label(self, node: Value) -> str:
         """Return what a convolution is called: its layer, or the owner of its weight."""
         call = self.facts.call(node)
-        if node.op != "call_module" and isinstance(call, calls.Convolution) and isinstance(call.weight, str):
-            owner = call.weight.removesuffix("weight").rstrip("._")
-            return owner if call.weight.endswith("weight") and owner else node.name
-        return name_of(node)
+        name = self.facts.name(node)
+        owner = self.facts.owner(call.weight) if isinstance(call, ops.Convolution) and name == node.name else None
+        return owner or name
 
     # --- outcomes -------------------------------------------------------------------------------------------------
 
-    def commit(self, root: Node, parts: list[Part], kind: str, tree: tuple[Knot, ...] = ()) -> None:
+    def commit(self, root: Value, parts: list[Part], kind: str, tree: tuple[Knot, ...] = ()) -> None:
         """Note a merge; what it is made of is no merge of its own any more."""
         members = {name for part in parts for name in part.branch.members} | {root.name}
         for name in members & self.steps.keys():
@@ -293,7 +289,7 @@ class Merger:
         self.steps[root.name] = MergeStep(root.name, tuple(parts), tree)
         self.merged[root.name] = [self._decision(root, part, kind) for part in parts]
 
-    def _decision(self, root: Node, part: Part, kind: str) -> MergeDecision:
+    def _decision(self, root: Value, part: Part, kind: str) -> MergeDecision:
         branch = part.branch
         assert branch.layer is not None
         into = self.label(self.by_name[branch.layer])
@@ -303,7 +299,7 @@ class Merger:
         if part.has_identity:
             what.append("the identity")
         if not what:
-            what_else = "an addition of zero" if adds_zero(root) else "a multiplication by constants"
+            what_else = "an addition of zero" if adds_zero(self.facts, root) else "a multiplication by constants"
             detail = f"{what_else} merged into {into}."
         else:
             detail = f"{listed(tuple(what))} merged into {into}."
@@ -317,11 +313,13 @@ class Merger:
             macs_before=branch.cost if known else None,
             macs_after=self.cost_now(branch) if known else None,
             site=root.name,
+            identity=part.has_identity,
         )
 
-    def refuse(self, site: Node, merged: tuple[str, ...], into: str, refusal: Refusal) -> None:
+    def refuse(self, site: Value, merged: tuple[str, ...], into: str, refusal: Refusal) -> None:
         """Note what does not merge, and why."""
         names = " and ".join(f"`{name}`" for name in (*merged[:2], into)) if merged else f"`{into}`"
+        why = rendered(refusal, self.facts)
         self.refusals.append(
             MergeDecision(
                 into=into,
@@ -329,7 +327,8 @@ class Merger:
                 action="refuse",
                 kind="",
                 reason=refusal.reason,
-                detail=f"{names} stay apart: {refusal.detail}." if merged else f"{names} stays: {refusal.detail}.",
+                detail=f"{names} {'stay apart' if merged else 'stays'}: {why}.",
+                because=why,
                 macs_before=None,
                 macs_after=None,
                 site=site.name,

@@ -8,46 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bnfold.affine import ChannelAffine
-from bnfold.fold.absorb import absorb_after
-from bnfold.fold.conditions import described, scale_nonnegative, shift_zero
-from bnfold.fold.demand import Demand, Refusal
-from bnfold.graph import calls
-from bnfold.graph.facts import Facts
+from bnfold.graph.probes import ROUNDING, answer, error_of
 from bnfold.graph.shells import double_shell, fresh_shell
+from bnfold.ops.refusal import Refusal
+from bnfold.ops.weighted import Absorber
 
-__all__ = ["absorbs_as_taught", "passes_as_taught"]
+if TYPE_CHECKING:
+    from bnfold.graph.facts import Facts
 
-LIMIT = 1e-9  # of the largest output: float64 rounding stays far below, a wrong claim far above
+__all__ = ["doubts"]
+
 _SPACES = ((12, 11), (23,), (6, 7, 5), ())
 
 
-def passes_as_taught(call: Any, demand: Demand, facts: Facts) -> Refusal | None:
-    """``f(a x + b) = a f(x) + b`` along dimension 1, for the scales and shifts that the user said."""
-    if demand.dim != 1:
-        return Refusal("channel-dimension", f"{described(call)} was taught for channels in dimension 1")
-    refusal = scale_nonnegative(call, demand, facts) if call.nonnegative else None
-    if refusal is None and call.unshifted:
-        refusal = shift_zero(call, demand, facts)
-    if refusal is not None:
-        return refusal
-    channels = demand.affine.channels
-    return _answer(call, facts, channels, lambda layer, x, plain: _passing_error(layer, x, plain, call, channels))
-
-
-def absorbs_as_taught(call: calls.TaughtAbsorber, demand: Demand, facts: Facts) -> Refusal | None:
-    """``a f(x) + b`` is ``f`` with ``a`` times the weight and ``a`` times the bias plus ``b``."""
-    channels = demand.affine.channels
-    return _answer(call, facts, None, lambda layer, x, plain: _absorbing_error(layer, x, plain, call, channels))
-
-
-def _answer(call: Any, facts: Facts, channels: int | None, error_of: Any) -> Refusal | None:
-    """Return why a claim is not believed; each layer is asked once for each number of channels.
+def doubts(facts: Facts, call: Any, channels: int) -> Refusal | None:
+    """Return why a claim about a layer is not believed; each layer is asked once for each number of channels.
 
     Answers are kept with the capture: a layer may be set otherwise, or be taught otherwise, before the next one.
     """
@@ -57,7 +39,11 @@ def _answer(call: Any, facts: Facts, channels: int | None, error_of: Any) -> Ref
     known = facts.capture._cache
     key = (type(call), name, channels, shapes[:1])
     if key not in known:
-        known[key] = _checked(call, module, shapes[0] if shapes else None, channels, error_of)
+        shape = shapes[0] if shapes else None
+        if isinstance(call, Absorber):
+            known[key] = _checked(call, module, shape, None, partial(_absorbing_error, call=call, channels=channels))
+        else:
+            known[key] = _checked(call, module, shape, channels, partial(_passing_error, call=call, channels=channels))
     answer: Refusal | None = known[key]
     return answer
 
@@ -70,9 +56,8 @@ def _checked(
     ran = False
     for x in _inputs(module, shape, channels):
         with torch.no_grad():
-            try:
-                plain = layer(x.clone())
-            except Exception:  # does not take inputs of this shape
+            plain = answer(layer, x)
+            if plain is None:  # does not take inputs of this shape
                 continue
             elsewhere = shape is not None and x.shape[1:] != shape[1:]
             if elsewhere and _says_nothing(plain):
@@ -81,15 +66,16 @@ def _checked(
             try:
                 error = error_of(layer, x, plain)
             except Exception:  # runs on x, and not on an affine of it
-                error = float("inf")
-        if not error <= LIMIT:
-            much = "its output has other channels" if error == float("inf") else f"it is off by {error:.1e} of the peak"
+                error = math.inf
+        if not error <= ROUNDING:
+            much = "its output has other channels" if error == math.inf else f"it is off by {error:.1e} of the peak"
             if elsewhere:
                 much += f" for inputs of shape {tuple(x.shape)}"
-            return Refusal("claim-is-false", f"what was taught about {kind} does not hold at {described(call)}: {much}")
+            text = "what was taught about {kind} does not hold at {op}: {much}"
+            return Refusal("claim-is-false", text, kind=kind, op=call, much=much)
     if not ran:
-        text = f"what was taught about {kind} could not be checked at {described(call)} without example inputs"
-        return Refusal("shapes-unknown", text)
+        text = "what was taught about {kind} could not be checked at {op} without example inputs"
+        return Refusal("shapes-unknown", text, kind=kind, op=call)
     return None
 
 
@@ -139,40 +125,32 @@ def _affines(channels: int, *, nonnegative: bool, unshifted: bool) -> Iterator[C
         yield ChannelAffine(scale, torch.zeros_like(shift) if unshifted else shift)
 
 
-def _passing_error(layer: Any, x: Tensor, plain: Any, call: calls.TaughtPassing, channels: int) -> float:
+def _passing_error(layer: Any, x: Tensor, plain: Any, call: Any, channels: int) -> float:
     worst = 0.0
     for affine in _affines(channels, nonnegative=call.nonnegative, unshifted=call.unshifted):
         given = affine(x)
         kept = given.clone()
         found = layer(given)
         if not isinstance(found, Tensor) or found.ndim != x.ndim or found.shape[1] != channels:
-            return float("inf")
+            return math.inf
         if not torch.equal(given, kept):  # it writes into its input
-            return float("inf")
-        worst = max(worst, _error(found, affine(plain)))
+            return math.inf
+        worst = max(worst, error_of(found, affine(plain)))
     return worst
 
 
-def _absorbing_error(layer: Any, x: Tensor, plain: Any, call: calls.TaughtAbsorber, channels: int) -> float:
+def _absorbing_error(layer: Any, x: Tensor, plain: Any, call: Any, channels: int) -> float:
     worst = 0.0
     if not isinstance(plain, Tensor) or plain.ndim < 2 or plain.shape[1] != channels:
-        return float("inf")
-    weight, bias = layer._parameters[call.weight_name], layer._parameters.get(call.bias_name)
+        return math.inf
+    weight, bias = (layer._parameters.get(name) for name in call.held_as)
     for affine in _affines(channels, nonnegative=False, unshifted=False):
         there = ChannelAffine(affine.scale.to(x.device), affine.shift.to(x.device))
         other = fresh_shell(layer, {})
-        new = absorb_after(call, (weight, bias), there)
-        for name, value in zip((call.weight_name, call.bias_name), new, strict=True):
+        new = call.absorb_after((weight, bias), there)
+        for name, value in zip(call.held_as, new, strict=True):
             if value is not None:
                 other.__dict__.pop(name, None)
                 other._parameters[name] = nn.Parameter(value, requires_grad=False)
-        worst = max(worst, _error(other(x.clone()), affine(plain)))
+        worst = max(worst, error_of(other(x.clone()), affine(plain)))
     return worst
-
-
-def _error(found: Tensor, expected: Tensor) -> float:
-    """The largest difference relative to the largest value; NaN is as wrong as can be."""
-    if found.shape != expected.shape:
-        return float("inf")
-    error = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
-    return float("inf") if math.isnan(error) else error

@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from bnfold import ops
 from bnfold.affine import ChannelAffine
 from bnfold.errors import NotFiniteError
-from bnfold.fold.absorb import Weights, absorb_after, absorb_before, absorb_beside, output_channels
-from bnfold.fold.conditions import name_of
 from bnfold.fold.plan import Absorption
-from bnfold.fold.sums import centre_tap
-from bnfold.graph import calls
-from bnfold.graph.facts import Facts
+from bnfold.ops.interface import GraphFacts
+from bnfold.ops.weighted import Weights
 
 __all__ = ["FoldedWeights", "absorbed_weights"]
 
@@ -25,11 +23,12 @@ _PIECE = 65536
 
 
 def absorbed_weights(
-    call: calls.Absorber,
+    call: ops.Absorber,
     weight: Tensor | None,
     bias: Tensor | None,
     absorptions: Sequence[Absorption],
     statistics: Tensor,
+    name: str,
 ) -> tuple[nn.Parameter, nn.Parameter | None]:
     """Return the weight and bias of a call that has absorbed affines.
 
@@ -38,6 +37,7 @@ def absorbed_weights(
         weight: as it is now; None where the op has none, which means 1.
         bias: as it is now; None means 0.
         absorptions: in order.
+        name: of the call, for people.
         statistics: of the BatchNorm; their dtype and device serve where the op has neither weight nor bias.
 
     Returns:
@@ -49,7 +49,7 @@ def absorbed_weights(
     like = weight if weight is not None else bias if bias is not None else statistics.new_empty(0)
     affines = [_on(absorption.affine, like.device) for absorption in absorptions]
     after = all(absorption.side == "after" for absorption in absorptions)
-    if weight is not None and after and isinstance(call, (calls.Convolution, calls.Linear)):
+    if weight is not None and after and call.scales_rows:
         whole = affines[0]
         for affine in affines[1:]:
             whole = affine.after(whole)
@@ -57,15 +57,15 @@ def absorbed_weights(
         new_bias: Tensor | None = whole.shift if bias is None else whole.scale * bias.detach().double() + whole.shift
     else:
         if weight is None:
-            weight = like.new_ones((output_channels(call, weight),))
+            weight = like.new_ones((call.output_channels(weight),))
         exact, new_bias = _exact_weights(call, weight, bias, absorptions)
         new_weight = _laid_out_like(exact.to(like.dtype), like)
         finite = _all_finite(new_weight)
     rounded_bias = None if new_bias is None else new_bias.to(like.dtype if bias is None else bias.dtype)
     if not finite:
-        raise _not_finite(call, new_weight)
+        raise _not_finite(call, name, new_weight)
     if rounded_bias is not None and not _all_finite(rounded_bias):
-        raise _not_finite(call, rounded_bias)
+        raise _not_finite(call, name, rounded_bias)
     parameter = nn.Parameter(new_weight, requires_grad=like.requires_grad)
     if rounded_bias is None:
         return parameter, None
@@ -73,7 +73,7 @@ def absorbed_weights(
 
 
 def _exact_weights(
-    call: calls.Absorber, weight: Tensor, bias: Tensor | None, absorptions: Sequence[Absorption]
+    call: ops.Absorber, weight: Tensor, bias: Tensor | None, absorptions: Sequence[Absorption]
 ) -> Weights:
     """Return weight and bias with all that they absorb, in float64 and not rounded."""
     exact, new_bias = weight.detach().double(), None if bias is None else bias.detach().double()
@@ -90,7 +90,7 @@ class FoldedWeights:
         absorbed: the affines that each call takes, by name of its node.
     """
 
-    def __init__(self, facts: Facts, absorbed: Mapping[str, Sequence[Absorption]]) -> None:
+    def __init__(self, facts: GraphFacts, absorbed: Mapping[str, Sequence[Absorption]]) -> None:
         self.facts = facts
         self.absorbed = absorbed
         self.nodes = {node.name: node for node in facts.index}
@@ -98,13 +98,13 @@ class FoldedWeights:
     def weights(self, node: str) -> Weights:
         """Return weight and bias of a call; the bias may be None, which means 0."""
         call = self.facts.call(self.nodes[node])
-        assert isinstance(call, calls.Absorber)
+        assert isinstance(call, ops.Absorber)
         return _exact_weights(call, *self.own(node), self.absorbed.get(node, ()))
 
     def own(self, node: str) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias of a call as the model has them."""
         call = self.facts.call(self.nodes[node])
-        assert isinstance(call, calls.Absorber)
+        assert isinstance(call, ops.Absorber)
         weight = self.facts.constant(call.weight)
         assert weight is not None
         return weight, self.facts.constant(call.bias)
@@ -116,13 +116,9 @@ class FoldedWeights:
         return value
 
 
-def _absorb(call: calls.Absorber, weights: Weights, affine: ChannelAffine, side: str) -> Weights:
-    if side == "beside":
-        assert isinstance(call, calls.Convolution)
-        tap = centre_tap(call, tuple(weights[0].shape[2:]))
-        assert tap is not None
-        return absorb_beside(weights, affine, tap)
-    return (absorb_after if side == "after" else absorb_before)(call, weights, affine)
+def _absorb(call: ops.Absorber, weights: Weights, affine: ChannelAffine, side: str) -> Weights:
+    absorb = {"after": call.absorb_after, "before": call.absorb_before, "beside": call.absorb_beside}[side]
+    return absorb(weights, affine)
 
 
 def _scaled_rows(weight: Tensor, scale: Tensor) -> tuple[Tensor, bool]:
@@ -174,9 +170,9 @@ def _all_finite(tensor: Tensor) -> bool:
     return math.isfinite(total) or bool(torch.isfinite(tensor).all())
 
 
-def _not_finite(call: calls.Absorber, tensor: Tensor) -> NotFiniteError:
+def _not_finite(call: ops.Absorber, name: str, tensor: Tensor) -> NotFiniteError:
     error = NotFiniteError(
-        f"A weight of `{name_of(call.node)}` is not finite in {tensor.dtype} after folding.",
+        f"A weight of `{name}` is not finite in {tensor.dtype} after folding.",
         fix="Keep the BatchNorm that folds into it, or convert the model to a wider dtype first.",
     )
     error.node = call.node.name  # type: ignore[attr-defined]

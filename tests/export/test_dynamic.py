@@ -1,0 +1,280 @@
+"""Exports with free sizes: what a model takes, the file takes; what it does not is said, and is never wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bnfold
+from bnfold.errors import ExportError, UsageError
+from bnfold.export import export_onnx, export_program, onnx_of, to_onnx
+from bnfold.export.axes import Axis, free_sizes, resized
+from bnfold.export.dynamic import Wanted, wanted
+from tests.networks import normal
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
+    return module.eval()
+
+
+class Halves(nn.Module):
+    """Halves the size twice and joins the halves again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4))
+        self.two = nn.Sequential(nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.one(x)
+        return torch.cat([one, F.interpolate(self.two(one), scale_factor=2)], 1)
+
+
+class Turned(nn.Module):
+    """Adds an image to itself turned: only square ones can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)) + self.bn(self.conv(x)).transpose(2, 3)
+
+
+class Asks(nn.Module):
+    """Decides on its width, in a way that the example does not show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        return y * 2 if x.shape[3] == 20 else y
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x.permute(0, 3, 1, 2)))
+
+
+def layers(dims: int, *more: nn.Module) -> nn.Module:
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dims - 1]
+    return randomised(nn.Sequential(conv(3, 4, 3), norm(4), *more))
+
+
+def folded(module: nn.Module, x: Tensor) -> nn.Module:
+    return bnfold.fold(randomised(module), x, check=False).module
+
+
+def run(model: onnx.ModelProto, *inputs: Tensor) -> list[np.ndarray[Any, Any]]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+    return session.run(None, dict(zip(names, [x.numpy() for x in inputs], strict=True)))
+
+
+def dimensions(value: onnx.ValueInfoProto) -> list[str | int | None]:
+    return [d.dim_param or (d.dim_value if d.HasField("dim_value") else None) for d in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize(
+    ("dims", "names"), [(1, ["length"]), (2, ["height", "width"]), (3, ["depth", "height", "width"])]
+)
+def test_free_sizes_bear_their_names_and_the_file_runs_at_others(dims: int, names: list[str]) -> None:
+    x = normal(2, 3, *[9 + 2 * n for n in range(dims)])
+    module = folded(layers(dims), x)
+    model = to_onnx(module, x, dynamic=("batch", "size"))
+    assert dimensions(model.graph.input[0]) == ["batch", 3, *names]
+    assert dimensions(model.graph.output[0]) == ["batch", 4, *[None] * dims]  # left to ONNX's shape inference
+    other = normal(3, 3, *[13 - n for n in range(dims)])
+    np.testing.assert_allclose(run(model, other)[0], module(other).detach().numpy(), atol=1e-5)
+
+
+def test_what_is_halved_twice_takes_multiples_of_four_and_says_so() -> None:
+    x = normal(2, 3, 16, 24)
+    module = folded(Halves(), x)
+    exported = onnx_of(module, x, dynamic=("batch", "size"))
+    assert [(axis.name, axis.step, axis.most) for axis in exported.axes] == [
+        ("batch", 1, None),
+        ("height", 4, None),
+        ("width", 4, None),
+    ]
+    assert exported.notes == ("The height and the width must be a multiple of 4.",)
+    other = normal(1, 3, 20, 12)
+    np.testing.assert_allclose(run(exported.model, other)[0], module(other).detach().numpy(), atol=1e-5)
+
+
+def test_square_ones_alone_are_one_dimension_and_said_to_be() -> None:
+    x = normal(2, 3, 12, 12)
+    module = folded(Turned(), x)
+    exported = onnx_of(module, x, dynamic=("batch", "size"))
+    assert dimensions(exported.model.graph.input[0]) == ["batch", 3, "height", "height"]
+    assert exported.notes == ("Height and width must be equal.",)
+    other = normal(1, 3, 9, 9)
+    np.testing.assert_allclose(run(exported.model, other)[0], module(other).detach().numpy(), atol=1e-5)
+
+
+def test_a_size_that_code_decides_on_bounds_the_export_and_is_never_wrong() -> None:
+    x = normal(2, 3, 16, 16)
+    exported = onnx_of(folded(Asks(), x), x, dynamic=("batch", "size"))
+    width = next(axis for axis in exported.axes if axis.name == "width")
+    assert width.most == 19
+    assert exported.notes == ("The width must be at most 19.",)
+    beyond = export_program(folded(Asks(), x), x, dynamic=("batch", "size")).program.module()
+    with pytest.raises(Exception, match=r"20|captured"):
+        beyond(normal(1, 3, 16, 20))
+
+
+def test_channels_may_stand_last() -> None:
+    x = normal(2, 12, 10, 3)
+    model = to_onnx(folded(ChannelsLast(), x), x, dynamic=("batch", "size"))
+    assert dimensions(model.graph.input[0]) == ["batch", "height", "width", 3]
+
+
+def test_a_model_that_takes_one_size_says_so_itself() -> None:
+    x = normal(2, 3, 8, 8)
+    module = folded(layers(2, nn.Flatten(), nn.Linear(4 * 36, 2)), x)
+    free = free_sizes(module, (x,))
+    assert free.axes == ()
+    assert "`3`" in free.why_fixed["height"]
+    with pytest.raises(ExportError, match="The model itself takes no other size: `3`"):
+        to_onnx(module, x, dynamic=("batch", "size"))
+    quietly = onnx_of(module, x, dynamic=Wanted(size=True))  # not by name: the file is for this size
+    assert dimensions(quietly.model.graph.input[0]) == ["batch", 3, 8, 8]
+    assert quietly.notes == ()
+
+
+def test_adaptive_pooling_that_onnx_lacks_is_named_and_told_from_the_models_own_refusals() -> None:
+    x = normal(2, 3, 16, 16)
+    module = folded(layers(2, nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(4 * 49, 2)), x)
+    module(normal(1, 3, 30, 21))  # the model takes it
+    with pytest.raises(ExportError, match=r"although the model takes others: ONNX has no adaptive pooling to 7.* `2`"):
+        to_onnx(module, x, dynamic=("batch", "size"))
+    quietly = onnx_of(module, x, dynamic=Wanted(size=True))
+    assert dimensions(quietly.model.graph.input[0]) == ["batch", 3, 16, 16]
+    assert any("ONNX has no adaptive pooling to 7, which `2` does" in note for note in quietly.notes)
+    assert [axis.name for axis in export_program(module, x, dynamic=Wanted(size=True)).axes] == [
+        "batch",
+        "height",
+        "width",
+    ]
+
+
+def test_an_exporter_that_takes_the_size_for_a_constant_is_found_out() -> None:
+    x = normal(2, 3, 16, 16)
+    module = folded(layers(2, nn.AdaptiveMaxPool2d((2, 7))), x)  # no Linear behind: it would run, and be wrong
+    with pytest.raises(ExportError, match=r"adaptive pooling to 2x7"):
+        to_onnx(module, x, dynamic=("size",))
+
+
+def test_nothing_is_free_where_nothing_is_to_be() -> None:
+    x = normal(2, 3, 8, 8)
+    module = folded(layers(2), x)
+    assert dimensions(to_onnx(module, x, dynamic=()).graph.input[0]) == [2, 3, 8, 8]
+    assert dimensions(to_onnx(module, x, dynamic="none").graph.input[0]) == [2, 3, 8, 8]
+    assert dimensions(to_onnx(module, x, dynamic=("size",)).graph.input[0]) == [2, 3, "height", "width"]
+
+
+def test_a_batch_that_is_named_and_cannot_be_free_is_an_error() -> None:
+    class OneByOne(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.bn(self.conv(image[None]))[0] for image in x])
+
+    x = normal(2, 3, 8, 8)
+    with pytest.raises(ExportError, match=r"The batch cannot stay free: `x.shape\[0\] == 2` holds"):
+        to_onnx(folded(OneByOne(), x), x, dynamic=("batch", "size"))
+
+
+def test_torchs_own_dynamic_shapes_serve_several_inputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv1d(3, 4, 3, padding=1), nn.BatchNorm1d(4)
+
+        def forward(self, wave: Tensor, weight: Tensor) -> Tensor:
+            return self.bn(self.conv(wave)) * weight[:, None]
+
+    inputs = normal(2, 3, 10), normal(2, 10)
+    module = bnfold.fold(randomised(Two()), inputs, check=False).module
+    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
+    model = to_onnx(module, inputs, dynamic={"wave": {0: batch, 2: time}, "weight": {0: batch, 1: time}})
+    assert [dimensions(value) for value in model.graph.input] == [["batch", 3, "time"], ["batch", "time"]]
+    others = normal(3, 3, 7), normal(3, 7)
+    np.testing.assert_allclose(run(model, *others)[0], module(*others).detach().numpy(), atol=1e-5)
+    with pytest.raises(ExportError, match=r"dynamic_shapes"):
+        to_onnx(module, inputs, dynamic={"wave": {0: batch, 2: time}, "weight": {0: batch, 1: None}})
+
+
+@pytest.mark.parametrize("opset", [15, 17, 21, 24])
+def test_an_opset_is_written_as_asked(opset: int) -> None:
+    x = normal(2, 3, 8, 8)
+    module = folded(layers(2, nn.ReLU(), nn.AdaptiveAvgPool2d(1)), x)
+    model = to_onnx(module, x, opset=opset)
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [opset]
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_allclose(run(model, x)[0], module(x).detach().numpy(), atol=1e-5)
+
+
+def test_an_opset_that_cannot_be_written_is_said(tmp_path: Any) -> None:
+    x = normal(2, 3, 8, 8)
+    module = folded(layers(2, nn.ReLU()), x)
+    with pytest.raises(ExportError, match=r"cannot be written in opset 9: No Adapter .* for Relu"):
+        export_onnx(module, tmp_path / "a.onnx", x, opset=9)
+    with pytest.raises(UsageError, match="no opset 999"):
+        export_onnx(module, tmp_path / "a.onnx", x, opset=999)
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_a_bfloat16_file_is_one_that_onnx_allows_and_is_proved_without_a_runtime() -> None:
+    x = normal(2, 3, 8, 8).to(torch.bfloat16)
+    module = layers(2, nn.ReLU()).to(torch.bfloat16)
+    folding = bnfold.fold(module, x)
+    report = bnfold.verify(module, folding.module, x, onnx=True)
+    assert report.passed, str(report)
+    assert [c.name for c in report.comparisons][-1] == "ONNX, computed in float64"
+    wrong = onnx_of(folding.module, x).model
+    for tensor in wrong.graph.initializer:
+        if tensor.dims == [4]:
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[1] *= 1.25
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    assert not bnfold.verify(module, folding.module, x, onnx=wrong).passed
+
+
+def test_what_may_be_asked_for() -> None:
+    assert wanted("batch, size") == Wanted(True, True, frozenset({"batch", "size"}))
+    assert wanted(("batch",)) == Wanted(True, False, frozenset())
+    assert wanted("none") == wanted(()) == Wanted(False, False, frozenset())
+    with pytest.raises(UsageError, match="`hight` is no dimension"):
+        wanted("batch,hight")
+
+
+def test_another_size_keeps_the_steps_and_the_bounds() -> None:
+    axes = (Axis("height", ((0, 2),), 64, step=32, least=32), Axis("width", ((0, 3),), 64, step=1, most=70))
+    (x,) = resized((normal(2, 3, 64, 64),), axes, torch.Generator()) or ()
+    assert tuple(x.shape) == (2, 3, 32, 70)
+    fixed = (Axis("height", ((0, 2),), 64, least=64, most=64),)
+    assert resized((normal(2, 3, 64, 64),), fixed, torch.Generator()) is None
