@@ -62,6 +62,8 @@ package: $(VENV)/.installed-test
 	rm -rf dist build/lib
 	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" > /dev/null
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check twine
+	$(BIN)/python -m twine check --strict dist/*
 	@ls dist
 
 bench: $(VENV)/.installed-test

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from bnfold.export import export_onnx
+    from bnfold.export.folding import fold_program
     from bnfold.fold.api import Folding, fold, plan
     from bnfold.fold.decision import Decision
     from bnfold.fold.plan import Plan
@@ -61,6 +62,7 @@ __all__ = [
     "export_onnx",
     "extend",
     "fold",
+    "fold_program",
     "plan",
     "verify",
 ]
@@ -69,6 +71,7 @@ _HOME = {
     "ChannelAffine": "bnfold.affine",
     "affine_of": "bnfold.affine",
     "export_onnx": "bnfold.export",
+    "fold_program": "bnfold.export.folding",
     "Folding": "bnfold.fold.api",
     "fold": "bnfold.fold.api",
     "plan": "bnfold.fold.api",

@@ -13,6 +13,7 @@
     │   └── NeedsInputsError    shapes are needed and no input is given
     ├── OtherInputError         a folded model got an input it is not right for  6
     ├── ExportError             the ONNX or torch.export export failed  6
+    ├── WitnessError            another runtime gives no outputs        6
     ├── MissingPackageError     an optional package is not installed    6
     ├── NotFiniteError          a rounded weight overflowed             6
     └── NotEquivalentError      two models compute different functions  1
@@ -42,6 +43,7 @@ __all__ = [
     "TrainingModeError",
     "UnknownNameError",
     "UsageError",
+    "WitnessError",
 ]
 
 
@@ -137,6 +139,12 @@ class NeedsInputsError(CaptureError):
 
 class OtherInputError(BnfoldError, ValueError):
     """A folded model is called with an input for which its graph is not right."""
+
+    exit_code = 6
+
+
+class WitnessError(BnfoldError):
+    """A runtime that was to witness a model gives no outputs: it does not take the model, crashed or took too long."""
 
     exit_code = 6
 

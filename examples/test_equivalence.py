@@ -20,7 +20,7 @@ import bnfold
 if TYPE_CHECKING:  # pytest itself imports the plugin below
     from bnfold.testing import AssertEquivalent, AssertFolds
 
-pytest_plugins = ["bnfold.testing"]  # or in a conftest.py: the fixtures assert_folds and assert_equivalent
+pytest_plugins = ["bnfold.testing"]  # not needed where bnfold is installed: pytest finds it by itself
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ PUBLIC = [
     "export_onnx",
     "extend",
     "fold",
+    "fold_program",
     "plan",
     "verify",
 ]
@@ -54,6 +55,7 @@ EXIT_CODES = {
     "OtherInputError": 6,
     "NeedsInputsError": 6,
     "ExportError": 6,
+    "WitnessError": 6,
     "MissingPackageError": 6,
     "NotFiniteError": 6,
     "NotEquivalentError": 1,

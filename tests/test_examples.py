@@ -20,11 +20,13 @@ ARGUMENTS = {  # what each script is given; {out} is an empty folder
     "resnet.py": ["{out}/resnet18.onnx"],
     "negative_gammas.py": [],
     "teach_a_module.py": [],
+    "quantise.py": [],
 }
 SAYS = {
     "seed_network.py": "unseen digits right",
     "resnet.py": "20 of 20 BatchNorms folded",
     "teach_a_module.py": "2 folded into 0 through 1.\n6 folded into 4 through 5.\nequivalent",
+    "quantise.py": "folded      int8 error 0.",
     "negative_gammas.py": "bn1: fold. bn1 folded into conv1 through pool.\nbn1: affine. ",
 }
 

@@ -18,6 +18,7 @@ from bnfold.errors import UsageError, first_line
 from bnfold.export.dynamic import DEFAULT, Dynamic
 from bnfold.graph.batch_dimension import as_tuple, batch_positions
 from bnfold.graph.mode import require_eval
+from bnfold.witness.registry import known
 
 __all__ = ["bench"]
 
@@ -54,7 +55,8 @@ def bench(
         original: in eval mode; not changed.
         folded: in eval mode; not changed.
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
-        targets: any of ``"eager"``, ``"channels-last"``, ``"compile"`` and ``"onnxruntime"``.
+        targets: any of ``"eager"``, ``"channels-last"``, ``"compile"``, ``"onnxruntime"``, and names of witnesses, such
+            as ``"openvino"``.
         batches: batch sizes; without effect where no input has a batch dimension.
         threads: how many each target computes with; by default one for each core.
         seconds: how long to measure each target at each batch size.
@@ -85,7 +87,7 @@ def bench(
                 if progress is not None:
                     progress(what, (index + done) / len(names))
 
-            told(f"preparing {_WORDS[name]}", 0.0)
+            told(f"preparing {_WORDS.get(name, name)}", 0.0)
             try:
                 pair = [make_target(name, module, inputs, used, dynamic) for module in (original, folded)]
             except NotReadyError as error:
@@ -94,7 +96,7 @@ def bench(
             for place, size in enumerate(sizes):
 
                 def going(done: float, place: int = place, told: Progress = told, name: str = name) -> None:
-                    told(f"measuring {_WORDS[name]}", (place + done) / len(sizes))
+                    told(f"measuring {_WORDS.get(name, name)}", (place + done) / len(sizes))
 
                 try:
                     timings.append(_timing(name, pair, size, seconds, clock, seed, going))
@@ -131,12 +133,12 @@ def _timing(
 
 
 def _check(targets: Sequence[str], batches: Sequence[int], threads: int | None, seconds: float, clock: str) -> None:
-    known = ", ".join(TARGETS)
+    every = (*TARGETS, *known())
     if not targets or not batches:
         raise UsageError("There is nothing to measure.", fix="Name at least one target and one batch size.")
     for name in targets:
-        if name not in TARGETS:
-            raise UsageError(f"There is no target called {name!r}.", fix=f"Use any of {known}.")
+        if name not in every and ":" not in name:
+            raise UsageError(f"There is no target called {name!r}.", fix=f"Use any of {', '.join(every)}.")
     if any(size < 1 for size in batches):
         raise UsageError(f"A batch size of {min(batches)} is not valid.", fix="Give batch sizes of 1 or more.")
     if threads is not None and threads < 1:

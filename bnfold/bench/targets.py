@@ -122,6 +122,31 @@ class OnnxRuntime(Target):
             return OrtModel(model, "full", threads=self.threads).prepared(*inputs)
 
 
+class OtherRuntime(OnnxRuntime):
+    """The ONNX export under a witness: one run in a process apart, since it may crash, and then here, to be timed."""
+
+    def __init__(
+        self, witness: str, module: nn.Module, inputs: tuple[Any, ...], threads: int, dynamic: Dynamic
+    ) -> None:
+        super().__init__(module, inputs, threads, dynamic)
+        self.witness = witness
+
+    def _call(self, inputs: tuple[Any, ...]) -> Run:
+        from bnfold.verify.runtime import OrtModel
+        from bnfold.witness.registry import find
+        from bnfold.witness.session import Session, as_file
+
+        with _telling("does not load"), as_file(self._export(inputs)) as path:
+            feed = OrtModel(path, "off", threads=1).feed(inputs)
+            session = Session(self.witness, path)
+            try:
+                session(feed)
+            finally:
+                session.close()
+            run = find(self.witness).load()(str(path), threads=self.threads)
+        return lambda: run(feed)
+
+
 TARGETS: dict[str, Callable[..., Target]] = {
     "eager": Target,
     "channels-last": ChannelsLast,
@@ -134,7 +159,7 @@ def make_target(name: str, module: nn.Module, inputs: Any, threads: int, dynamic
     """Return a model made ready for a target.
 
     Args:
-        name: one of :data:`TARGETS`.
+        name: one of :data:`TARGETS`, or of a witness.
         module: in eval mode; not changed.
         inputs: a tensor, or a tuple of positional inputs.
         threads: how many it may compute with.
@@ -144,11 +169,13 @@ def make_target(name: str, module: nn.Module, inputs: Any, threads: int, dynamic
         NotReadyError: the target does not take the model.
     """
     given = as_tuple(inputs)
-    if name == "onnxruntime":  # an example of one sample would freeze the batch
+    if name == "onnxruntime" or name not in TARGETS:  # an example of one sample would freeze the batch
         positions = batch_positions(given)
         size = next((value.shape[0] for value in (given[position] for position in positions)), 2)
         given = with_batch(given, max(2, size), positions)
     with unlogged():
+        if name not in TARGETS:
+            return OtherRuntime(name, module, given, threads, dynamic)
         return TARGETS[name](module, given, threads, *([dynamic] if name == "onnxruntime" else []))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
+from bnfold.capture.lines import DEPTH, place_of
 from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
 from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.quiet import quiet
@@ -237,8 +238,9 @@ def _tidy(graph: Graph) -> None:
             graph.erase_node(node)  # asserts the dtype of the export, and would forbid .half() and .double()
             continue
         trace, stack = node.meta.get("stack_trace"), node.meta.get("nn_module_stack")
-        frames = [f"{name}:{line}" for name, line in _FRAME.findall(trace or "") if "/torch/" not in name]
+        frames = [f"{place_of(name)}:{line}" for name, line in _FRAME.findall(trace or "") if "/torch/" not in name]
         owner = next(reversed(stack.values()))[0] if stack else ""
         node.meta.clear()
         node.meta["source"] = frames[-1] if frames else None
+        node.meta["lines"] = tuple(frames[: -DEPTH - 1 : -1])
         node.meta["module"] = owner

@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import sysconfig
 import traceback
+from collections.abc import Iterator
+from functools import lru_cache
 from types import CodeType, FrameType
+
+from torch import nn
 
 from bnfold.graph.leaves import is_foreign
 
-__all__ = ["line_of_error", "user_frame", "user_line"]
+__all__ = ["DEPTH", "line_of_error", "place_of", "user_frame", "user_line", "user_lines"]
+
+DEPTH = 6
+"""How many lines of a call's way through the user's code are noted."""
 
 _FOREIGN: dict[CodeType, bool] = {}
+_INSTALLED = tuple({sysconfig.get_path(kind) + os.sep for kind in ("purelib", "platlib")})
 
 
 def user_line() -> str | None:
     """Return ``file:line`` of the innermost frame of the user's code, among those above the caller's."""
     frame = user_frame(3)
-    return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return None if frame is None else _line(frame)
+
+
+def user_lines() -> tuple[str, ...]:
+    """Return up to :data:`DEPTH` lines of the user's code that lead to the caller's caller, the innermost first.
+
+    Code of a layer that holds the statistics itself (``timm``'s ``BatchNormAct2d``) is left out where other lines lead
+    to it: it is the same line for every such layer.
+    """
+    frames = []
+    for frame in _user_frames(sys._getframe(2)):
+        frames.append(frame)
+        if len(frames) > DEPTH:
+            break
+    of_model = [frame for frame in frames if not _of_normalisation(frame)]
+    return tuple(dict.fromkeys(_line(frame) for frame in (of_model or frames)[:DEPTH]))
 
 
 def user_frame(depth: int = 2) -> FrameType | None:
     """Return the innermost frame of the user's code, among those above the caller's."""
-    frame: FrameType | None = sys._getframe(depth)
+    return next(_user_frames(sys._getframe(depth)), None)
+
+
+def _user_frames(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         code = frame.f_code
         foreign = _FOREIGN.get(code)
@@ -30,16 +58,52 @@ def user_frame(depth: int = 2) -> FrameType | None:
                 _FOREIGN.clear()
             foreign = _FOREIGN[code] = is_foreign(code.co_filename)
         if not foreign:
-            return frame
-        if code.co_name == "_record_run":  # what called bnfold is no code of the model's
-            return None
+            yield frame
+        elif code.co_name == "_record_run":  # what called bnfold is no code of the model's
+            return
         frame = frame.f_back
-    return None
+
+
+def _of_normalisation(frame: FrameType) -> bool:
+    if frame.f_code.co_name != "forward":
+        return False
+    owner = frame.f_locals.get("self")
+    return isinstance(owner, nn.Module) and "running_var" in owner.__dict__.get("_buffers", ())
+
+
+def _line(frame: FrameType) -> str:
+    return f"{place_of(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def place_of(filename: str) -> str:
+    """Return a source file as a reader on another machine would look for it, with ``/`` between.
+
+    Relative to the folder of its packages where it is installed, else to the working folder where it lies there, else
+    the file in its package.
+    """
+    try:
+        here = os.getcwd()
+    except OSError:  # it has been removed
+        here = ""
+    return _place(filename, here)
+
+
+@lru_cache(maxsize=4096)
+def _place(filename: str, here: str) -> str:
+    path = os.path.abspath(filename) if here or os.path.isabs(filename) else filename
+    root = next((folder for folder in _INSTALLED if path.startswith(folder)), None)
+    if root is None and here and path.startswith(here.rstrip(os.sep) + os.sep):
+        root = here
+    if root is None:
+        root = os.path.dirname(path)
+        while os.path.isfile(os.path.join(root, "__init__.py")):
+            root = os.path.dirname(root)
+    return os.path.relpath(path, root).replace(os.sep, "/")
 
 
 def line_of_error(error: BaseException) -> str | None:
     """Return ``file:line`` of the innermost line of the user's code that an error passed."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not is_foreign(frame.filename):
-            return f"{frame.filename}:{frame.lineno}"
+            return f"{place_of(frame.filename)}:{frame.lineno}"
     return None

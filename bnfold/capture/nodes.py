@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from bnfold.capture.failures import NotArgumentError
-from bnfold.capture.lines import user_line
+from bnfold.capture.lines import user_line, user_lines
 from bnfold.capture.tables import OPERATORS
 from bnfold.graph.captured import NARROW
 from bnfold.graph.dataless import leaves
@@ -101,7 +101,8 @@ class Nodes:
 
     def mark(self, node: Node) -> Node:
         """Note where in the user's code a node comes from, and return it."""
-        node.meta["source"] = user_line()
+        lines = user_lines()
+        node.meta["source"], node.meta["lines"] = next(iter(lines), None), lines
         node.meta["module"] = self.scope
         return node
 

@@ -35,6 +35,15 @@ def _files(_context: click.Context, _parameter: click.Parameter, incomplete: str
     return [CompletionItem(incomplete, type="file")]
 
 
+class _Target(click.Choice[str]):
+    """One of bnfold's own targets, or a witness that another package registers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from bnfold.witness.registry import known
+
+        return str(value) if ":" in str(value) or value in known() else super().convert(value, param, ctx)
+
+
 _about_the_model = _options(
     click.option(
         "--code",
@@ -89,6 +98,13 @@ _reports = click.option(
     help="Write a report: .html, .json, .md or .xml (JUnit); - for JSON on stdout. Repeatable.",
 )
 _force = click.option("--force", is_flag=True, help="Replace files that exist.")
+_witness = click.option(
+    "--witness",
+    "witnesses",
+    multiple=True,
+    metavar="NAME",
+    help="Also prove it under this runtime: openvino, or one that another package registers. Repeatable.",
+)
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the inputs.")
 
 
@@ -100,7 +116,7 @@ def bnfold(context: click.Context) -> None:
 
     \b
     bnfold fold model.pt --code net.py         fold, verify, write ONNX and .pt2
-    bnfold fold torchvision.models:resnet50    a model by its name
+    bnfold fold timm:resnet50                  a model by its name, of timm or torchvision
     bnfold explain model.pt bn1                what a BatchNorm computes, bit for bit
     bnfold verify model.pt model.folded.onnx   compare any two
     bnfold bench model.pt                      latency before and after
@@ -132,6 +148,7 @@ def bnfold(context: click.Context) -> None:
 @click.option("--flush-denormals", is_flag=True, help="Set weights that the fold made denormal to zero.")
 @click.option("--strict", is_flag=True, help="Exit 4, and write no model, unless every BatchNorm folded.")
 @_reports
+@_witness
 @click.option("--no-verify", is_flag=True, help="Write without proof.")
 @_seed
 @_force
@@ -139,7 +156,7 @@ def bnfold(context: click.Context) -> None:
 def fold(**options: Any) -> int:
     """Fold MODEL, verify the result, write it.
 
-    MODEL is a file (a pickled module, or weights with --model), or a SPEC such as torchvision.models:resnet50.
+    MODEL is a file (a pickled module, or weights with --model), or a SPEC such as timm:densenet121.
 
     \b
     Examples:
@@ -190,6 +207,7 @@ def explain(**options: Any) -> int:
 @click.argument("model", metavar="ORIGINAL", shell_complete=_files)
 @click.argument("candidate", shell_complete=_files)
 @_about_the_model
+@_witness
 @_reports
 @_seed
 @_force
@@ -223,9 +241,9 @@ def verify(**options: Any) -> int:
 @click.option(
     "--target",
     "targets",
-    type=click.Choice(["eager", "channels-last", "compile", "onnxruntime"]),
+    type=_Target(["eager", "channels-last", "compile", "onnxruntime", "openvino"]),
     multiple=True,
-    help="What to run on; repeatable.  [default: eager, compile, onnxruntime]",
+    help="What to run on, also another witness; repeatable.  [default: eager, compile, onnxruntime]",
 )
 @click.option(
     "--batch",

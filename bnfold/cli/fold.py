@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from bnfold.cli import outputs as files
-from bnfold.cli.packages import require_for
+from bnfold.cli.packages import check_witnesses, require_for
 from bnfold.cli.request import ModelRequest
 from bnfold.cli.run import Run, blaming_inputs
 from bnfold.cli.terminal import Terminal
@@ -60,6 +60,7 @@ class FoldRequest:
     strict: bool = False
     reports: tuple[str, ...] = ()
     no_verify: bool = False
+    witnesses: tuple[str, ...] = ()
     force: bool = False
 
 
@@ -99,6 +100,7 @@ class _FoldRun(Run):
         """Do everything, and return what is to be told."""
         request, notes = self.request, self.notes
         require_for(self.paths, proof=not request.no_verify)
+        check_witnesses(request.witnesses, proof=not request.no_verify)
         dynamic = None if request.dynamic is None else wanted(request.dynamic, by_name=True)
         files.check_opset(request.opset, self.paths)
         loaded = self.load()
@@ -194,6 +196,7 @@ class _FoldRun(Run):
                 folding=folding,
                 axes=self.axes.get(".onnx", ()),
                 progress=self.progress("verify"),
+                witnesses=self.request.witnesses,
             )
 
     def _free(self, inputs: tuple[Any, ...]) -> dict[str, str]:

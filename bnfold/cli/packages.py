@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bnfold.errors import MissingPackageError
+from bnfold.errors import MissingPackageError, UsageError
+from bnfold.witness.registry import require
 
-__all__ = ["is_installed", "require_for"]
+__all__ = ["check_witnesses", "is_installed", "require_for"]
 
 _WRITERS = {".onnx": ("onnx", "onnxscript"), ".safetensors": ("safetensors",)}
 
@@ -36,6 +37,17 @@ def require_for(outputs: Iterable[Path], *, proof: bool) -> None:
                 fix="Run `pip install onnxruntime`; without it `-o model.pt2` is verified in torch, and --no-verify "
                 "writes .onnx without proof.",
             )
+
+
+def check_witnesses(names: Sequence[str], *, proof: bool) -> None:
+    """Check that the runtimes that are to witness are known, and asked for where there is a proof.
+
+    Raises:
+        UsageError: one is not, or nothing is verified.
+    """
+    require(names)
+    if names and not proof:
+        raise UsageError("--witness and --no-verify were both given.", fix="Leave one out: a witness is a proof.")
 
 
 def is_installed(package: str) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from bnfold.cli.packages import check_witnesses
 from bnfold.cli.request import ModelRequest
 from bnfold.cli.run import Run, refuse_two_sources
 from bnfold.cli.terminal import Terminal
@@ -39,12 +40,14 @@ class VerifyRequest:
     candidate: str = ""
     reports: tuple[str, ...] = ()
     force: bool = False
+    witnesses: tuple[str, ...] = ()
 
 
 def run(request: VerifyRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
     about = request.about
     with Run(request, terminal, _STAGES, candidate=request.candidate) as run:
+        check_witnesses(request.witnesses, proof=True)
         original: Any = Path(about.model)
         if _is_onnx(about.model):
             found = _onnx_inputs(about, run)
@@ -66,6 +69,7 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
                 seed=about.seed,
                 thorough=True,
                 progress=run.progress("verify"),
+                witnesses=request.witnesses,
             )
         run.stages.add_parts("verify", report.seconds)
         document = Document(

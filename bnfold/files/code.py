@@ -5,6 +5,8 @@ This is the only place that runs code, and it runs only what the user named.
 
 from __future__ import annotations
 
+import difflib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -12,7 +14,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,9 @@ __all__ = ["classes_in", "looks_like_spec", "module_of_spec", "resolve_spec", "r
 
 _NAME = r"[^\W\d]\w*"
 _DOTTED = re.compile(rf"{_NAME}(\.{_NAME})*")
-_ZOOS = ("torchvision", "timm")  # their packages are called as their modules are
+_ZOOS = {"timm": ("timm", "create_model"), "torchvision": ("torchvision.models", "get_model")}
+"""Packages that make a model by its name: the module, and its function. They install under the same names."""
+
 _files: dict[tuple[str, bytes], types.ModuleType] = {}
 
 
@@ -50,6 +54,7 @@ def resolve_spec(spec: str) -> nn.Module:
 
     Args:
         spec: the factory is a class or a function, called without arguments, or it is the module itself.
+            ``timm:densenet121`` and ``torchvision:resnet50`` name a model as these packages list it.
 
     Raises:
         UsageError: the spec is misspelt, names nothing, or what it names makes no ``torch.nn.Module``.
@@ -58,14 +63,13 @@ def resolve_spec(spec: str) -> nn.Module:
     from torch import nn
 
     module = module_of_spec(spec)
-    name = spec.rpartition(":")[2]
-    found: Any = module
-    for part in name.split("."):
+    where, _, name = spec.rpartition(":")
+    found: Any = _of_zoo(where, name, module) or module
+    for part in name.split(".") if found is module else ():
         if not hasattr(found, part):
-            where = shown_path(spec.rpartition(":")[0])
-            near = [known for known in _makers(module) if not known.startswith("_")]
-            fix = f"It has {listed(near, 5)}." if near else "Name a class or a function that makes the model."
-            raise UsageError(f"{where} has no `{shown(name)}`.", fix=fix)
+            own = [known for known in _makers(module) if not known.startswith("_")]
+            every = [known for known, value in vars(found).items() if callable(value)]
+            raise UsageError(f"{shown_path(where)} has no `{shown(name)}`.", fix=_near(part, own, every))
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         return found
@@ -159,6 +163,33 @@ def classes_in(modules: Iterable[types.ModuleType]) -> list[type[nn.Module]]:
             ):
                 (own if value.__module__ == module.__name__ else imported).append(value)
     return list(dict.fromkeys(own + imported))
+
+
+def _of_zoo(package: str, name: str, module: types.ModuleType) -> Callable[[], Any] | None:
+    """Return what makes a model by the name that ``timm`` or ``torchvision`` lists it under; None for other names.
+
+    Raises:
+        UsageError: the package lists no such model.
+    """
+    if package not in _ZOOS:
+        return None
+    place, function = _ZOOS[package]
+    zoo = _import(place)
+    known = [str(one) for one in zoo.list_models()]
+    first = name.partition(".")[0]
+    if first not in known:  # what follows a dot names weights, which are not fetched
+        if hasattr(module, first):
+            return None
+        raise UsageError(f"{package} has no model `{shown(name)}`.", fix=_near(name, known))
+    return functools.partial(getattr(zoo, function), name)
+
+
+def _near(name: str, known: Sequence[str], every: Sequence[str] = ()) -> str:
+    """Return what to do about a name that is not there: near ones, of all there are, or some that are known."""
+    close = difflib.get_close_matches(name, every or known, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {listed(close)}?"
+    return f"It has {listed(known, 5)}." if known else "Name a class or a function that makes the model."
 
 
 def _makers(module: types.ModuleType) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 
 from bnfold import ops
 from bnfold.affine import ChannelAffine, affine_of_statistics
+from bnfold.fold.called_at import called_at
 from bnfold.fold.decision import Decision, Decisions, fold_sentence
 from bnfold.fold.merge.steps import MergeStep
 from bnfold.fold.pull import Way, pull
@@ -161,7 +162,8 @@ class _Planner:
         for node, explicit in self.explicit.items():
             self.steps.explicit[node.name] = explicit
         self.steps.removed = [node.name for node in self.settled]
-        decisions = self._with_added_bytes()
+        lines = {node.name: self.facts.lines(node) for node in self.facts.index}
+        decisions = called_at(self._with_added_bytes(), lines)
         return Plan(tuple(decisions), self.facts.way, self.facts.notes, steps=self.steps)
 
     # --- one BatchNorm --------------------------------------------------------------------------------------------

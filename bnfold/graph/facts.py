@@ -252,6 +252,11 @@ class Facts(FrontEnd[Node]):
         """Return ``file:line`` of the code that makes the call, where the capture kept it."""
         return value.meta.get("source")
 
+    def lines(self, value: Node) -> Sequence[str]:
+        """Return the lines of the user's code that lead to a call, the innermost first."""
+        lines: Sequence[str] = value.meta.get("lines", ())
+        return lines
+
     @property
     def notes(self) -> tuple[str, ...]:  # type: ignore[override]
         """What the capture has to say; and why less is known of the shapes than was asked for, if somebody asked."""

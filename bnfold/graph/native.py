@@ -40,7 +40,7 @@ def rewrite_native(graph: Graph) -> tuple[str, ...]:
             continue
         with graph.inserting_before(node):
             new = graph.call_function(aten.batch_norm.default, (*arguments, True))
-        new.meta.update({key: node.meta[key] for key in ("source", "module") if key in node.meta})
+        new.meta.update({key: node.meta[key] for key in ("source", "lines", "module") if key in node.meta})
         for output in list(node.users):
             output.replace_all_uses_with(new)
             graph.erase_node(output)

@@ -130,6 +130,10 @@ class FrontEnd(ABC, Generic[V]):
         """Return ``file:line`` of the code that computes a value, where that is known."""
         return None
 
+    def lines(self, value: V) -> Sequence[str]:  # noqa: ARG002
+        """Return the lines of code that lead to the one that computes a value, that one first; none if not known."""
+        return ()
+
     def hidden_batchnorms(self, value: V) -> Iterable[HiddenBatchNorm]:  # noqa: ARG002
         """Return the BatchNorms inside of a computation that no operation is known for."""
         return ()

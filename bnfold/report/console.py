@@ -12,6 +12,7 @@ from bnfold.fold.decision import Decision
 from bnfold.printable import bytes_in_words
 from bnfold.report.document import Document
 from bnfold.report.escape import visible
+from bnfold.report.groups import Group, grouped
 from bnfold.report.words import (
     became,
     counted,
@@ -58,13 +59,16 @@ def render_decisions(document: Document, *, every: bool) -> Iterator[Table | Tex
 
     Args:
         document: what was done.
-        every: show each row, and where the user's code calls the layer.
+        every: show each row, and where the user's code calls the layer; else what repeats is one row.
     """
     decisions = document.batchnorms
     compact = not every and len(decisions) > MANY
     shown = [decision for decision in decisions if not compact or decision.action != "fold"]
+    groups = grouped(shown) if compact else []
     if shown:
-        rows = [_row(decision, decisions, every=every) for decision in shown]
+        rows = [_group_row(group, shown, decisions) for group in groups] or [
+            _row(decision, decisions, every=every) for decision in shown
+        ]
         headings = ("BatchNorm", "became", "into", "through", "why", "called at")
         told = [column for column in range(len(headings)) if any(row[column] for row in rows)]
         table = plain_table(*(headings[column] for column in told))
@@ -76,6 +80,8 @@ def render_decisions(document: Document, *, every: bool) -> Iterator[Table | Tex
     if compact and len(shown) < len(decisions):
         folded = [decision for decision in decisions if decision.action == "fold"]
         yield Text(f"The folded ones ({folded_in_words(folded)}) are listed with -v.")
+    if len(groups) < len(shown) and groups:
+        yield Text("A row with a count stands for several layers; -v lists each of them.")
     added = sum(decision.added_bytes for decision in decisions)
     if added:
         yield Text(f"Layers that are shared were copied for the calls that folded: {bytes_in_words(added)} more.")
@@ -89,6 +95,20 @@ def _row(decision: Decision, decisions: Sequence[Decision], *, every: bool) -> l
         Text(visible(", ".join(decision.through))),
         Text(visible(why(decision))),
         Text(visible(decision.source or "") if every else ""),
+    ]
+
+
+def _group_row(group: Group, shown: Sequence[Decision], decisions: Sequence[Decision]) -> list[Text]:
+    first = shown[group.members[0]]
+    if len(group.members) == 1:
+        return _row(first, decisions, every=False)
+    return [
+        Text(visible(group.names), style="bold"),
+        Text(became(first, len(group.members)), style=_STYLES[first.action]),
+        Text(visible(group.into)),
+        Text(visible(group.through)),
+        Text(visible(group.reason)),
+        Text(""),
     ]
 
 

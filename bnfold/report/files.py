@@ -11,12 +11,14 @@ from bnfold.printable import shown_path
 from bnfold.report.document import Document
 from bnfold.report.junit import junit
 from bnfold.report.markdown import markdown
+from bnfold.report.paths import without_folders
 
 __all__ = ["as_json", "check_report_path", "content_for"]
 
 
 def as_json(document: Document) -> str:
     """Return the document as JSON in ASCII, indented, with a line end."""
+    document = without_folders(document, names_alone=False)
     return json.dumps(document.to_dict(), indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
@@ -44,4 +46,4 @@ def check_report_path(path: Path) -> None:
 
 def content_for(path: Path, document: Document) -> bytes:
     """Return the bytes of a report; the suffix of ``path`` says in which format."""
-    return _FORMATS[path.suffix](document).encode("utf-8")
+    return _FORMATS[path.suffix](without_folders(document, names_alone=path.suffix != ".json")).encode("utf-8")

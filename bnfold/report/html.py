@@ -25,6 +25,7 @@ from bnfold.report.charts import error_bar, error_range, scale_bars, site_chart,
 from bnfold.report.details import Affine, Details, Picture, SiteError
 from bnfold.report.document import Document, versions
 from bnfold.report.escape import visible
+from bnfold.report.groups import Group, grouped
 from bnfold.report.picture import drawn
 from bnfold.report.words import (
     became,
@@ -65,9 +66,16 @@ def html(document: Document) -> str:
         sign=_SIGNS[mood],
         visible=visible,
         summary=summary_line(document.summary, document.capture) if document.capture is not None else None,
-        rows=[
-            _row(index, decision, names[index], places.get(index), affines.get(index), sites.get(index))
-            for index, decision in enumerate(document.batchnorms)
+        groups=[
+            _group(
+                group,
+                document.batchnorms[group.members[0]],
+                [
+                    _row(n, document.batchnorms[n], names[n], places.get(n), affines.get(n), sites.get(n))
+                    for n in group.members
+                ],
+            )
+            for group in grouped(document.batchnorms)
         ],
         columns={
             "into": any(decision.into for decision in document.batchnorms),
@@ -96,6 +104,29 @@ def html(document: Document) -> str:
     )
 
 
+def _group(group: Group, first: Decision, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the table shows about decisions that say the same: their rows, and one for all of them."""
+    ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
+    return {
+        "rows": rows,
+        "id": f"g{group.members[0]}",
+        "name": _breakable(visible(group.names)),
+        "action": first.action,
+        "became": became(first, len(rows)),
+        "into": _breakable(visible(group.into)),
+        "through": _breakable(visible(group.through)),
+        "detail": visible(group.reason),
+        "negative": sum(bool(row["negative"]) for row in rows),
+        "near_zero": sum(bool(row["near_zero"]) for row in rows),
+        "floors": _ratio_in_words(max(ratios)) if ratios else None,
+        "far": any(row["far"] for row in rows),
+    }
+
+
+def _ratio_in_words(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
+
+
 def _row(
     index: int, decision: Decision, name: str, place: str | None, affine: Affine | None, site: SiteError | None
 ) -> dict[str, Any]:
@@ -118,7 +149,8 @@ def _row(
         "negative": 0 if affine is None else affine.negative,
         "near_zero": 0 if affine is None else affine.near_zero,
         "site": site,
-        "floors": None if ratio is None else f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}",
+        "ratio": ratio,
+        "floors": None if ratio is None else _ratio_in_words(ratio),
         "far": ratio is not None and ratio > 10,
     }
 

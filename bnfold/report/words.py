@@ -25,8 +25,10 @@ __all__ = [
 ]
 
 
-def became(decision: Decision) -> str:
-    """Return what became of a BatchNorm, in one or two words."""
+def became(decision: Decision, count: int = 1) -> str:
+    """Return what became of a BatchNorm, or of several of which this is one, in a few words."""
+    if count > 1:
+        return f"{count} explicit affines" if decision.action == "affine" else f"{count} {became(decision)}"
     if decision.action == "fold":
         return f"folded {decision.direction}" if decision.direction else "folded"
     return {"affine": "explicit affine", "keep": "kept"}[decision.action]

@@ -30,6 +30,7 @@ def verify(
     thorough: bool = False,
     axes: Sequence[Any] = (),
     progress: Progress | None = None,
+    witnesses: Sequence[str] = (),
 ) -> Report:
     """Compare ``candidate`` with ``original`` on seeded inputs and say whether they compute the same function.
 
@@ -52,12 +53,14 @@ def verify(
         axes: the free dimensions of the export given as ``onnx``, as ``bnfold.export.onnx_of`` tells them: one of the
             inputs is then of another size.
         progress: called with a sentence and the fraction done, from 0 to 1.
+        witnesses: further runtimes to compare the export under, such as ``"openvino"``; see :mod:`bnfold.witness`. The
+            candidate is exported where ``onnx`` is False. One that cannot run proves nothing; the report says why.
 
     Returns:
         The report. It does not raise for models that differ.
 
     Raises:
-        UsageError: the inputs cannot be used, or the original does not run on them.
+        UsageError: the inputs cannot be used, or the original does not run on them, or there is no such witness.
         TrainingModeError: one of the two is in training mode.
         ExportError: the candidate cannot be exported to ONNX.
         MissingPackageError: ``onnx`` is wanted and ONNX Runtime is not installed.
@@ -75,11 +78,18 @@ def verify(
         thorough=thorough,
         axes=axes,
         progress=progress,
+        witnesses=witnesses,
     )
 
 
 def assert_equivalent(
-    original: Model, candidate: Model, example_inputs: Any, *, onnx: bool = False, seed: int = 0
+    original: Model,
+    candidate: Model,
+    example_inputs: Any,
+    *,
+    onnx: bool = False,
+    seed: int = 0,
+    witnesses: Sequence[str] = (),
 ) -> None:
     """Raise unless ``candidate`` computes the same function as ``original``; for tests and pipelines.
 
@@ -89,6 +99,7 @@ def assert_equivalent(
         example_inputs: a tensor, or a tuple of positional inputs, batch first.
         onnx: compare the candidate's ONNX export as well.
         seed: of the inputs.
+        witnesses: as for :func:`verify`.
 
     Raises:
         NotEquivalentError: they differ, or it cannot be shown that they do not; ``error.report`` is the report.
@@ -96,7 +107,7 @@ def assert_equivalent(
     """
     from bnfold.errors import NotEquivalentError
 
-    report = verify(original, candidate, example_inputs, onnx=onnx, seed=seed)
+    report = verify(original, candidate, example_inputs, onnx=onnx, seed=seed, witnesses=witnesses)
     if not report.passed:
         raise NotEquivalentError(
             f"The two models are {report}\n",

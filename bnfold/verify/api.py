@@ -26,6 +26,7 @@ from bnfold.verify.reference import exact_arithmetic
 from bnfold.verify.relax import Comparing, held, proven
 from bnfold.verify.report import Comparison, Report
 from bnfold.verify.runtime import NoKernelError, require_onnxruntime
+from bnfold.verify.runtimes import compare_under
 from bnfold.verify.verdict import verdict, with_reach
 from bnfold.verify.weights import WEIGHTS, compare_weights
 from bnfold.verify.witness import (
@@ -38,6 +39,7 @@ from bnfold.verify.witness import (
     of_reference,
     of_weights,
 )
+from bnfold.witness.registry import require
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -65,8 +67,11 @@ def verify(
     thorough: bool,
     axes: Sequence[Axis],
     progress: Progress | None,
+    witnesses: Sequence[str] = (),
 ) -> Report:
     """See :func:`bnfold.verify.verify`."""
+    require(witnesses)
+    onnx = onnx if onnx is not False or not witnesses else True
     clock = _Clock(progress or (lambda _sentence, _done: None))
     example = as_tuple(example_inputs)
     if onnx is not False or _is_onnx(candidate) or _is_onnx(original):
@@ -97,7 +102,8 @@ def verify(
             return list(compare(witness, evaluated, floors, *said))
 
         comparing = Comparing(compared, measured, own_export, evaluated, floors, notes, seed)
-        for done, witness in _witnesses(measured, candidate, example, onnx, folding, notes, clock):
+        others: list[Any] = []
+        for done, witness in _witnesses(measured, candidate, example, onnx, folding, notes, clock, others):
             if isinstance(witness, Comparison):
                 comparisons.append(witness)
                 continue
@@ -105,12 +111,21 @@ def verify(
             comparisons += held(witness, comparing, proven=proven(comparisons))
         if thorough and onnx is not False and own_export.under_runtime is not None:
             clock(UNFOLDED, f"comparing: {UNFOLDED}", 0.92)
-            made = list(compare(own_export.under_runtime, evaluated, floors, []))
-            wrong = next((comparison for comparison in made if not comparison.passed), None)
-            if wrong is None:
-                comparisons += made
-            else:  # it tells of the exporter, and nothing of the candidate
-                notes.append(f"Exporting the original itself goes wrong: {wrong.detail}.")
+            comparisons += _unfolded(own_export.under_runtime, evaluated, floors, notes)
+        for name in dict.fromkeys(witnesses if others else ()):
+            clock(name, f"comparing: {name}", 0.93)
+            sides = others[0], (lambda: original if _is_onnx(original) else own_export.model)
+            comparisons += compare_under(
+                name,
+                sides,
+                measured.input_names,
+                lambda: own_export.in_float64,
+                evaluated,
+                floors,
+                notes,
+                proven=proven(comparisons),
+                thorough=thorough,
+            )
         seen = [item for item in evaluated if item.case.name not in skipped]
         report = verdict(comparisons, seen, list(dict.fromkeys(notes)))
         if report.verdict == "failed":
@@ -188,8 +203,12 @@ def _witnesses(
     folding: Any,
     notes: list[str],
     clock: _Clock,
+    exports: list[Any],
 ) -> Iterator[tuple[float, Witness | Comparison]]:
-    """Yield the witnesses, each with how much is done when it begins; or at once why one could not be made."""
+    """Yield the witnesses, each with how much is done when it begins; or at once why one could not be made.
+
+    The ONNX model that ONNX Runtime was given, if any, is added to ``exports``.
+    """
     proven = False
     if folding is not None and original.module is not None:
         clock("float64 algebra", "applying the plan in float64", 0.4)
@@ -223,6 +242,7 @@ def _witnesses(
             exported = made.model
             notes += made.notes
     model = Path(exported) if isinstance(exported, str) else exported
+    exports.append(model)
     clock("ONNX Runtime")
     try:
         yield 0.85, of_onnx(model, "off", original.input_names)
@@ -243,6 +263,16 @@ def _witnesses(
         )
 
 
+def _unfolded(own: Witness, evaluated: Sequence[Evaluated], floors: NoiseFloor, notes: list[str]) -> list[Comparison]:
+    """Compare the original's own export; where that is wrong it tells of the exporter, not of the candidate."""
+    made = list(compare(own, evaluated, floors, []))
+    wrong = next((comparison for comparison in made if not comparison.passed), None)
+    if wrong is None:
+        return made
+    notes.append(f"Exporting the original itself goes wrong: {wrong.detail}.")
+    return []
+
+
 def _with_cause(
     report: Report,
     original: Original,
@@ -254,7 +284,7 @@ def _with_cause(
 ) -> Report:
     """Return the report of a failure with what it points at."""
     failed = next(comparison for comparison in report.comparisons if not comparison.passed)
-    if original.module is None:
+    if original.module is None or failed.stage == "witness":
         return report
     alone = _is_onnx(candidate)
     if failed.stage == "fold":

@@ -104,7 +104,8 @@ class OwnExport:
         self._dynamic = wanted(dynamic, by_name=False)
 
     @cached_property
-    def _model(self) -> Any:
+    def model(self) -> Any:
+        """The ``ModelProto``; None where it cannot be had."""
         if self._original is None:
             return None
         try:
@@ -115,10 +116,10 @@ class OwnExport:
     @cached_property
     def under_runtime(self) -> Witness | None:
         """The witness that runs it under ONNX Runtime, without optimisations; None where it cannot be had."""
-        if self._model is None:
+        if self.model is None:
             return None
         try:
-            return replace(of_onnx(self._model, "off"), name=UNFOLDED)
+            return replace(of_onnx(self.model, "off"), name=UNFOLDED)
         except BnfoldError:
             return None
 
@@ -130,7 +131,7 @@ class OwnExport:
         if self.under_runtime is None:
             return None
         try:
-            double = OnnxOriginal(self._model, self._example)
+            double = OnnxOriginal(self.model, self._example)
         except BnfoldError:
             return None
         if double.notes:  # they say that there is none

@@ -14,6 +14,7 @@ Source of the idea: Parker 1997, "Monte Carlo Arithmetic", UCLA CSD-970002.
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,6 +99,13 @@ class NoiseFloor:
     def of(self, number: int, position: int) -> Floor:
         """Return the floor of case ``number`` and output ``position``."""
         return self._floors[number][position]
+
+    def apart(self) -> NoiseFloor:
+        """Return floors of the same values; what is allowed for there is not allowed for here."""
+        other = copy.copy(self)
+        other._floors, other._drawn = [dict(floors) for floors in self._floors], set(self._drawn)
+        other._causes = dict(self._causes)
+        return other
 
     def redraw(self, numbers: Iterable[int]) -> bool:
         """Measure the floors of cases more thoroughly; return whether that was still to be done for any."""

@@ -153,7 +153,7 @@ class OrtModel:
         Raises:
             RuntimeError: ONNX Runtime fails; the message is one line.
         """
-        feed = self._feed(inputs, names)
+        feed = self.feed(inputs, names)
         try:
             outputs: Sequence[Any] = self._session.run(None, feed)
         except Exception as error:
@@ -166,10 +166,15 @@ class OrtModel:
         Raises:
             RuntimeError: the model does not take them.
         """
-        feed, session = self._feed(inputs), self._session
+        feed, session = self.feed(inputs), self._session
         return lambda: session.run(None, feed)
 
-    def _feed(self, inputs: Sequence[Any], names: Sequence[str] = ()) -> dict[str, Any]:
+    def feed(self, inputs: Sequence[Any], names: Sequence[str] = ()) -> dict[str, Any]:
+        """Return the arrays that a session takes, by input name.
+
+        Raises:
+            RuntimeError: the model does not take them.
+        """
         problem = self.refuses(inputs, names)
         if problem is not None:
             raise RuntimeError(problem)

@@ -7,6 +7,7 @@
     torch                                the candidate as it is                              the fold
     ONNX Runtime, optimisations off      its export                                          the exporter
     ONNX Runtime, optimisations on       the same, as it is deployed                         ONNX Runtime's optimiser
+    another runtime                      the same (:mod:`bnfold.verify.runtimes`)            that runtime
 
 The first is held to 1e-10 of the peak, the others to multiples of the noise floor. Each stage builds on those before
 it, so the first that fails is the one to blame.
@@ -193,7 +194,7 @@ def compare(
         if refusal is not None and case.resized and witness.exported:
             continue  # of a fixed size, as its declaration says
         if refusal is not None:
-            under = "" if witness.stage == "fold" else " under ONNX Runtime"
+            under = {"fold": "", "witness": f" under {witness.name}"}.get(witness.stage, " under ONNX Runtime")
             notes.append(f"Not compared on {case.name}{under}: {refusal}.")
             continue
         try:

@@ -14,6 +14,7 @@ from bnfold.bench import targets
 from bnfold.bench.api import bench
 from bnfold.bench.targets import NotReadyError, make_target
 from bnfold.errors import TrainingModeError, UsageError
+from bnfold.witness import registry
 from tests.networks import seed_network
 
 
@@ -206,7 +207,7 @@ def test_every_target_of_the_command_line_exists() -> None:
     from bnfold.cli.commands import bench as command
 
     (choice,) = [parameter.type for parameter in command.params if parameter.name == "targets"]
-    assert list(choice.choices) == list(targets.TARGETS)
+    assert list(choice.choices) == [*targets.TARGETS, *registry.known()]
 
 
 def test_a_reason_is_one_short_line() -> None:
@@ -218,3 +219,13 @@ def test_a_reason_is_one_short_line() -> None:
         make_target("eager", Long().eval(), torch.ones(2, 3), 1).run(1)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_a_witness_is_timed_too_and_one_that_crashes_is_left_out() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    names = ["tests.witness.fakes:right", "tests.witness.fakes:crashes"]
+    found = bench(model, model, torch.ones(2, 3, 4, 4), targets=names, threads=1, seconds=0)
+    assert [timing.target for timing in found.timings] == names[:1]
+    (skip,) = found.skipped
+    assert (skip.target, skip.batch) == (names[1], 1)
+    assert "ended with SIGSEGV" in skip.reason

@@ -111,3 +111,26 @@ def test_verbose_says_where_the_time_of_the_comparisons_goes(run: Run, seed_file
     stages = out[out.index("stage") :]
     assert "  the original and the oracle" in stages
     assert "  ONNX Runtime, optimisations on" in stages
+
+
+def test_another_runtime_witnesses_and_is_told_in_the_table(run: Run, seed_file: Path, folded: Path) -> None:
+    names = [option for name in ("right", "crashes") for option in ("--witness", f"tests.witness.fakes:{name}")]
+    result = run("verify", seed_file, folded, *CODE, *names[:2], "--report", "-")
+    assert result.code == 0, result.err
+    told = [comparison["name"] for comparison in json.loads(result.out)["verification"]["comparisons"]]
+    assert told[-2:] == ["tests.witness.fakes:right", "the original's own export under tests.witness.fakes:right"]
+    result = run("verify", seed_file, folded, *CODE, *names)
+    assert result.code == 1
+    assert "its process ended with SIGSEGV" in result.out
+    assert "not verifiable" in result.out
+
+
+def test_a_witness_that_is_unknown_is_said_at_once(run: Run, seed_file: Path) -> None:
+    for command in (("verify", seed_file, seed_file), ("fold", seed_file)):
+        result = run(*command, *CODE, "--witness", "openvno")
+        assert (result.code, "Did you mean `openvino`?" in result.err) == (2, True)
+
+
+def test_a_witness_without_a_proof_cannot_be_meant_so(run: Run, seed_file: Path) -> None:
+    result = run("fold", seed_file, *CODE, "--witness", "openvino", "--no-verify")
+    assert (result.code, "Leave one out" in result.err) == (2, True)

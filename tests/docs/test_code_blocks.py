@@ -18,7 +18,7 @@ from bnfold.cli.commands import bnfold as group
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 BLOCK = re.compile(r"^```(?P<head>[^\n]*)\n(?P<body>.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-KNOWN = {"python", "console", "yaml", "{toctree}", "{eval-rst}", "{command-help}"}
+KNOWN = {"python", "console", "yaml", "toml", "json", "text", "{toctree}", "{eval-rst}", "{command-help}"}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,46 @@ def test_the_forge_writes_what_torch_reads() -> None:
     loaded = torch.load(io.BytesIO(content), weights_only=True)
     assert torch.equal(loaded["w"], torch.zeros(2, 2)), "otherwise the corpus would be refused for the wrong reason"
     assert PROTO == b"\x80\x02"
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for timm, which lists models by name and has no function of that name itself."""
+    made = types.ModuleType("timm")
+    made.__spec__ = ModuleSpec("timm", None)
+    made.list_models = lambda: ["densenet121", "densenet169", "vgg11"]  # type: ignore[attr-defined]
+    made.create_model = lambda name: nn.Sequential(nn.Linear(2, len(name)))  # type: ignore[attr-defined]
+    made.Head = nn.ReLU  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", made)
+
+
+@pytest.mark.usefixtures("zoo")
+def test_a_model_of_a_collection_is_made_by_its_name() -> None:
+    made = resolve_spec("timm:densenet121")
+    assert isinstance(made, nn.Sequential)
+    assert made[0].out_features == len("densenet121")
+    assert resolve_spec("timm:densenet121.tv_in1k")[0].out_features == len("densenet121.tv_in1k")  # type: ignore[index]
+    assert isinstance(resolve_spec("timm:Head"), nn.ReLU)
+
+
+@pytest.mark.usefixtures("zoo")
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("densnet121", "Did you mean `densenet121`, `densenet169`?"),
+        ("nothing_like_it", "It has `densenet121`, `densenet169`, `vgg11`."),
+    ],
+)
+def test_a_name_that_a_collection_lacks_is_answered_with_near_ones(name: str, fix: str) -> None:
+    with pytest.raises(UsageError, match=f"timm has no model `{name}`") as caught:
+        resolve_spec(f"timm:{name}")
+    assert caught.value.fix == fix
+
+
+def test_a_name_that_a_module_lacks_is_answered_with_near_ones() -> None:
+    with pytest.raises(UsageError, match=r"no `nn\.ReLu`") as caught:
+        resolve_spec("torch:nn.ReLu")
+    assert "`ReLU`" in caught.value.fix
 
 
 def test_a_collection_of_models_that_is_missing_is_said_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,48 @@
   const one = (selector, from) => (from || document).querySelector(selector);
   document.documentElement.classList.add("scripted");
 
-  // The table: a word and a kind narrow it, and both stand in the address, so that a view can be sent on.
-  const rows = all("#table tbody tr").map(row => ({ row, text: row.textContent.toLowerCase(), marks: row.dataset.a.split(" ") }));
-  const search = one("#search"), count = one("#count");
+  // The table: what says the same is one row until it is opened. A word and a kind narrow it, and both stand in the
+  // address, so that a view can be sent on.
+  const bodies = all("#table tbody").map(body => {
+    const rows = all("tr[data-a]", body).map(row => ({ row, text: row.textContent.toLowerCase(), marks: row.dataset.a.split(" ") }));
+    return { head: one("tr.group", body), opens: one("button.opens", body), rows, open: false };
+  });
+  const total = bodies.reduce((sum, part) => sum + part.rows.length, 0);
+  const search = one("#search"), count = one("#count"), openAll = one("#open");
   let kind = "";
   const narrow = () => {
-    const word = search.value.trim().toLowerCase();
+    const word = search ? search.value.trim().toLowerCase() : "";
     let shown = 0;
-    for (const { row, text, marks } of rows) {
-      const fits = (!kind || marks.includes(kind)) && text.includes(word);
-      row.hidden = !fits;
-      if (row.nextElementSibling && row.nextElementSibling.className === "more") row.nextElementSibling.hidden = !fits;
-      shown += fits;
+    for (const { head, opens, rows, open } of bodies) {
+      const show = !head || open || word;  // who looks for a name wants to see it
+      let fitting = 0;
+      for (const { row, text, marks } of rows) {
+        const fits = (!kind || marks.includes(kind)) && text.includes(word);
+        row.hidden = !(fits && show);
+        if (row.nextElementSibling && row.nextElementSibling.className === "more") row.nextElementSibling.hidden = row.hidden;
+        fitting += fits;
+      }
+      if (head) {
+        head.hidden = !fitting;
+        opens.setAttribute("aria-expanded", Boolean(show));
+        opens.disabled = Boolean(word);
+      }
+      shown += fitting;
     }
-    count.textContent = shown === rows.length ? `${shown} shown` : `${shown} of ${rows.length} shown`;
+    if (count) count.textContent = shown === total ? `${shown} shown` : `${shown} of ${total} shown`;
+    if (openAll) openAll.setAttribute("aria-pressed", bodies.every(body => !body.head || body.open));
     for (const button of all("#choices button")) button.setAttribute("aria-pressed", button.dataset.filter === kind);
+  };
+  const expand = (part, value) => { part.open = value; narrow(); };
+  for (const part of bodies) if (part.head) part.opens.addEventListener("click", () => expand(part, !part.open));
+  if (openAll) openAll.addEventListener("click", () => {
+    const value = openAll.getAttribute("aria-pressed") !== "true";
+    for (const part of bodies) part.open = value;
+    narrow();
+  });
+  const reveal = id => {  // a link into the table opens what it points at
+    const part = bodies.find(part => part.rows.some(({ row }) => row.id === id));
+    if (part && part.head && !part.open) { expand(part, true); document.getElementById(id).scrollIntoView(); }
   };
   const remember = () => {
     const parts = new URLSearchParams();
@@ -28,6 +55,7 @@
   };
   const recall = () => {
     const hash = location.hash.slice(1);
+    if (/^b\d+$/.test(hash)) reveal(hash);
     if (!/^(filter|search|find|zoom|plot)=/.test(hash)) return;
     const parts = new URLSearchParams(hash);
     if (search) {
@@ -35,7 +63,7 @@
       search.value = parts.get("search") || "";
       narrow();
     }
-    if (parts.has("plot")) { const button = one(`button.plot[data-i="${Number(parts.get("plot"))}"]`); if (button) toggle(button); }
+    if (parts.has("plot")) { reveal("b" + Number(parts.get("plot"))); const button = one(`button.plot[data-i="${Number(parts.get("plot"))}"]`); if (button) toggle(button); }
     for (const graph of graphs) {
       if (parts.has("zoom")) graph.zoom(parts.get("zoom"));
       if (parts.has("find")) graph.find(parts.get("find"));
@@ -87,9 +115,9 @@
     return figure;
   };
   const toggle = button => {
-    const row = button.closest("tr"), open = button.getAttribute("aria-expanded") === "true";
-    button.setAttribute("aria-expanded", !open);
-    if (open) { row.nextElementSibling.remove(); return; }
+    const row = button.closest("tr"), opened = button.getAttribute("aria-expanded") === "true";
+    button.setAttribute("aria-expanded", !opened);
+    if (opened) { row.nextElementSibling.remove(); return; }
     const item = affines.get(Number(button.dataset.i)), more = document.createElement("tr"), cell = more.insertCell();
     more.className = "more";
     cell.colSpan = row.cells.length;
@@ -137,7 +165,7 @@
     return { find, zoom };
   });
 
-  if (search) narrow();
+  narrow();
   recall();
   window.addEventListener("hashchange", recall);
 })();

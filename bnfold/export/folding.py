@@ -1,0 +1,116 @@
+"""A ``torch.export`` program in, one out: for those who have nothing else of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from bnfold.errors import ExportError, UsageError, first_line
+from bnfold.fold.api import fold
+from bnfold.fold.plan import Plan
+from bnfold.graph.quiet import quiet
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["FoldedProgram", "fold_program"]
+
+
+@dataclass(frozen=True)
+class FoldedProgram:
+    """The result of :func:`fold_program`.
+
+    Attributes:
+        program: the folded program; the dimensions that were free are free.
+        plan: for each BatchNorm call what became of it, and why.
+    """
+
+    program: ExportedProgram
+    plan: Plan
+
+
+def fold_program(program: ExportedProgram, *, keep: Iterable[str] = (), merge: bool = False) -> FoldedProgram:
+    """Fold the BatchNorms of a ``torch.export`` program.
+
+    The weights keep their names, and those that no fold touches their memory.
+
+    Args:
+        program: of a model in eval mode, as ``torch.export.export`` returned it; not changed.
+        keep: names of BatchNorms to leave as they are.
+        merge: as for :func:`bnfold.fold`.
+
+    Raises:
+        UsageError: the program has no example inputs, or takes keyword arguments.
+        CaptureError: its graph cannot be captured.
+        ExportError: the folded module cannot be exported with the same dimensions free.
+    """
+    if program.example_inputs is None:
+        raise UsageError(
+            "The program holds no example inputs.", fix="Export the model again, or fold the model itself."
+        )
+    inputs, named = program.example_inputs
+    if named:
+        raise UsageError(
+            f"The program takes keyword arguments ({', '.join(named)}).", fix="Export the model with positional inputs."
+        )
+    folding = fold(_as_module(program), tuple(inputs), keep=keep, merge=merge)
+    try:
+        with quiet():
+            shapes = _free_shapes(program, tuple(inputs))
+            folded = torch.export.export(folding.module, tuple(inputs), dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise ExportError(
+            f"The folded program cannot be exported with the dimensions that were free: {first_line(error)}.",
+            fix="Fold the model itself with bnfold.fold, and export that.",
+        ) from error
+    return FoldedProgram(folded, folding.plan)
+
+
+def _as_module(program: ExportedProgram) -> nn.Module:
+    """Return the program as a module in eval mode, without the hooks that check its inputs: the new one has its own."""
+    module = program.module(check_guards=False)
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        hooks.clear()
+    for names in ("_forward_hooks_always_called", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
+        getattr(module, names).clear()
+    for part in module.modules():
+        part.training = False  # a program has no modes: what it was exported in stands in its calls
+    return module
+
+
+def _free_shapes(program: ExportedProgram, inputs: tuple[Any, ...]) -> Any:
+    """Return the ``dynamic_shapes`` that make the same dimensions free, within the same ranges."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    known: dict[str, Any] = {}
+    free: list[dict[int, Any] | None] = []
+    for name in program.graph_signature.user_inputs:
+        value = values.get(name)
+        if not isinstance(value, torch.Tensor):
+            free.append(None)
+            continue
+        sizes = {
+            dim: _dimension(program, size, known) for dim, size in enumerate(value.shape) if not isinstance(size, int)
+        }
+        free.append(sizes)
+    return pytree.tree_unflatten(free, pytree.tree_structure(inputs))
+
+
+def _dimension(program: ExportedProgram, size: Any, known: dict[str, Any]) -> Any:
+    """Return a size as ``torch.export.Dim``: a symbol, or a whole multiple of one and a constant."""
+    import sympy  # type: ignore[import-untyped]
+
+    expression = size.node.expr
+    (symbol,) = expression.free_symbols
+    if str(symbol) not in known:
+        bounds = program.range_constraints[symbol]
+        upper = int(bounds.upper) if isinstance(bounds.upper, (int, sympy.Integer)) else None
+        known[str(symbol)] = torch.export.Dim(str(symbol), min=int(bounds.lower), max=upper)
+    slope, start = (int(term) for term in sympy.Poly(expression, symbol).all_coeffs())
+    dimension = known[str(symbol)]
+    dimension = dimension if slope == 1 else slope * dimension
+    return dimension if start == 0 else dimension + start

@@ -1,0 +1,101 @@
+"""A program in, a program out: the same function, the same free dimensions, the same names."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+import bnfold
+from bnfold.errors import UsageError
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.pool = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.MaxPool2d(2)
+        self.body = nn.Sequential(nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.BatchNorm2d(5))
+
+    def forward(self, pair: list[Tensor]) -> dict[str, Tensor]:
+        x, y = pair
+        return {"sum": self.body(self.bn(self.pool(self.conv(x)))) + y}
+
+
+def network() -> Net:
+    torch.manual_seed(0)
+    net = Net()
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            part.running_mean.normal_()  # type: ignore[union-attr]
+            part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    net.body[3].weight.data[0] = -1.0
+    return net.eval()
+
+
+def pair(batch: int, height: int) -> list[Tensor]:
+    torch.manual_seed(batch)
+    return [torch.randn(batch, 3, height, 8), torch.randn(batch, 1, 1, 1)]
+
+
+@pytest.fixture(scope="module")
+def program() -> ExportedProgram:
+    batch, half = Dim("batch", max=64), Dim("half", min=2, max=32)
+    shapes = ([{0: batch, 2: 2 * half}, {0: batch}],)
+    return export(network(), (pair(2, 8),), dynamic_shapes=shapes)
+
+
+def test_a_folded_program_is_the_same_function_with_the_same_dimensions_free(program: ExportedProgram) -> None:
+    before = copy.deepcopy(program.state_dict)
+    folded = bnfold.fold_program(program)
+    assert [(d.batchnorm, d.action) for d in folded.plan] == [("bn", "fold"), ("body.1", "fold"), ("body.3", "affine")]
+    assert str(folded.program.graph).count("aten.batch_norm") == 1, "the explicit affine, which torch computes best so"
+    for batch, height in ((2, 8), (1, 4), (5, 12)):
+        images = pair(batch, height)
+        expected, found = program.module()(images), folded.program.module()(images)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for images in (pair(2, 7), pair(65, 8), pair(2, 66)):
+        with pytest.raises((AssertionError, RuntimeError)):
+            folded.program.module()(images)
+    assert all(torch.equal(program.state_dict[name], value) for name, value in before.items())
+
+
+def test_weights_keep_their_names(program: ExportedProgram) -> None:
+    names = set(bnfold.fold_program(program).program.state_dict)
+    assert {"conv.weight", "conv.bias", "body.0.weight", "body.0.bias"} <= names
+    assert not any(name.endswith("running_var") for name in names if not name.startswith("body.3"))
+
+
+def test_what_is_kept_stays(program: ExportedProgram) -> None:
+    folded = bnfold.fold_program(program, keep=["bn"])
+    assert (folded.plan[0].action, folded.plan[0].reason) == ("keep", "kept-by-request")
+    assert "batch_norm" in str(folded.program.graph)
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor, *, scale: Tensor) -> Any:
+        return self.body(x) * scale
+
+
+def test_keyword_arguments_and_missing_inputs_are_refused_in_a_sentence(program: ExportedProgram) -> None:
+    named = export(Named().eval(), (torch.zeros(2, 3, 4, 4),), {"scale": torch.ones(1)})
+    with pytest.raises(UsageError, match=r"takes keyword arguments \(scale\)"):
+        bnfold.fold_program(named)
+    bare = copy.copy(program)
+    bare._example_inputs = None
+    with pytest.raises(UsageError, match="holds no example inputs"):
+        bnfold.fold_program(bare)
+
+
+def test_a_program_of_a_model_in_training_mode_keeps_its_batchnorms() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).train()
+    folded = bnfold.fold_program(export(body, (torch.randn(4, 3, 5, 5),)))
+    assert [d.action for d in folded.plan] == ["keep"]
