@@ -60,7 +60,7 @@ def written_argument(func: Any, name: str, args: Sequence[Any], kwargs: Mapping[
         or name == "__setitem__"
         or (name.endswith("_") and not name.endswith("__"))
         or (in_place is not None and in_place is not False)
-        or _in_place_by_position(func, args)
+        or (len(args) > 1 and _in_place_by_position(func, args))
     ):
         return first
     return kwargs.get("out")
@@ -107,7 +107,7 @@ def _unknown(node: Node) -> bool:
 
 def _in_place_by_position(func: Any, args: Sequence[Any]) -> bool:
     """Whether a functional activation got ``inplace=True`` by position."""
-    if len(args) < 2 or getattr(func, "__module__", "") != "torch.nn.functional":
+    if getattr(func, "__module__", "") != "torch.nn.functional":
         return False
     place = _place_of_inplace(func)
     return place is not None and len(args) > place and args[place] is not False

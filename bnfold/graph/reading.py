@@ -66,6 +66,9 @@ class _Given(Arguments):
     def plain(self, argument: Any) -> Any:
         return static(argument)
 
+    def static(self, name: str, default: Any = None) -> Any:
+        return static(self.bound.get(name, default))
+
 
 class _OfLayer(_Given):
     """The input of a layer, and the layer's settings."""
@@ -78,6 +81,9 @@ class _OfLayer(_Given):
 
     def get(self, name: str, default: Any = None) -> Any:
         return getattr(self.layer, name, default)
+
+    def static(self, name: str, default: Any = None) -> Any:
+        return static(getattr(self.layer, name, default))
 
     def source(self, name: str) -> ops.Source:
         return None if getattr(self.layer, name, None) is None else f"{self.name}.{name}"

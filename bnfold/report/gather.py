@@ -145,7 +145,10 @@ class _Drawn:
         return Vertex(node.name, self._label(node), self._kind(node), role, read)
 
     def _label(self, node: Node) -> str:
-        return str(node.target) if node.op == "placeholder" else self.facts.label(node)
+        call = self.facts.call(node)  # as the piece names it: the picture's title tells which piece it is
+        if isinstance(call, ops.BatchNorm) and call.name:
+            return call.name
+        return str(node.target) if node.op in ("call_module", "placeholder") else node.name
 
     def _kind(self, node: Node) -> str:
         if node.op == "call_module":

@@ -384,6 +384,23 @@ def test_parts_that_are_captured_on_their_own_merge_too() -> None:
     assert {merge.action for merge in kept.plan.merges} == {"refuse"}
 
 
+def test_parts_whose_names_begin_alike_are_each_told_by_their_whole_name() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = {"conv": nn.Conv2d(3, 4, 3, padding=1), "conv1": nn.Conv2d(3, 4, 1), "bn": nn.BatchNorm2d(4)}
+            self.p = Net(lambda s, y: s.conv1(y) + s.bn(s.conv(y)), **layers)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.p(x)
+            return y if float(y.sum().item()) > 0 else -y
+
+    folding = bnfold.fold(double(Odd()), values(2, 3, 9, 9), merge=True)
+    assert folding.plan.capture == "piecewise"
+    assert only_merge(folding).detail == "p.conv1 merged into p.conv."
+    assert (only_merge(folding).merged, only_merge(folding).into) == (("p.conv1",), "p.conv")
+
+
 def test_a_merged_model_verifies_and_a_wrong_one_does_not() -> None:
     model = pair("3x3 and 1x1", lambda s, y: s.a(s.small(y)) + s.b(s.large(y)) + y).float()
     x = values(*IMAGES).float()

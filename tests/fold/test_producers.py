@@ -273,3 +273,10 @@ def test_one_whose_saved_statistics_are_read_is_left() -> None:
     folding = bnfold.fold(net, x)
     assert "is read for more than its output, and stays as it is." in folding.plan.notes[0]
     assert torch.equal(run(net, x), run(folding.module, x))
+
+
+def test_a_normalisation_is_told_in_words() -> None:
+    layers = nn.Conv2d(3, 4, 3), nn.LayerNorm(7), nn.BatchNorm2d(4)
+    (decision,) = folds(double(nn.Sequential(*layers)), values(2, 3, 9, 9)).plan
+    assert decision.reason == "channel-dimension"
+    assert "normalisation `1` has its channels in another dimension" in decision.detail
