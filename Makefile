@@ -44,11 +44,15 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest -n auto
+# Runs the linters beside the tests, shows what they said last, and fails when either does.
+BESIDE_LINT = @mkdir -p build; $(MAKE) --no-print-directory lint > build/lint.txt 2>&1 & linters=$$!; \
+	$(1); tested=$$?; wait $$linters; linted=$$?; cat build/lint.txt; [ $$tested$$linted = 00 ]
 
-test-long: lint
-	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest --long
+test: $(VENV)/.installed-test
+	$(call BESIDE_LINT,$(BIN)/python -m pytest -n auto --dist worksteal)
+
+test-long: $(VENV)/.installed-test
+	$(call BESIDE_LINT,HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest --long)
 
 torture: $(VENV)/.installed-test
 	$(BIN)/python -m tests.files.torture

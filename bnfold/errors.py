@@ -3,7 +3,7 @@
 ::
 
     BnfoldError                 what happened; what to do            exit code
-    ├── UsageError              the request cannot be meant so          2
+    ├── UsageError              invalid request                         2
     │   ├── TrainingModeError   a module is in training mode
     │   └── UnknownNameError    ``keep`` or NAME names no BatchNorm
     ├── RefusedFileError        the input file is refused               3
@@ -26,6 +26,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bnfold.printable import shown
+
 __all__ = [
     "BnfoldError",
     "CaptureError",
@@ -45,10 +47,22 @@ __all__ = [
 ]
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of a foreign error that says something, cut and without a full stop; else its type."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return first[:200].rstrip(".")
+def first_line(error: BaseException, limit: int = 200, *, typed: bool = False) -> str:
+    r"""Return what an error of others says, as one printable line without a full stop: its first that is not blank.
+
+    Args:
+        error: of which only the type is said where it has no text.
+        limit: the most characters of the text.
+        typed: whether the type goes before the text.
+
+    >>> first_line(ValueError("\n  no such name.\nmore"), typed=True)
+    'ValueError: no such name'
+    """
+    kind = shown(type(error).__name__, 40)
+    said = error.what if isinstance(error, BnfoldError) else str(error)
+    line = next((line.strip() for line in said.splitlines() if line.strip()), "")
+    text = shown(line, limit).rstrip(".")
+    return f"{kind}: {text}" if typed and text else text or kind
 
 
 class BnfoldError(Exception):
@@ -82,7 +96,7 @@ def _rebuild(kind: type[BnfoldError], what: str, fix: str, state: dict[str, Any]
 
 
 class UsageError(BnfoldError):
-    """The request cannot be meant as it was written."""
+    """An invalid request."""
 
     exit_code = 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -59,13 +60,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _a_torch_left_as_found() -> Iterator[None]:
     """Seed torch for each test, and put back its global switches."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed also queues a seed for each GPU not yet in use
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     grad = torch.is_grad_enabled()
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
+
+
+@pytest.fixture(autouse=True)
+def _one_table_of_onnx_operators() -> None:
+    """Let torch's ONNX exporter read its table of operators once: it does so for each export, in most of its time."""
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")  # there once something was exported
+    read = getattr(getattr(exporter, "ONNXRegistry", None), "from_torchlib", None)
+    if exporter is not None and read is not None and not hasattr(read, "cache_info"):
+        exporter.ONNXRegistry.from_torchlib = staticmethod(functools.cache(read))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from bnfold.bench.machine import cores, this_machine
 from bnfold.bench.result import Bench, Skipped, Timing, timing_of
 from bnfold.bench.targets import TARGETS, NotReadyError, Target, make_target
 from bnfold.bench.turns import CLOCKS, measure
-from bnfold.errors import UsageError
+from bnfold.errors import UsageError, first_line
 from bnfold.export.dynamic import DEFAULT, Dynamic
 from bnfold.graph.batch_dimension import as_tuple, batch_positions
 from bnfold.graph.mode import require_eval
@@ -68,7 +68,7 @@ def bench(
 
     Raises:
         TrainingModeError: a model is in training mode.
-        UsageError: a target, a batch size or another argument cannot be meant so, or the original does not run.
+        UsageError: a target, a batch size or another argument is invalid, or the original does not run.
     """
     _check(targets, batches, threads, seconds, clock)
     inputs = as_tuple(example_inputs)
@@ -140,9 +140,9 @@ def _check(targets: Sequence[str], batches: Sequence[int], threads: int | None, 
         if name not in every and ":" not in name:
             raise UsageError(f"There is no target called {name!r}.", fix=f"Use any of {', '.join(every)}.")
     if any(size < 1 for size in batches):
-        raise UsageError(f"A batch of {min(batches)} holds nothing.", fix="Give batch sizes of 1 or more.")
+        raise UsageError(f"A batch size of {min(batches)} is not valid.", fix="Give batch sizes of 1 or more.")
     if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads compute nothing.", fix="Give 1 or more.")
+        raise UsageError(f"{threads} threads cannot compute anything.", fix="Give 1 or more.")
     if not 0 <= seconds < float("inf"):
         raise UsageError(f"A measurement cannot take {seconds} seconds.", fix="Give some seconds, such as 5.")
     if clock not in CLOCKS:
@@ -172,9 +172,8 @@ def _difference(original: nn.Module, folded: nn.Module, inputs: tuple[Any, ...])
         try:
             expected = pytree.tree_leaves(original(*inputs))
         except Exception as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
             raise UsageError(
-                f"The model does not run on these inputs: {first[:200].rstrip('.')}.",
+                f"The model does not run on these inputs: {first_line(error)}.",
                 fix="Give an --input-shape that it takes, or real inputs with --inputs.",
             ) from error
         found = pytree.tree_leaves(folded(*inputs))

@@ -1,4 +1,4 @@
-"""Capture by ``torch.export``, for models of which no run can be recorded.
+"""Capture by ``torch.export``, for models whose run cannot be recorded.
 
 Export runs the model on fake tensors of the example inputs' shapes. Python control flow is decided by these shapes, so
 the graph is right for them only: every dimension but the batch is fixed, and a guard at the head of the graph says so

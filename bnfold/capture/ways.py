@@ -23,7 +23,7 @@ from bnfold.capture.lines import line_of_error
 from bnfold.capture.recorded import recorded, remove_dead, symbolic
 from bnfold.capture.recorder import DataQuestionError, ImpureError
 from bnfold.capture.restore import left_as_found, random_state
-from bnfold.errors import CaptureError, NeedsInputsError, UsageError
+from bnfold.errors import CaptureError, NeedsInputsError, UsageError, first_line
 from bnfold.graph.captured import Capture
 from bnfold.graph.leaves import carries_hooks
 from bnfold.graph.mode import require_eval
@@ -126,7 +126,7 @@ def _require_a_run(model: nn.Module, inputs: tuple[Any, ...] | None) -> None:
     if error is not None:
         line = line_of_error(error)
         raise CaptureError(
-            f"{type(model).__name__} itself does not run on the example inputs: {_one_line(error)}"
+            f"{type(model).__name__} itself does not run on the example inputs: {first_line(error)}"
             f"{f', at {line}' if line else ''}.",
             fix="Pass inputs that it takes.",
         ) from error
@@ -200,7 +200,7 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
         graph, root, notes, shapes = export_graph(model, inputs)
     except Exception as error:
         raise CaptureError(
-            f"torch.export cannot capture {type(model).__name__}: {_one_line(error)}{_at(error)}.",
+            f"torch.export cannot capture {type(model).__name__}: {first_line(error)}{_at(error)}.",
             fix="Fold the parts of the model that can be captured, one by one.",
         ) from error
     if random_state() != before:
@@ -234,7 +234,7 @@ def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None, *, check: bool 
         pieces = find_pieces(model, inputs, _holds_batch_norm, record, check=check)
     except Exception as error:
         raise CaptureError(
-            f"{type(model).__name__} does not run on the example inputs: {_one_line(error)}{_at(error)}.",
+            f"{type(model).__name__} does not run on the example inputs: {first_line(error)}{_at(error)}.",
             fix="Pass inputs that it takes.",
         ) from error
     if not pieces.found:
@@ -258,11 +258,6 @@ _WAYS: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], Capture]] = {
     "export": _exported,
     "piecewise": _piecewise,
 }
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (text[:197] + "..." if len(text) > 200 else text).rstrip(".")
 
 
 def _at(error: BaseException) -> str:

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"  fix: Run `pip install {error.name}`.", file=sys.stderr)
         return 6
     except MemoryError:
-        os.write(2, b"error: Memory ran out.\n  fix: Run on a machine with more.\n")
+        os.write(2, b"error: Memory ran out.\n  fix: Use a machine with more memory.\n")
         return 6
     except KeyboardInterrupt:
         return 130

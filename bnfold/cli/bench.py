@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.text import Text
 
-from bnfold.cli import outputs
-from bnfold.cli.fold import blaming_inputs
-from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
-from bnfold.cli.stages import Stages
+from bnfold.cli.request import ModelRequest
+from bnfold.cli.run import Run, blaming_inputs
 from bnfold.cli.terminal import Terminal
 from bnfold.export.dynamic import DEFAULT, wanted
-from bnfold.report.benched import told_bench
+from bnfold.report.benched import render_bench
 from bnfold.report.document import Document
-from bnfold.report.tables import told_outputs, told_seconds
 from bnfold.report.words import summary_line
 
 __all__ = ["BenchRequest", "run"]
@@ -53,42 +49,30 @@ class BenchRequest:
 
 def run(request: BenchRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
-    read = read_files(request.about)
-    outputs.check_paths([], request.reports, inputs=read, force=request.force)
-    with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
-        document = _document(request, terminal, stages, read)
-        with stages("write"):
-            document = document.with_results(seconds=dict(stages.seconds))
-            document = outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
-        document = document.with_results(seconds=stages.seconds)
-        stages.finish()
-    for note in document.notes:
-        terminal.note(note)
+    with Run(request, terminal, _STAGES) as run:
+        document = run.write(_document(request, run))
     difference = (document.bench or {})["difference"]
     if difference is not None and difference > _TOO_FAR:
         terminal.warn(
-            f"The outputs of the two models differ by {difference:.1e} of the largest: these are times of two "
-            "different functions. `bnfold fold` says where they part."
+            f"The outputs of the two models differ by {difference:.1e} of the largest output, so these are the times "
+            "of two different functions. `bnfold fold` says where they start to differ."
         )
-    terminal.result(*told_bench(document), Text())
-    terminal.result(Text(summary_line(document.summary, document.capture)), *told_outputs(document))
-    if terminal.verbose:
-        terminal.result(Text(), *told_seconds(document))
-    return 0
+    summary = Text(summary_line(document.summary, document.capture))
+    return run.tell(document, *render_bench(document), Text(), summary)
 
 
-def _document(request: BenchRequest, terminal: Terminal, stages: Stages, read: list[Path]) -> Document:
+def _document(request: BenchRequest, run: Run) -> Document:
     about = request.about
     dynamic = None if request.dynamic is None else wanted(request.dynamic, by_name=True)
-    loaded, notes = load(about, terminal, stages)
-    found = find_inputs(about, loaded, terminal, stages)
-    with stages("fold"), terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
+    loaded = run.load()
+    found = run.find_inputs(loaded)
+    with run.stage("fold"), blaming_inputs(loaded.model, found.inputs):
         from bnfold.fold.api import fold
         from bnfold.inputs.search import shapes_in_words
 
         folding = fold(loaded.model, found.inputs, keep=request.keep, merge=request.merge)
-        stages.add_parts("fold", folding.seconds)
-    with stages("measure"), terminal.foreign_code():
+        run.stages.add_parts("fold", folding.seconds)
+    with run.stage("measure"):
         from bnfold.bench.api import bench
 
         clock: Literal["wall", "cpu"] = "cpu" if request.cpu_time else "wall"
@@ -105,22 +89,22 @@ def _document(request: BenchRequest, terminal: Terminal, stages: Stages, read: l
             clock=clock,
             seed=about.seed,
             dynamic=DEFAULT if dynamic is None else dynamic,
-            progress=lambda what, done: stages.inside("measure", what, done),
+            progress=run.progress("measure"),
             **told,
         )
     details = None
-    if outputs.wants_page(request.reports):
+    if run.wants_page:
         from bnfold.report.gather import details_of
 
-        with stages("report"):
-            details = details_of(folding, None, seed=about.seed, files=read)
+        with run.stages("report"):
+            details = details_of(folding, None, seed=about.seed, files=run.files_read)
     return Document(
         command="bench",
         model=about.model,
         inputs=(shapes_in_words(found.inputs), found.how),
         capture=folding.plan.capture,
         batchnorms=folding.plan.decisions,
-        notes=(*notes, *folding.plan.notes),
+        notes=(*run.notes, *folding.plan.notes),
         bench=measured.to_dict(),
         details=details,
     )

@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 from bnfold._version import __version__
+from bnfold.batch.units import parse_memory, parse_seconds
 from bnfold.cli.request import ModelRequest, parse_shape
 from bnfold.cli.terminal import Terminal
 
@@ -66,7 +67,7 @@ _about_the_model = _options(
         type=parse_shape,
         multiple=True,
         metavar="1,3,224,224",
-        help="Shape of an input, batch first; once for each. Found by itself where the model lets it be.",
+        help="Shape of an input, batch first; once per input. Found automatically for most models.",
     ),
     click.option("--inputs", type=_FILE, metavar="FILE", help="Real inputs: .npy, .npz or .safetensors."),
 )
@@ -74,11 +75,9 @@ _keep = click.option(
     "--keep",
     multiple=True,
     metavar="NAME",
-    help="Leave this BatchNorm as it is; with --merge, or this convolution. Repeatable.",
+    help="Leave this BatchNorm (with --merge, or convolution) as it is. Repeatable.",
 )
-_merge = click.option(
-    "--merge", is_flag=True, help="Also make one convolution of several whose sum, or sequence, is one."
-)
+_merge = click.option("--merge", is_flag=True, help="Also merge convolutions whose sum or sequence is one convolution.")
 _about_the_words = _options(
     click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only."),
     click.option("-v", "--verbose", is_flag=True, help="Print every row, and where the time goes."),
@@ -121,6 +120,7 @@ def bnfold(context: click.Context) -> None:
     bnfold explain model.pt bn1                what a BatchNorm computes, bit for bit
     bnfold verify model.pt model.folded.onnx   compare any two
     bnfold bench model.pt                      latency before and after
+    bnfold batch models.csv -o results         thousands of models, here or on a cluster
     bnfold doctor                              what works here, and what is missing
     """
     if context.invoked_subcommand is None:
@@ -137,7 +137,7 @@ def bnfold(context: click.Context) -> None:
     type=_FILE,
     multiple=True,
     metavar="PATH",
-    help="The suffix says the kind: .onnx, .pt2, .safetensors. Repeatable.  "
+    help="The suffix selects the kind: .onnx, .pt2, .safetensors. Repeatable.  "
     "[default: MODEL.folded.onnx and MODEL.folded.pt2]",
 )
 @_about_the_model
@@ -145,7 +145,7 @@ def bnfold(context: click.Context) -> None:
 @click.option("--opset", type=int, metavar="N", help="Of the .onnx.  [default: the exporter's]")
 @_keep
 @_merge
-@click.option("--flush-denormals", is_flag=True, help="Set weights to zero that the fold made denormal.")
+@click.option("--flush-denormals", is_flag=True, help="Set weights that the fold made denormal to zero.")
 @click.option("--strict", is_flag=True, help="Exit 4, and write no model, unless every BatchNorm folded.")
 @_reports
 @_witness
@@ -189,7 +189,7 @@ def fold(**options: Any) -> int:
 def explain(**options: Any) -> int:
     """Say what would become of each BatchNorm, and why.
 
-    Nothing is folded. For one NAME: its exact equation with its numbers, and how far other ways of writing it are off.
+    Nothing is folded. For one NAME, it prints the exact equation with its numbers, and the error of other formulas.
 
     \b
     Examples:
@@ -216,7 +216,7 @@ def verify(**options: Any) -> int:
     """Compare two models: are they the same function?
 
     Does CANDIDATE compute what ORIGINAL computes?
-    Each is a file (.pt, .safetensors, .pt2, .onnx) or a SPEC. The options about models hold for both.
+    Each is a file (.pt, .safetensors, .pt2, .onnx) or a SPEC. Options about a model apply to both.
 
     \b
     Examples:
@@ -225,7 +225,7 @@ def verify(**options: Any) -> int:
       bnfold verify old.safetensors new.safetensors --model net.py:make --inputs real.npz
 
     \b
-    Exit codes: 0 equivalent; 1 not equivalent; the others as of `bnfold fold`.
+    Exit codes: 0 equivalent; 1 not equivalent; others as for `bnfold fold`.
     """
     from bnfold.cli.verify import VerifyRequest, run
 
@@ -254,7 +254,7 @@ def verify(**options: Any) -> int:
     help="Batch size; repeatable.  [default: that of the inputs given, else 1]",
 )
 @_dynamic
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="To compute with.  [default: one a core]")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Number of threads.  [default: one per core]")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, max=86400),
@@ -262,7 +262,7 @@ def verify(**options: Any) -> int:
     show_default=True,
     help="How long to measure each target at each batch size.",
 )
-@click.option("--cpu-time", is_flag=True, help="Count CPU time, where other work shares the machine.")
+@click.option("--cpu-time", is_flag=True, help="Count CPU time, for a machine that other work shares.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout; the same as --report -.")
 @_reports
 @_seed
@@ -271,8 +271,8 @@ def verify(**options: Any) -> int:
 def bench(**options: Any) -> int:
     """Measure how fast MODEL is before and after folding.
 
-    Both run in turn, in torch eager, under torch.compile where it works, and under ONNX Runtime. Nothing is proved
-    here, and nothing written but reports: see `bnfold fold`.
+    Both run in turn, in torch eager, under torch.compile where it works, and under ONNX Runtime. Nothing is verified,
+    and only reports are written: see `bnfold fold`.
 
     \b
     Examples:
@@ -287,13 +287,84 @@ def bench(**options: Any) -> int:
     return run(BenchRequest(about=_model_request(options), **options), terminal)
 
 
+def _parsed_by(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return convert
+
+
+@bnfold.command(context_settings=_CONTEXT)
+@click.argument("manifest", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, metavar="DIR", help="Folder of all results.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Models at a time.  [default: one a core]")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="Run on a Ray cluster: auto, HOST:PORT, or nothing for the one that is there, or one made here.",
+)
+@click.option("--ship", is_flag=True, help="Send files to the nodes and back, where they share no storage.")
+@click.option(
+    "--timeout", type=_parsed_by(parse_seconds), metavar="S", help="Of one model: 90, 15m, 2h.  [default: none]"
+)
+@click.option(
+    "--memory",
+    type=_parsed_by(parse_memory),
+    metavar="SIZE",
+    help="Of one model, its children included: 3GiB.  [default: twice its estimate]",
+)
+@click.option(
+    "--again",
+    type=click.Choice(["FAILED", "ALL"], case_sensitive=False),
+    help="Do models again that have a record: those that are not equivalent, or all.",
+)
+@_reports
+@_about_the_words
+def batch(**options: Any) -> int:
+    """Fold and prove many models, each in a process of its own.
+
+    MANIFEST is a .csv or .jsonl file with a row for each model, and columns named like the options of `bnfold fold`
+    (source, name, code, model, input_shape, ...), or a folder of model files. The options below that are not of the
+    batch are for models that have nothing in that column. Run again, it does what is not done.
+
+    \b
+    Examples:
+      bnfold batch models/ -o results
+      bnfold batch models.csv -o results --jobs 4 --timeout 15m --memory 8GiB
+      bnfold batch models.jsonl -o /shared/results --ray=auto --again FAILED
+
+    \b
+    Exit codes: 0 all are equivalent; 1 some are not; 2 usage, a bad row too;
+    5 reading or writing failed; 6 Ray is not installed; 130 interrupted.
+    """
+    from bnfold.batch.columns import columns
+    from bnfold.cli.many import BatchRequest, run
+
+    terminal = _terminal(options, to_stderr="-" in options["reports"])
+    given = {
+        name: column.default_from(options.pop(column.option.name))
+        for name, column in columns().items()
+        if column.option in batch.params
+    }
+    return run(BatchRequest(options=given, **options), terminal)
+
+
+_taken = {name for parameter in batch.params for name in parameter.opts}
+batch.params += [each for each in fold.params if isinstance(each, click.Option) and not _taken & set(each.opts)]
+
+
 @bnfold.command(context_settings=_CONTEXT)
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @_about_the_words
 def doctor(as_json: bool, **options: Any) -> int:
     """Say what works on this machine, and what is missing.
 
-    And how to get it. Each thing that bnfold does is tried on a tiny network; nothing is written.
+    It also says how to get what is missing. Everything bnfold does is tried on a tiny network; nothing is written.
 
     \b
     Examples:

@@ -14,8 +14,8 @@ from bnfold._version import __version__
 from bnfold.cli.health import OPTIONAL, Doctor, examine
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
+from bnfold.report.console import plain_table
 from bnfold.report.escape import visible
-from bnfold.report.tables import plain_table
 from bnfold.report.words import counted
 
 __all__ = ["run"]
@@ -67,7 +67,7 @@ def _state(good: bool, needed: bool, otherwise: str) -> Text:
 def _advice(found: Doctor) -> Iterator[Text]:
     troubles = [(package.name, package.fix) for package in found.packages if package.needed and package.fix]
     troubles += [
-        (package.name, f"Not needed but for {OPTIONAL[package.name]}. {package.fix}")
+        (package.name, f"Needed only for {OPTIONAL[package.name]}. {package.fix}")
         for package in found.packages
         if not package.needed and package.fix
     ]

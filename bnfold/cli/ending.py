@@ -2,7 +2,7 @@
 
 0    done and equivalent
 1    not equivalent                     5    reading or writing failed
-2    the request cannot be meant so     6    capture or export failed
+2    invalid request                    6    capture or export failed
 3    the input file is refused          70   a bug in bnfold
 4    --strict, and something stayed     130  interrupted
 """
@@ -20,9 +20,11 @@ from types import FrameType
 import click
 
 from bnfold.cli.terminal import Terminal, silence
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, first_line
 
-__all__ = ["Terminated", "main"]
+__all__ = ["MEMORY_RAN_OUT", "Terminated", "main"]
+
+MEMORY_RAN_OUT = "Memory ran out."
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _NO_MEMORY_WORDS = (  # how torch, ONNX Runtime, C++ and the system's loader say it
@@ -70,10 +72,10 @@ def _ended(run: Callable[[], object], terminal: Terminal) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except (click.Abort, KeyboardInterrupt):
-        terminal.error("Interrupted. Files that were there are as they were.")
+        terminal.error("Interrupted. Existing files were not changed.")
         return _INTERRUPTED
     except Terminated:
-        terminal.error("Ended by SIGTERM. Files that were there are as they were.")
+        terminal.error("Ended by SIGTERM. Existing files were not changed.")
         return 128 + signal.SIGTERM
     except BrokenPipeError:
         silence(terminal.stdout)
@@ -123,7 +125,7 @@ def _is_about_memory(error: BaseException) -> bool:
 
 def _no_memory(terminal: Terminal) -> int:
     """Say that memory ran out, with what little there is."""
-    what, fix = "Memory ran out.", "Run on a machine with more, or give a smaller --input-shape."
+    what, fix = MEMORY_RAN_OUT, "Use a machine with more memory, or give a smaller --input-shape."
     try:
         terminal.error(what, fix)
         return _with_traceback(_INCAPABLE, terminal)
@@ -144,9 +146,8 @@ def _bug(error: Exception, terminal: Terminal) -> int:
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         terminal.error(f"The output cannot be written: {error.strerror}.", "Make room, or send it elsewhere.")
         return _with_traceback(_NOT_WRITTEN, terminal)
-    first = next(iter(str(error).splitlines()), "")
     terminal.error(
-        f"This is a bug in bnfold: {type(error).__name__}: {first[:300]}",
+        f"This is a bug in bnfold: {first_line(error, 300, typed=True)}",
         "Please report it with the command line"
         + (" and the lines below." if terminal.verbose else "; -v shows where it happened."),
     )

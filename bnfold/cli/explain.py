@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
-from bnfold.cli import outputs
-from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
-from bnfold.cli.stages import Stages
+from bnfold.cli.request import ModelRequest
+from bnfold.cli.run import Run
 from bnfold.cli.terminal import Terminal
 from bnfold.errors import NeedsInputsError, UnknownNameError, UsageError
-from bnfold.files.words import listed, shown
+from bnfold.printable import listed, shown
+from bnfold.report.console import render_decisions, render_merges
 from bnfold.report.details import Details
 from bnfold.report.document import Document
-from bnfold.report.tables import told_decisions, told_merges, told_outputs, told_seconds
 
 __all__ = ["ExplainRequest", "run"]
 
@@ -45,54 +43,41 @@ class ExplainRequest:
 
 def run(request: ExplainRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
-    read = read_files(request.about)
-    outputs.check_paths([], request.reports, inputs=read, force=request.force)
-    with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
-        loaded, notes = load(request.about, terminal, stages)
-        plan, inputs = _plan(request, loaded, terminal, stages)
+    with Run(request, terminal, _STAGES) as run:
+        model = run.load()
+        plan, inputs = _plan(request, model, run)
         document = Document(
             command="explain",
             model=request.about.model,
             capture=plan.capture,
             batchnorms=plan.decisions,
             merges=plan.merges if request.merge else None,
-            notes=(*notes, *plan.notes) if plan else (*plan.notes, *notes),
-            seconds=stages.seconds,
+            notes=(*run.notes, *plan.notes) if plan else (*plan.notes, *run.notes),
         )
-        if outputs.wants_page(request.reports):
-            document = document.with_results(
-                details=_details(request, loaded.model, inputs, plan.capture, read, stages)
-            )
+        if run.wants_page:
+            document = document.with_results(details=_details(request, model.model, inputs, plan.capture, run))
         plain = terminal.out.options.ascii_only
-        told = None if request.name is None else _explained(request, loaded.model, document, inputs, plain=plain)
-        with stages("write"):
-            document = outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
-        stages.finish()
-    for note in document.notes:
-        terminal.note(note)
-    if told is None:
-        terminal.result(*told_decisions(document, every=terminal.verbose or len(document.batchnorms) <= 24))
-        if document.merges is not None:
-            terminal.result(Text(), *told_merges(document, every=True))
-    else:
-        terminal.result(*told)
-    terminal.result(*told_outputs(document))
-    if terminal.verbose:
-        terminal.result(Text(), *told_seconds(document))
-    return 0
+        if request.name is not None:
+            parts = _explained(request, model.model, document, inputs, plain=plain)
+        else:
+            parts = [*render_decisions(document, every=terminal.verbose or len(document.batchnorms) <= 24)]
+            if document.merges is not None:
+                parts += [Text(), *render_merges(document, every=True)]
+        document = run.write(document)
+    return run.tell(document, *parts)
 
 
-def _details(request: ExplainRequest, model: Any, inputs: Any, way: str, read: list[Path], stages: Stages) -> Details:
+def _details(request: ExplainRequest, model: Any, inputs: Any, way: str, run: Run) -> Details:
     """Return what an HTML page shows: the graph before and after the fold that would be made, and the affines."""
     from bnfold.fold.api import fold
     from bnfold.report.gather import details_of
 
-    with stages("report"):
+    with run.stages("report"):
         folding = fold(model, inputs, keep=request.keep, merge=request.merge, capture=way, check=False)
-        return details_of(folding, None, seed=request.about.seed, files=read)
+        return details_of(folding, None, seed=request.about.seed, files=run.files_read)
 
 
-def _plan(request: ExplainRequest, loaded: Any, terminal: Terminal, stages: Stages) -> tuple[Any, Any]:
+def _plan(request: ExplainRequest, loaded: Any, run: Run) -> tuple[Any, Any]:
     """Return the plan that ``fold`` would follow, and the inputs it was made with; None where there are none.
 
     Raises:
@@ -102,12 +87,12 @@ def _plan(request: ExplainRequest, loaded: Any, terminal: Terminal, stages: Stag
 
     about, inputs, missing = request.about, None, None
     try:
-        inputs = find_inputs(about, loaded, terminal, stages).inputs
+        inputs = run.find_inputs(loaded).inputs
     except UsageError as error:
         if about.inputs is not None or about.shapes:
             raise
         missing = error
-    with stages("plan"), terminal.foreign_code():
+    with run.stage("plan"):
         way = "auto" if inputs is not None else "symbolic"  # not searched for a second time
         try:
             return make_plan(loaded.model, inputs, keep=request.keep, merge=request.merge, capture=way), inputs
@@ -122,7 +107,7 @@ def _explained(request: ExplainRequest, model: Any, document: Document, inputs: 
         UnknownNameError: no BatchNorm has this name; close ones are named.
     """
     from bnfold.report.equation import explain
-    from bnfold.report.explained import told_explanation
+    from bnfold.report.explained import render_explanation
 
     name = request.name or ""
     decisions = tuple(d for d in document.batchnorms if name in (d.batchnorm, d.site))
@@ -131,12 +116,12 @@ def _explained(request: ExplainRequest, model: Any, document: Document, inputs: 
     if layer is not None:
         found = explain(layer, name, seed=request.about.seed)
         return list(
-            told_explanation(
+            render_explanation(
                 found, decisions, _chains(request, model, inputs, document.capture or "auto", decisions), plain=plain
             )
         )
     if decisions:  # a call of a function: there is no layer whose numbers could be read
-        return list(told_decisions(document.with_results(batchnorms=decisions), every=True))
+        return list(render_decisions(document.with_results(batchnorms=decisions), every=True))
     known = list(dict.fromkeys([*layers, *(decision.batchnorm for decision in document.batchnorms)]))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     fix = f"Did you mean {listed(close)}?" if close else f"There are {listed(known, 5)}." if known else "It has none."

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,24 +11,20 @@ from rich.text import Text
 
 from bnfold.cli import outputs as files
 from bnfold.cli.packages import check_witnesses, require_for
-from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
-from bnfold.cli.stages import Stages
+from bnfold.cli.request import ModelRequest
+from bnfold.cli.run import Run, blaming_inputs
 from bnfold.cli.terminal import Terminal
-from bnfold.errors import CaptureError, ExportError, UsageError
 from bnfold.export.dynamic import Wanted, wanted
 from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
-from bnfold.files.words import reason_of
-from bnfold.report.document import Document
-from bnfold.report.tables import (
-    told_comparisons,
-    told_counts,
-    told_decisions,
-    told_merges,
-    told_outcome,
-    told_outputs,
-    told_seconds,
+from bnfold.report.console import (
+    render_comparisons,
+    render_counts,
+    render_decisions,
+    render_merges,
+    render_outcome,
 )
+from bnfold.report.document import Document
 from bnfold.report.words import counted
 
 if TYPE_CHECKING:
@@ -37,7 +32,7 @@ if TYPE_CHECKING:
     from bnfold.export.refusals import FixedBatch
     from bnfold.fold.api import Folding
 
-__all__ = ["FoldRequest", "blaming_inputs", "run"]
+__all__ = ["FoldRequest", "run"]
 
 _STAGES = (
     ("import", "importing torch"),
@@ -71,41 +66,48 @@ class FoldRequest:
 
 def run(request: FoldRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
-    with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
-        document = _Run(request, terminal, stages).document()
-        stages.finish()
-    _tell(document, terminal)
+    run = _FoldRun(request, terminal)
+    with run:
+        document = run.document()
+    notes = [] if document.inputs is None else ["The inputs are {} ({}).".format(*document.inputs)]
+    run.tell(document, *_told(document, verbose=terminal.verbose), notes=notes)
+    if document.exit_code == 4:
+        total, folded = len(document.batchnorms), document.summary["fold"]
+        terminal.error(
+            f"--strict: {total - folded} of {counted(total, 'BatchNorm')} did not fold. No model was written.",
+            "See why in the table above, or leave --strict out.",
+        )
+    elif document.exit_code == 1:
+        terminal.error(*_failure(document.verification or {}))
     return document.exit_code
 
 
-class _Run:
+class _FoldRun(Run):
     """One run of the command: what is known so far, and the steps."""
 
-    def __init__(self, request: FoldRequest, terminal: Terminal, stages: Stages) -> None:
-        self.request = request
-        self.terminal = terminal
-        self.stages = stages
-        self.files_read = read_files(request.about)
+    request: FoldRequest
+
+    def __init__(self, request: FoldRequest, terminal: Terminal) -> None:
         model = request.about.model
         factory = model.rpartition(":")[2].rpartition(".")[2] if looks_like_spec(model) else None
         self.paths = files.output_paths(request.outputs, model, factory)
+        super().__init__(request, terminal, _STAGES, models=self.paths)
         self.fixed: FixedBatch | None = None
         self.axes: dict[str, tuple[Axis, ...]] = {}
         self.of_page: tuple[Folding, tuple[Any, ...]] | None = None
 
     def document(self) -> Document:
         """Do everything, and return what is to be told."""
-        request, about = self.request, self.request.about
-        files.check_paths(self.paths, request.reports, inputs=self.files_read, force=request.force)
+        request, notes = self.request, self.notes
         require_for(self.paths, proof=not request.no_verify)
         check_witnesses(request.witnesses, proof=not request.no_verify)
         dynamic = None if request.dynamic is None else wanted(request.dynamic, by_name=True)
         files.check_opset(request.opset, self.paths)
-        loaded, notes = load(about, self.terminal, self.stages)
+        loaded = self.load()
         if loaded.kind == "spec":
-            notes.append("The model is as its factory makes it, which may mean random weights.")
-        found = find_inputs(about, loaded, self.terminal, self.stages)
-        with self.stages("fold"), self.terminal.foreign_code(), blaming_inputs(loaded.model, found.inputs):
+            notes.append("The model is used as its factory makes it, possibly with random weights.")
+        found = self.find_inputs(loaded)
+        with self.stage("fold"), blaming_inputs(loaded.model, found.inputs):
             from bnfold.export.refusals import fixed_batch
             from bnfold.fold.api import fold
             from bnfold.fold.denormals import denormal_sentences
@@ -122,12 +124,12 @@ class _Run:
             self.stages.add_parts("fold", folding.seconds)
             before, after = folding.counts()
             self.fixed = fixed_batch(folding.module, found.inputs)
-        notes = [*folding.plan.notes, *notes] if not folding.plan else [*notes, *folding.plan.notes]
+        notes[:] = [*notes, *folding.plan.notes] if folding.plan else [*folding.plan.notes, *notes]
         notes += denormal_sentences(folding.denormals(), flushed=False)
         notes += [] if self.fixed is None else [str(self.fixed)]
         document = Document(
             command="fold",
-            model=about.model,
+            model=request.about.model,
             inputs=(shapes_in_words(found.inputs), found.how),
             capture=folding.plan.capture,
             batchnorms=folding.plan.decisions,
@@ -136,12 +138,12 @@ class _Run:
             notes=tuple(notes),
             strict=request.strict,
         )
-        if files.wants_page(request.reports):
+        if self.wants_page:
             self.of_page = (folding, found.inputs)
         if request.strict and document.summary["fold"] < len(document.batchnorms):
-            return self._written([], document.with_results(exit_code=4))
+            return self._written(document.with_results(exit_code=4))
         with blaming_inputs(loaded.model, found.inputs):
-            exported = self._export(folding, found.inputs, notes, dynamic or Wanted(size=found.guessed))
+            exported = self._export(folding, found.inputs, dynamic or Wanted(size=found.guessed))
         document = document.with_results(fixed_batch=self.fixed, free=self._free(found.inputs))
         if not request.no_verify:
             report = self._verify(loaded.model, folding, found.inputs, exported)
@@ -149,43 +151,41 @@ class _Run:
             notes += report.notes
             document = document.with_results(verification=report.to_dict(), notes=tuple(dict.fromkeys(notes)))
             if not report.passed:
-                return self._written([], document.with_results(exit_code=1))
-        return self._written(self._outputs(folding, exported), document.with_results(notes=tuple(dict.fromkeys(notes))))
+                return self._written(document.with_results(exit_code=1))
+        document = document.with_results(notes=tuple(dict.fromkeys(notes)))
+        return self._written(document, self._outputs(folding, exported))
 
-    def _export(self, folding: Folding, inputs: tuple[Any, ...], notes: list[str], want: Wanted) -> dict[str, Any]:
+    def _export(self, folding: Folding, inputs: tuple[Any, ...], want: Wanted) -> dict[str, Any]:
         """Export to each kind that is wanted.
 
         A program serves the ONNX export too, unless there are explicit affines, whose form depends on the target.
         """
         suffixes = {path.suffix for path in self.paths}
         exported: dict[str, Any] = {}
-        with self.stages("export"), self.terminal.foreign_code():
+        with self.stage("export"):
             from bnfold.export import export_program, onnx_of
 
             shared: ProgramExport | None = None
             if ".pt2" in suffixes:
                 program = export_program(folding.module, inputs, dynamic=want)
                 exported[".pt2"], self.axes[".pt2"] = program.program, program.axes
-                self._note(program, notes)
+                self._note(program)
                 shared = program if not folding.plan.summary["affine"] else None
             if ".onnx" in suffixes:
                 self.stages.inside("export", "exporting to ONNX", 0.4)
                 converted = onnx_of(folding.module, inputs, dynamic=want, opset=self.request.opset, program=shared)
                 exported[".onnx"], self.axes[".onnx"] = converted.model, converted.axes
-                self._note(converted, notes)
+                self._note(converted)
         return exported
 
-    def _note(self, export: ProgramExport | OnnxExport, notes: list[str]) -> None:
+    def _note(self, export: ProgramExport | OnnxExport) -> None:
         """Note what is to be said about an export, but for a fixed batch that has been told already."""
-        notes += export.notes if export.fixed is None or self.fixed is None else export.notes[1:]
+        self.notes += export.notes if export.fixed is None or self.fixed is None else export.notes[1:]
         self.fixed = self.fixed or export.fixed
 
     def _verify(self, original: Any, folding: Folding, inputs: tuple[Any, ...], exported: dict[str, Any]) -> Any:
-        with self.stages("verify"), self.terminal.foreign_code():
+        with self.stage("verify"):
             from bnfold.verify import verify
-
-            def progress(sentence: str, done: float) -> None:
-                self.stages.inside("verify", sentence, done)
 
             return verify(
                 original,
@@ -195,7 +195,7 @@ class _Run:
                 seed=self.request.about.seed,
                 folding=folding,
                 axes=self.axes.get(".onnx", ()),
-                progress=progress,
+                progress=self.progress("verify"),
                 witnesses=self.request.witnesses,
             )
 
@@ -216,7 +216,7 @@ class _Run:
 
     def _outputs(self, folding: Folding, exported: dict[str, Any]) -> list[Output]:
         with self.stages("write"):
-            from bnfold.files.outputs import onnx_output, program_output, weights_output
+            from bnfold.files.formats import onnx_output, program_output, weights_output
 
             makers = {
                 ".onnx": lambda path: onnx_output(path, exported[".onnx"]),
@@ -229,7 +229,7 @@ class _Run:
         """Return the document with what an HTML page shows, if one is wanted."""
         if self.of_page is None:
             return document
-        with self.stages("report"), self.terminal.foreign_code():
+        with self.stage("report"):
             from bnfold.report.gather import details_of
 
             seed, sites = self.request.about.seed, not self.request.no_verify
@@ -237,65 +237,21 @@ class _Run:
                 details=details_of(*self.of_page, seed=seed, files=self.files_read, sites=sites)
             )
 
-    def _written(self, made: list[Output], document: Document) -> Document:
-        document = self._details(document)
-        with self.stages("write"):
-            return files.write(
-                made,
-                document.with_results(seconds=dict(self.stages.seconds)),
-                self.request.reports,
-                self.terminal,
-                inputs=self.files_read,
-                force=self.request.force,
-            ).with_results(seconds=self.stages.seconds)
+    def _written(self, document: Document, models: Sequence[Output] = ()) -> Document:
+        return self.write(self._details(document), models)
 
 
-@contextlib.contextmanager
-def blaming_inputs(model: Any, inputs: tuple[Any, ...]) -> Iterator[None]:
-    """Where a capture or an export fails because the model does not run on the inputs at all, say that instead."""
-    try:
-        yield
-    except (CaptureError, ExportError):
-        import torch
-
-        try:
-            with torch.no_grad():
-                model(*inputs)
-        except Exception as error:
-            raise UsageError(
-                f"The model does not run on these inputs: {reason_of(error)}.",
-                fix="Give an --input-shape that it takes, or real inputs with --inputs.",
-            ) from error
-        raise
-
-
-def _tell(document: Document, terminal: Terminal) -> None:
-    for note in document.notes:
-        terminal.note(note)
-    if document.inputs is not None:
-        shapes, how = document.inputs
-        terminal.note(f"The inputs are {shapes} ({how}).")
-    terminal.result(*told_decisions(document, every=terminal.verbose), Text())
+def _told(document: Document, *, verbose: bool) -> Iterator[Any]:
+    """Yield what became of the BatchNorms, and how the proof ended."""
+    yield from (*render_decisions(document, every=verbose), Text())
     if document.merges is not None:
-        terminal.result(*told_merges(document, every=terminal.verbose), Text())
-    if terminal.verbose:
-        terminal.result(*told_counts(document), Text())
+        yield from (*render_merges(document, every=verbose), Text())
+    if verbose:
+        yield from (*render_counts(document), Text())
     if document.comparisons:
-        terminal.result(*told_comparisons(document), Text())
-    if document.exit_code == 4:
-        total, folded = len(document.batchnorms), document.summary["fold"]
-        terminal.error(
-            f"--strict: {total - folded} of {counted(total, 'BatchNorm')} did not fold. No model was written.",
-            "See why in the table above, or leave --strict out.",
-        )
-    elif document.exit_code == 1:
-        terminal.result(told_outcome(document))
-        terminal.error(*_failure(document.verification or {}))
-    else:
-        terminal.result(told_outcome(document))
-    terminal.result(*told_outputs(document))
-    if terminal.verbose:
-        terminal.result(Text(), *told_seconds(document))
+        yield from (*render_comparisons(document), Text())
+    if document.exit_code != 4:
+        yield render_outcome(document)
 
 
 def _failure(verification: dict[str, Any]) -> tuple[str, str]:

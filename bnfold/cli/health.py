@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold._version import __version__
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, first_line
 
 __all__ = ["OPTIONAL", "PACKAGES", "Check", "Doctor", "Package", "examine"]
 
@@ -151,8 +151,7 @@ def _tried(
     except BnfoldError as error:
         detail, works, fix = error.what, False, error.fix
     except Exception as error:
-        line = next(iter(str(error).strip().splitlines()), "")
-        detail, works = f"{type(error).__name__}: {line[:200]}", False
+        detail, works = first_line(error, typed=True), False
     return Check(name, works, needed, time.perf_counter() - begin, detail, "" if works else fix)
 
 
@@ -193,7 +192,7 @@ def _torch_export(found: dict[str, Any]) -> str:
 
     if fold(model, inputs, capture="export").plan.summary["fold"] != 1:
         raise RuntimeError("the BatchNorm did not fold")
-    return "for models of which no run can be recorded"
+    return "for models whose run cannot be recorded"
 
 
 def _program(found: dict[str, Any]) -> str:
@@ -236,7 +235,7 @@ def _weights(found: dict[str, Any]) -> str:
 
 
 def _writing(_found: dict[str, Any]) -> str:
-    from bnfold.files.targets import check_folders
+    from bnfold.files.destinations import check_folders
 
     check_folders([Path("model.onnx")])
     return "the current folder can be written to"

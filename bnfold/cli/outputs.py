@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.errors import UsageError
+from bnfold.files.destinations import check_folders
 from bnfold.files.save import Output, check_targets, write_outputs
-from bnfold.files.targets import check_folders
-from bnfold.files.words import shown_path
+from bnfold.printable import shown_path
 from bnfold.report.document import Document, OutputFile
 from bnfold.report.files import as_json, check_report_path, content_for
 
 if TYPE_CHECKING:
     from bnfold.cli.terminal import Terminal
 
-__all__ = ["KINDS", "check_opset", "check_paths", "output_paths", "wants_page", "write"]
+__all__ = ["KINDS", "check_opset", "check_paths", "output_paths", "write"]
 
 KINDS = (".onnx", ".pt2", ".safetensors")
 
@@ -72,11 +72,6 @@ def check_paths(outputs: Sequence[Path], reports: Sequence[str], *, inputs: Sequ
         check_report_path(path)
     check_targets([*outputs, *paths], inputs=inputs, force=force)
     check_folders([*outputs, *paths])
-
-
-def wants_page(reports: Sequence[str]) -> bool:
-    """Whether one of the reports is an HTML page, for which more is gathered than for the others."""
-    return any(Path(report).suffix == ".html" for report in reports)
 
 
 def write(

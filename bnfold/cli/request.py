@@ -1,25 +1,13 @@
-"""What the options about the model ask for, and how it is met: loaded, in eval mode, with inputs."""
+"""What the options about the model ask for."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from bnfold.cli.stages import Stages
-from bnfold.cli.terminal import Terminal
-from bnfold.errors import UsageError
-from bnfold.files.code import looks_like_spec
-from bnfold.files.kinds import open_regular
-
-if TYPE_CHECKING:
-    from bnfold.files.load import LoadedModel
-    from bnfold.inputs.search import FoundInputs
-
-__all__ = ["ModelRequest", "load", "parse_shape", "read_files"]
+__all__ = ["ModelRequest", "parse_shape"]
 
 
 @dataclass(frozen=True)
@@ -51,60 +39,5 @@ def parse_shape(text: str) -> tuple[int, ...]:
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
-        raise click.BadParameter(f"{text!r} is no shape; write 1,3,224,224.")
+        raise click.BadParameter(f"{text!r} is not a shape; write it like 1,3,224,224.")
     return shape
-
-
-def load(request: ModelRequest, terminal: Terminal, stages: Stages) -> tuple[LoadedModel, list[str]]:
-    """Load the model and switch it to eval mode.
-
-    Returns:
-        The model, and sentences for the user.
-    """
-    if not looks_like_spec(request.model):
-        with open_regular(request.model):  # what is not there is said at once, before torch is imported
-            pass
-    with stages("import"):
-        import torch  # noqa: F401
-
-        from bnfold.files.load import load_model
-        from bnfold.graph.mode import training_parts
-    with stages("load"), terminal.foreign_code():
-        loaded = load_model(request.model, code=request.code, model=request.spec, key=request.key, trust=request.trust)
-        notes = list(loaded.notes)
-        if request.trust:
-            terminal.warn("--trust lets the file run any code.")
-        minds = training_parts(dict(loaded.model.named_modules()))
-        if any(part.training for part in loaded.model.modules()):
-            loaded.model.eval()
-        if minds:
-            notes.append(
-                "The model was in training mode, where BatchNorm uses its batch; it was switched to eval mode."
-            )
-    return loaded, notes
-
-
-def find_inputs(request: ModelRequest, loaded: LoadedModel, terminal: Terminal, stages: Stages) -> FoundInputs:
-    """Return example inputs: given, or found.
-
-    Raises:
-        UsageError: both ``--inputs`` and ``--input-shape`` were given, or neither and none were found.
-    """
-    if request.inputs is not None and request.shapes:
-        raise UsageError("--inputs and --input-shape were both given.", fix="Leave one out: real inputs have a shape.")
-    with stages("inputs"), terminal.foreign_code():
-        if request.inputs is not None:
-            from bnfold.inputs.from_file import read_inputs
-
-            return read_inputs(loaded.model, request.inputs)
-        from bnfold.inputs import search
-
-        if request.shapes:
-            return search.inputs_of_shapes(loaded.model, request.shapes, seed=request.seed)
-        return search.find_inputs(loaded.model, seed=request.seed)
-
-
-def read_files(request: ModelRequest) -> list[Path]:
-    """Return the files that a run reads, so that none of them is written to."""
-    named = [Path(request.model), *request.code, *([request.inputs] if request.inputs is not None else [])]
-    return [path for path in named if os.path.exists(path)]  # a path too long for the system is no file

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from bnfold.cli.listener import listener
 from bnfold.errors import FileAccessError
 from bnfold.report.escape import visible
 
@@ -50,7 +51,7 @@ class Terminal:
         self.quiet = quiet
         self.verbose = verbose
         if results_to_stderr and (sys.stdout is None or sys.stdout.closed):
-            raise FileAccessError("stdout is closed, and the report is to go there.", fix="Give --report FILE.json.")
+            raise FileAccessError("stdout is closed, so the report cannot go there.", fix="Give --report FILE.json.")
         self.stdout: TextIO = _usable(sys.stdout)
         self.stderr: TextIO = _usable(sys.stderr)
         self.err = _console(self.stderr, color=color)
@@ -73,6 +74,7 @@ class Terminal:
 
     def error(self, what: str, fix: str = "") -> None:
         """Say what went wrong and what to do."""
+        listener().error(what, fix)
         self.err.print(Text("error: ", style="bold red") + Text(visible(what)), soft_wrap=True)
         if fix:
             self.err.print(Text("  fix: ", style="bold") + Text(visible(fix)), soft_wrap=True)

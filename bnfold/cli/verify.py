@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from bnfold.cli import outputs
 from bnfold.cli.packages import check_witnesses
-from bnfold.cli.request import ModelRequest, find_inputs, load, read_files
-from bnfold.cli.stages import Stages
+from bnfold.cli.request import ModelRequest
+from bnfold.cli.run import Run, refuse_two_sources
 from bnfold.cli.terminal import Terminal
-from bnfold.errors import UsageError
 from bnfold.files.code import looks_like_spec
 from bnfold.files.kinds import Kind, open_regular, sniff
-from bnfold.files.words import shown_path
+from bnfold.printable import shown_path
+from bnfold.report.console import render_comparisons, render_outcome
 from bnfold.report.document import Document
-from bnfold.report.tables import told_comparisons, told_outcome, told_outputs, told_seconds
 
 if TYPE_CHECKING:
     from bnfold.inputs.search import FoundInputs
@@ -49,29 +46,20 @@ class VerifyRequest:
 def run(request: VerifyRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
     about = request.about
-    second = Path(request.candidate)
-    read = [*read_files(about), *([second] if os.path.exists(second) else [])]
-    outputs.check_paths([], request.reports, inputs=read, force=request.force)
-    check_witnesses(request.witnesses, proof=True)
-    with Stages(terminal.err, _STAGES, show=not terminal.quiet) as stages:
+    with Run(request, terminal, _STAGES, candidate=request.candidate) as run:
+        check_witnesses(request.witnesses, proof=True)
         original: Any = Path(about.model)
-        notes: list[str] = []
         if _is_onnx(about.model):
-            found = _onnx_inputs(about, terminal, stages)
+            found = _onnx_inputs(about, run)
         else:
-            first, notes = load(about, terminal, stages)
-            original, found = first.model, find_inputs(about, first, terminal, stages)
+            first = run.load()
+            original, found = first.model, run.find_inputs(first)
         candidate: Any = Path(request.candidate)
         if not _is_onnx(request.candidate):
-            loaded, more = load(about.of(request.candidate), terminal, stages)
-            candidate = loaded.model
-            notes += [f"{request.candidate}: {note}" for note in more]
-        with stages("verify"), terminal.foreign_code():
+            candidate = run.load(about.of(request.candidate)).model
+        with run.stage("verify"):
             from bnfold.inputs.search import shapes_in_words
             from bnfold.verify import verify
-
-            def progress(sentence: str, done: float) -> None:
-                stages.inside("verify", sentence, done)
 
             report = verify(
                 original,
@@ -80,53 +68,42 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
                 onnx=False,
                 seed=about.seed,
                 thorough=True,
-                progress=progress,
+                progress=run.progress("verify"),
                 witnesses=request.witnesses,
             )
-        stages.add_parts("verify", report.seconds)
+        run.stages.add_parts("verify", report.seconds)
         document = Document(
             command="verify",
             model=about.model,
             candidate=request.candidate,
             inputs=(shapes_in_words(found.inputs), found.how),
             verification=report.to_dict(),
-            notes=tuple(dict.fromkeys([*notes, *report.notes])),
-            seconds=stages.seconds,
+            notes=tuple(dict.fromkeys([*run.notes, *report.notes])),
             exit_code=0 if report.passed else 1,
         )
-        if outputs.wants_page(request.reports):
+        if run.wants_page:
             from bnfold.report.details import Details, files_read
 
-            document = document.with_results(details=Details(seed=about.seed, files=files_read(read)))
-        with stages("write"):
-            document = outputs.write([], document, request.reports, terminal, inputs=read, force=request.force)
-        stages.finish()
-    for note in document.notes:
-        terminal.note(note)
-    terminal.result(*told_comparisons(document), Text(), told_outcome(document), *told_outputs(document))
-    if terminal.verbose:
-        terminal.result(Text(), *told_seconds(document))
-    return document.exit_code
+            document = document.with_results(details=Details(seed=about.seed, files=files_read(run.files_read)))
+        document = run.write(document)
+    return run.tell(document, *render_comparisons(document), Text(), render_outcome(document))
 
 
-def _onnx_inputs(about: ModelRequest, terminal: Terminal, stages: Stages) -> FoundInputs:
+def _onnx_inputs(about: ModelRequest, run: Run) -> FoundInputs:
     """Return example inputs for an ONNX original: given, or of the shapes that it declares."""
     path = Path(about.model)
-    with stages("import"):
+    with run.stages("import"):
         import torch  # noqa: F401
 
         from bnfold.inputs.search import FoundInputs
         from bnfold.verify.runtime import require_onnxruntime
     require_onnxruntime()
-    with stages("inputs"), terminal.foreign_code():
+    refuse_two_sources(about)
+    with run.stage("inputs"):
         from bnfold.inputs.from_file import read_tensors
         from bnfold.verify.onnx_inputs import given_inputs, onnx_inputs
         from bnfold.verify.runtime import OrtModel
 
-        if about.inputs is not None and about.shapes:
-            raise UsageError(
-                "--inputs and --input-shape were both given.", fix="Leave one out: real inputs have a shape."
-            )
         if about.inputs is not None:
             names = OrtModel(path, "off").input_names
             return FoundInputs(

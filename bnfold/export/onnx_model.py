@@ -279,7 +279,7 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> list[Path]:
     Raises:
         FileAccessError: the folder is missing, or not writable, or full.
     """
-    from bnfold.files.outputs import onnx_output
+    from bnfold.files.formats import onnx_output
     from bnfold.files.save import write_outputs
 
     output = onnx_output(path, model)

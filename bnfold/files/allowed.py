@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import _weights_only_unpickler, nn
 
-from bnfold.files.words import listed, shown
+from bnfold.printable import listed, shown
 
 __all__ = ["Allowed", "only_these_globals"]
 
@@ -63,8 +63,8 @@ _KNOWN_CASES: tuple[tuple[str, tuple[str, str]], ...] = (  # what a name that is
     (
         "numpy.",
         (
-            "holds values of NumPy's, which it makes by calling NumPy",
-            "Save the state_dict alone, or numbers as Python's own: float(value).",
+            "holds NumPy values, which are made by calling NumPy",
+            "Save the state_dict alone, or convert the values with float(value).",
         ),
     ),
 )
@@ -127,7 +127,7 @@ class Allowed:
         others = [full for full in asked if full not in classes]
         if others:
             return (
-                f"asks for {listed(others)}, and may have only module classes and plain data",
+                f"asks for {listed(others)}, but only module classes and plain data are allowed",
                 "If you made it, save its state_dict and give --model SPEC; --trust lets the file run anything.",
             )
         what = f"holds objects of {listed(classes)}, which bnfold does not know"

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import UsageError
+from bnfold.errors import UsageError, first_line
 from bnfold.files.kinds import open_regular
-from bnfold.files.words import listed, reason_of, shown, shown_path
+from bnfold.printable import listed, shown, shown_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +84,7 @@ def resolve_spec(spec: str) -> nn.Module:
         if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
             raise
         raise UsageError(
-            f"{shown_path(spec)}, called without arguments, fails: {reason_of(error)}.",
+            f"{shown_path(spec)}, called without arguments, fails: {first_line(error, typed=True)}.",
             fix="Name a function that takes no arguments and returns the model.",
         ) from error
     if not isinstance(made, nn.Module):
@@ -104,7 +104,8 @@ def module_of_spec(spec: str) -> types.ModuleType:
     place, colon, name = spec.rpartition(":")
     if not colon or not _DOTTED.fullmatch(name) or not (place.endswith(".py") or _DOTTED.fullmatch(place)):
         raise UsageError(
-            f"`{shown_path(spec)}` names no model.", fix="Write package.module:factory or path/to/file.py:factory."
+            f"`{shown_path(spec)}` is not the name of a model.",
+            fix="Write package.module:factory or path/to/file.py:factory.",
         )
     return run_file(Path(place)) if place.endswith(".py") else _import(place)
 
@@ -138,7 +139,7 @@ def run_file(path: Path) -> types.ModuleType:
         if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
             raise
         raise UsageError(
-            f"{shown_path(path)} fails when run: {reason_of(error)}{_line_of(error, where)}.",
+            f"{shown_path(path)} fails when run: {first_line(error, typed=True)}{_line_of(error, where)}.",
             fix="It is run to define the classes: put what trains or prints under `if __name__ == '__main__':`.",
         ) from error
     finally:
@@ -212,7 +213,7 @@ def _import(name: str) -> types.ModuleType:
         if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
             raise
         raise UsageError(
-            f"Importing `{shown(name)}` fails: {reason_of(error)}.", fix="Make it import first."
+            f"Importing `{shown(name)}` fails: {first_line(error, typed=True)}.", fix="Make the import work first."
         ) from error
 
 

@@ -20,7 +20,7 @@ from enum import Enum
 from typing import BinaryIO
 
 from bnfold.errors import BnfoldError, FileAccessError, RefusedFileError
-from bnfold.files.words import shown_path
+from bnfold.printable import shown_path
 
 __all__ = ["Kind", "open_regular", "recognise", "refusal", "sniff"]
 
@@ -35,7 +35,7 @@ class Kind(Enum):
     PROGRAM = "an exported program (.pt2)"
     SAFETENSORS = "a safetensors file"
     ONNX = "an ONNX model"
-    OTHER_ZIP = "a zip archive, but none that torch wrote"
+    OTHER_ZIP = "a zip archive that torch did not write"
     BROKEN_ZIP = "a damaged zip archive"
     LEGACY_PICKLE = "in torch's old pickle format, from before torch 1.6"
     LEGACY_TAR = "in torch's oldest format, a tar archive"
@@ -60,7 +60,7 @@ class Kind(Enum):
     TEXT = "text"
     EMPTY = "empty"
     ZEROS = "only zero bytes at its start, as a broken download or disk leaves"
-    UNKNOWN = "of no kind that bnfold knows"
+    UNKNOWN = "of an unknown kind"
 
 
 _MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
@@ -88,9 +88,9 @@ _HOW_TO_USE_IT: dict[Kind, str] = {
     Kind.ONNX: "Folding needs the PyTorch model; an ONNX file can be the CANDIDATE of `bnfold verify`.",
     Kind.OTHER_ZIP: _UNPACK,
     Kind.BROKEN_ZIP: "Download or copy it again.",
-    Kind.LEGACY_PICKLE: "Write its weights anew: "
+    Kind.LEGACY_PICKLE: "Save its weights again: "
     "`python -c \"import torch; torch.save(torch.load('OLD', weights_only=True), 'NEW')\"`; "
-    "a whole model, where it was made.",
+    "save a whole model again where it was made.",
     Kind.LEGACY_TAR: "Load it where it was made, with torch.load, and save it again with torch.save.",
     Kind.OTHER_TAR: _UNPACK,
     Kind.OTHER_PICKLE: f"{_RESAVE} `torch.save(model, 'model.pt')`, where it was made.",

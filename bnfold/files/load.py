@@ -16,13 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bnfold.errors import BnfoldError, UsageError
+from bnfold.errors import BnfoldError, UsageError, first_line
 from bnfold.files.archive import BadArchiveError, Entry, check_archive, check_contents, read_entry
 from bnfold.files.code import classes_in, looks_like_spec, module_of_spec, resolve_spec, run_file
 from bnfold.files.kinds import Kind, open_regular, refusal, sniff
+from bnfold.files.loaded import NEEDS_MODEL, LoadedModel, Request
 from bnfold.files.programs import load_program, load_torchscript
-from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
-from bnfold.files.words import reason_of, shown, shown_path
+from bnfold.printable import shown, shown_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +58,7 @@ def load_model(
     """
     if looks_like_spec(source):
         if model is not None or key is not None:
-            raise UsageError(f"{shown_path(source)} is a model already.", fix="Leave --model and --key out.")
+            raise UsageError(f"{shown_path(source)} already names a model.", fix="Leave --model and --key out.")
         return LoadedModel(resolve_spec(source), "spec", source.rpartition(":")[2].rpartition(".")[2])
     with open_regular(source) as file:
         kind = sniff(file)
@@ -76,12 +76,12 @@ def _load_torch(file: BinaryIO, request: Request) -> LoadedModel:
     """Load what torch.save wrote: a module, a state_dict, or a checkpoint."""
     from torch import nn
 
-    from bnfold.files.state import module_with_state
+    from bnfold.files.state_dict import module_with_state
 
     entries = check_archive(file)
-    check_contents(file, entries)
+    check_contents(entries)
     _check_that_torch_agrees(file, entries)
-    _check_small_records(file, entries)
+    _check_small_records(entries)
     modules = [run_file(path) for path in request.code]
     target = None if request.spec is None else resolve_spec(request.spec)
     if request.trust:
@@ -103,16 +103,16 @@ def _check_that_torch_agrees(file: BinaryIO, entries: dict[str, Entry]) -> None:
         names = set(reader.get_all_records())
         same = names == entries.keys() and all(reader.get_record_offset(n) == entries[n].data for n in names)
     except RuntimeError as error:
-        raise BadArchiveError(f"is an archive that torch cannot read: {reason_of(error)}") from None
+        raise BadArchiveError(f"is an archive that torch cannot read: {first_line(error, typed=True)}") from None
     if not same:
         raise BadArchiveError("is an archive that can be read in two ways")
 
 
-def _check_small_records(file: BinaryIO, entries: dict[str, Entry]) -> None:
+def _check_small_records(entries: dict[str, Entry]) -> None:
     """Check the records beside the pickle that torch reads as a word or a number."""
     for name, form in _SMALL_RECORDS.items():
         if name in entries:
-            content = read_entry(file, entries[name]) if entries[name].plain < 20 else b"?"
+            content = read_entry(entries[name]) if entries[name].plain < 20 else b"?"
             if not form.fullmatch(content):
                 raise BadArchiveError(f"is damaged: its record `{name}` is {shown(content)}")
 
@@ -137,7 +137,7 @@ def _unpickle_safely(
     remake = "Ask its maker for a state_dict or a .safetensors; --trust lets the file run anything."
     again = "Download or copy it again; if you made it, save it again with torch.save."
     try:
-        content = read_pickle(read_entry(file, entries["data.pkl"]), entries, allowed.known)
+        content = read_pickle(read_entry(entries["data.pkl"]), entries, allowed.known)
     except BadPickleError as error:
         raise request.refused(error, again if "damaged" in str(error) else remake) from None
     if content.asked:
@@ -156,7 +156,7 @@ def _unpickle_safely(
     except MemoryError:
         raise request.refused("needs more memory than there is", "Run on a larger machine.") from None
     except Exception as error:
-        raise request.refused(f"cannot be loaded: {reason_of(error)}", again) from error
+        raise request.refused(f"cannot be loaded: {first_line(error, typed=True)}", again) from error
     return loaded
 
 
@@ -181,7 +181,7 @@ def _unpickle_anything(file: BinaryIO, request: Request, classes: list[type[nn.M
             return torch.load(file, map_location="cpu", weights_only=False, pickle_module=shim)
     except Exception as error:
         fix = "Name the Python file that defines its classes: --code FILE.py."
-        raise request.refused(f"cannot be loaded: {reason_of(error)}", fix) from error
+        raise request.refused(f"cannot be loaded: {first_line(error, typed=True)}", fix) from error
     finally:
         gc.collect()
 
@@ -191,7 +191,7 @@ def _unwrapped(module: nn.Module, request: Request) -> nn.Module:
     from torch import nn
 
     if type(module) is nn.DataParallel:
-        request.notes.append("The file holds a DataParallel; the module inside it was taken.")
+        request.notes.append("The file holds a DataParallel; bnfold uses the module inside it.")
         inner: nn.Module = module.module
         return inner
     return module
@@ -199,8 +199,8 @@ def _unwrapped(module: nn.Module, request: Request) -> nn.Module:
 
 def _load_safetensors(file: BinaryIO, request: Request) -> LoadedModel:
     """Load weights into the model that ``--model`` makes."""
-    from bnfold.files.state import fill_module
-    from bnfold.files.weights import BadWeightsError, read_safetensors
+    from bnfold.files.safetensors_reader import BadWeightsError, read_safetensors
+    from bnfold.files.state_dict import fill_module
 
     try:
         state = read_safetensors(file)
@@ -213,7 +213,7 @@ def _load_safetensors(file: BinaryIO, request: Request) -> LoadedModel:
         )
     if request.spec is None:
         raise request.refused(
-            f"holds weights ({len(state)} tensors) and not the model that they belong to", NEEDS_MODEL
+            f"holds weights ({len(state)} tensors) but not the model that they belong to", NEEDS_MODEL
         )
     target = resolve_spec(request.spec)
     fill_module(target, state, request)

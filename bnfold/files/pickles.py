@@ -19,8 +19,8 @@ from pickle import decode_long
 from typing import Any
 
 from bnfold.files.archive import Entry
-from bnfold.files.claims import BadPickleError, Made, Name, Pickle, Storage, TensorClaim, children
-from bnfold.files.words import bytes_in_words, shown
+from bnfold.files.pickle_values import BadPickleError, Made, Name, Pickle, Storage, TensorClaim, children
+from bnfold.printable import bytes_in_words, shown
 
 __all__ = ["BadPickleError", "Pickle", "read_pickle"]
 
@@ -44,12 +44,12 @@ def read_pickle(data: bytes, entries: dict[str, Entry], known: Callable[[str], s
         BadPickleError: it is damaged, too large or too deep, or would do what torch.save never writes.
     """
     if len(data) > MOST_BYTES:
-        raise BadPickleError(f"describes its objects in {bytes_in_words(len(data))}, too much to be meant")
+        raise BadPickleError(f"describes its objects in {bytes_in_words(len(data))}, more than bnfold reads")
     machine = _Machine(data, entries, known)
     try:
         machine.run()
     except (IndexError, KeyError, struct.error, UnicodeDecodeError, ValueError, TypeError):
-        raise BadPickleError("is damaged: its pickle does not add up") from None
+        raise BadPickleError("is damaged: its pickle is inconsistent") from None
     _check_depth(machine.result.root)
     return machine.result
 
@@ -60,7 +60,7 @@ class _Machine:
     def __init__(self, data: bytes, entries: dict[str, Entry], known: Callable[[str], str | None]) -> None:
         from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
-        from bnfold.files.calls import CALLS
+        from bnfold.files.pickle_calls import CALLS
 
         self.calls, self.names, self.modules = CALLS, NAME_MAPPING, IMPORT_MAPPING
         self.data, self.place = data, 0
@@ -91,9 +91,7 @@ class _Machine:
         steps = _STEPS
         for count in range(MOST_STEPS):
             if not count % 4096 and (len(self.stack) > MOST_WAITING or len(self.marks) > MOST_MARKS):
-                raise BadPickleError(
-                    f"is nested more than {DEEPEST} levels deep, or holds a tuple too long to be meant"
-                )
+                raise BadPickleError(f"is nested more than {DEEPEST} levels deep, or holds a tuple that is too long")
             if self.place >= len(self.data):
                 raise BadPickleError("is damaged: its pickle is cut short")
             code = self.data[self.place]
@@ -108,7 +106,7 @@ class _Machine:
                     "pickle protocol)"
                 )
             step(self)
-        raise BadPickleError(f"takes more than {MOST_STEPS} steps to read, too many to be meant")
+        raise BadPickleError(f"takes more than {MOST_STEPS} steps to read, more than bnfold allows")
 
     # Values
 
@@ -135,14 +133,16 @@ class _Machine:
     def storage(self) -> None:
         claim = self.stack.pop()
         if not (isinstance(claim, tuple) and len(claim) == 5 and claim[0] == "storage" and isinstance(claim[1], Name)):
-            raise BadPickleError("refers to something outside of itself that is no storage")
+            raise BadPickleError("refers to something outside the file that is not a storage")
         _, kind, key, _, elements = claim
         entry = self.entries.get(f"data/{key}") if isinstance(key, str) else None
         if entry is None or not isinstance(elements, int):
             raise BadPickleError(f"asks for the storage `{shown(key)}`, which it does not hold")
         size = _element_size(kind.full)
         if size is None:
-            raise BadPickleError(f"holds a storage of the kind `{shown(kind.full)}`, which is no plain number format")
+            raise BadPickleError(
+                f"holds a storage of the kind `{shown(kind.full)}`, which is not a plain number format"
+            )
         if elements < 0 or elements * size != entry.plain:
             raise BadPickleError(
                 f"says that the storage `{shown(key)}` has {shown(elements)} elements, and holds "
@@ -174,7 +174,7 @@ class _Machine:
         _require(isinstance(target, dict) and len(items) % 2 == 0)
         for index in range(0, len(items), 2):
             if not _plain_key(items[index]):
-                raise BadPickleError("holds a dict whose keys are no plain names or numbers")
+                raise BadPickleError("holds a dict whose keys are not plain names or numbers")
             target[items[index]] = items[index + 1]
 
     def tuple_since_mark(self) -> None:
@@ -195,13 +195,13 @@ class _Machine:
                 f"gives arguments to the constructor of `{shown(name.full)}`, which torch.save never does"
             )
         if self.known(name.full) == "value":
-            raise BadPickleError(f"makes an object of `{shown(name.full)}`, which is no module class")
+            raise BadPickleError(f"makes an object of `{shown(name.full)}`, which is not a module class")
         self.stack.append(Made(name.full))
 
     def call(self) -> None:
         arguments, name = self.stack.pop(), self.stack.pop()
         if not isinstance(name, Name) or type(arguments) is not tuple:
-            raise BadPickleError("calls something that is no function of torch's")
+            raise BadPickleError("calls something that is not a torch function")
         if self.known(name.full) is None:
             self.stack.append(Made(name.full))  # the whole file is refused for asking for it
             return
@@ -229,7 +229,7 @@ class _Machine:
 
 def _require(holds: bool) -> None:
     if not holds:
-        raise BadPickleError("is damaged: its pickle does not add up")
+        raise BadPickleError("is damaged: its pickle is inconsistent")
 
 
 def _plain_key(key: object) -> bool:

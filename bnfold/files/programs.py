@@ -6,9 +6,9 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from bnfold.errors import first_line
 from bnfold.files.archive import check_archive, check_contents
-from bnfold.files.request import LoadedModel, Request
-from bnfold.files.words import reason_of
+from bnfold.files.loaded import LoadedModel, Request
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ def load_program(file: BinaryIO, request: Request) -> LoadedModel:
     Raises:
         RefusedFileError: without ``trust``, or where torch cannot load it.
     """
-    check_contents(file, check_archive(file))
+    check_contents(check_archive(file))
     if not request.trust:
         raise request.refused(
             "is an exported program (.pt2), and torch.export.load unpickles, which can run code from the file",
@@ -34,7 +34,9 @@ def load_program(file: BinaryIO, request: Request) -> LoadedModel:
     try:
         model = module_of_program(file)
     except Exception as error:
-        raise request.refused(f"is an exported program that does not load: {reason_of(error)}", _AGAIN) from error
+        raise request.refused(
+            f"is an exported program that does not load: {first_line(error, typed=True)}", _AGAIN
+        ) from error
     request.notes.append("An exported program has no training mode; it computes what it computed when it was exported.")
     return request.loaded(model, "exported program")
 
@@ -63,7 +65,7 @@ def load_torchscript(file: BinaryIO, request: Request) -> LoadedModel:
     Raises:
         RefusedFileError: without ``trust``, or where torch cannot load it.
     """
-    check_contents(file, check_archive(file))
+    check_contents(check_archive(file))
     cannot = "bnfold cannot fold TorchScript, since its graph is neither Python nor torch.fx"
     if not request.trust:
         raise request.refused(
@@ -78,6 +80,8 @@ def load_torchscript(file: BinaryIO, request: Request) -> LoadedModel:
             warnings.simplefilter("ignore")
             model = torch.jit.load(file, map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:
-        raise request.refused(f"is a TorchScript archive that does not load: {reason_of(error)}", _AGAIN) from error
+        raise request.refused(
+            f"is a TorchScript archive that does not load: {first_line(error, typed=True)}", _AGAIN
+        ) from error
     request.notes.append(f"{cannot}; it can be compared with.")
     return request.loaded(model, "TorchScript")

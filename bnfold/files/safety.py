@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnfold.files.words import shown
+from bnfold.printable import shown
 
 __all__ = ["UnsafeModelError", "check_content", "check_tensor"]
 
@@ -100,7 +100,7 @@ def _odd_kind(tensor: torch.Tensor) -> str | None:
     if tensor.layout != torch.strided:
         return "a sparse tensor"
     if tensor.device.type != "cpu":
-        return f"a {tensor.device.type} tensor, one without numbers"
+        return f"a {tensor.device.type} tensor, which has no values"
     if tensor.dtype not in _NUMBERS:
         return f"in the number format {tensor.dtype}"
     if tensor.is_conj() or tensor.is_neg():

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bnfold.errors import BnfoldError, FileAccessError
+from bnfold.errors import BnfoldError, FileAccessError, first_line
+from bnfold.files.destinations import cannot_write, check_targets, target_of
 from bnfold.files.signals import Held, Interrupted
 from bnfold.files.staging import Staging, sweep
-from bnfold.files.targets import cannot_write, check_targets, target_of
-from bnfold.files.words import reason_of, shown_path
+from bnfold.printable import shown_path
 
 __all__ = ["Output", "Sidecar", "Written", "check_targets", "write_outputs"]
 
@@ -161,9 +161,7 @@ def _write(file: _File, signals: Held) -> None:
             signals.check()
             found.update(read)
     if found.hexdigest() != file.sha256:
-        raise FileAccessError(
-            f"{shown_path(file.target)} reads back otherwise than it was written.", fix="Check the disk."
-        )
+        raise FileAccessError(f"{shown_path(file.target)} does not read back as it was written.", fix="Check the disk.")
 
 
 def _check(output: Output, staged: Path) -> None:
@@ -176,7 +174,7 @@ def _check(output: Output, staged: Path) -> None:
         raise
     except Exception as error:
         raise FileAccessError(
-            f"{shown_path(output.path)} was not written, since it does not load again: {reason_of(error)}.",
+            f"{shown_path(output.path)} was not written: it does not load again ({first_line(error, typed=True)}).",
             fix="Please report this with the model.",
         ) from error
 

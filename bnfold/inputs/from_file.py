@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnfold.errors import BnfoldError, RefusedFileError, UsageError
+from bnfold.errors import BnfoldError, RefusedFileError, UsageError, first_line
 from bnfold.files.kinds import open_regular
-from bnfold.files.words import bytes_in_words, listed, reason_of, shown_path
 from bnfold.inputs.probe import required_inputs
 from bnfold.inputs.search import FoundInputs
+from bnfold.printable import bytes_in_words, listed, shown_path
 
 __all__ = ["read_inputs", "read_tensors"]
 
@@ -60,7 +60,7 @@ def read_tensors(names: Sequence[str], path: Path) -> list[Tensor]:
             ) from None
         except Exception as error:
             raise RefusedFileError(
-                f"{shown_path(path)} cannot be read as {path.suffix}: {reason_of(error)}.",
+                f"{shown_path(path)} cannot be read as {path.suffix}: {first_line(error, typed=True)}.",
                 fix="Save plain arrays of numbers with numpy.save, numpy.savez or safetensors.",
             ) from error
     return _chosen(arrays, names, path)
@@ -84,7 +84,7 @@ def _npz(file: BinaryIO) -> dict[str, Tensor]:
 
 
 def _safetensors(file: BinaryIO) -> dict[str, Tensor]:
-    from bnfold.files.weights import read_safetensors
+    from bnfold.files.safetensors_reader import read_safetensors
 
     return read_safetensors(file)
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from bnfold.capture.recorder import Recorder, WrittenLaterError
 from bnfold.capture.restore import buffers_of, left_as_found, put_back, same_random_numbers
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, first_line
 from bnfold.graph.dataless import leaves, settle
 from bnfold.graph.quiet import unlogged
 
@@ -184,7 +184,7 @@ class Probe:
             except BnfoldError:
                 return None
             except Exception as error:
-                trial.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                trial.error = first_line(error, typed=True)
                 return trial
             else:
                 trial.outputs = [tuple(leaf.shape) for leaf in _leaves(outputs)]
@@ -200,7 +200,7 @@ class Probe:
                 outputs = self._model(*inputs)
             trial.outputs = [tuple(leaf.shape) for leaf in _leaves(outputs)]
         except Exception as error:
-            trial.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            trial.error = first_line(error, typed=True)
         finally:
             put_back(self._state, by_content=True)
         return trial

@@ -29,7 +29,7 @@ _COMMON = {
 }
 _LARGEST = {0: 1, 1: 200_000, 2: 2048, 3: 512}
 _TRIALS = 400  # an end to the search; a trial takes milliseconds for a small network
-_FIX = "Say the shape with --input-shape, for example --input-shape 1,3,224,224, or give real inputs with --inputs."
+_FIX = "Give the shape with --input-shape, for example --input-shape 1,3,224,224, or give real inputs with --inputs."
 
 
 @dataclass(frozen=True)

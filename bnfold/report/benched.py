@@ -8,11 +8,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from bnfold.report.console import plain_table
 from bnfold.report.document import Document
 from bnfold.report.escape import visible
-from bnfold.report.tables import plain_table
 
-__all__ = ["COLUMNS", "bench_rows", "duration", "machine_line", "skipped_lines", "told_bench"]
+__all__ = ["COLUMNS", "bench_rows", "duration", "machine_line", "render_bench", "skipped_lines"]
 
 COLUMNS = ("target", "batch", "original", "min … max", "folded", "min … max", "speedup", "95 % interval", "")
 _TARGETS = {
@@ -68,7 +68,7 @@ def skipped_lines(bench: dict[str, Any]) -> list[str]:
     ]
 
 
-def told_bench(document: Document) -> Iterator[Table | Text]:
+def render_bench(document: Document) -> Iterator[Table | Text]:
     """Yield the table of latencies, the machine, and what was not measured."""
     if document.bench is None:
         return

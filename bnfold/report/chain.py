@@ -8,10 +8,10 @@ from typing import Literal
 
 from rich.text import Text
 
-from bnfold.files.words import shortened
+from bnfold.printable import shortened
 from bnfold.report.escape import visible
 
-__all__ = ["Link", "told_chain"]
+__all__ = ["Link", "render_chain"]
 
 Part = Literal["site", "takes", "passes", "near"]
 
@@ -35,7 +35,7 @@ class Link:
     words: str = ""
 
 
-def told_chain(links: Sequence[Link], *, plain: bool = False) -> Iterator[Text]:
+def render_chain(links: Sequence[Link], *, plain: bool = False) -> Iterator[Text]:
     """Yield one line for each call, in the order in which they run, and a line that joins those of the way.
 
     Args:

@@ -11,8 +11,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from bnfold._version import __version__
-from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision, MergeDecision
+from bnfold.printable import bytes_in_words
 from bnfold.report.details import Details
 
 if TYPE_CHECKING:

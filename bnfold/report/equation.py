@@ -105,7 +105,7 @@ def explain(layer: nn.Module, name: str, *, seed: int = 0, channels_shown: int =
         raise UsageError(
             f"{name} has no running statistics: it uses the mean and variance of each batch, in eval mode too, so "
             "there is no fixed equation.",
-            fix="Nothing is to be done; bnfold leaves such a layer as it is.",
+            fix="Nothing needs to be done; bnfold leaves such layers as they are.",
         )
     mean, variance = mean.detach().cpu(), variance.detach().cpu()
     weight, bias = _detached(layer, "weight"), _detached(layer, "bias")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from xml.sax.saxutils import escape, quoteattr
 
-from bnfold.files.words import shown
+from bnfold.printable import shown
 
 __all__ = ["for_markdown", "for_xml", "for_xml_attribute", "visible"]
 

@@ -9,15 +9,15 @@ from rich.text import Text
 
 from bnfold.fold.decision import Decision
 from bnfold.report.bars import bar, spread
-from bnfold.report.chain import Link, told_chain
+from bnfold.report.chain import Link, render_chain
+from bnfold.report.console import plain_table
 from bnfold.report.equation import Explanation
 from bnfold.report.escape import visible
-from bnfold.report.tables import plain_table
 
-__all__ = ["told_explanation"]
+__all__ = ["render_explanation"]
 
 
-def told_explanation(
+def render_explanation(
     found: Explanation,
     decisions: tuple[Decision, ...],
     chains: Sequence[Sequence[Link]] = (),
@@ -38,7 +38,7 @@ def told_explanation(
         yield Text(visible(decision.detail))
         if number < len(chains) and chains[number]:
             yield Text()
-            yield from told_chain(chains[number], plain=plain)
+            yield from render_chain(chains[number], plain=plain)
     if not decisions:
         yield Text("The model never calls it.")
     yield Text()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bnfold.errors import UsageError
-from bnfold.files.words import shown_path
+from bnfold.printable import shown_path
 from bnfold.report.document import Document
 from bnfold.report.junit import junit
 from bnfold.report.markdown import markdown

@@ -18,8 +18,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision, MergeDecision
+from bnfold.printable import bytes_in_words
 from bnfold.report.benched import COLUMNS, bench_rows, machine_line, skipped_lines
 from bnfold.report.charts import error_bar, error_range, scale_bars, site_chart, squeezed
 from bnfold.report.details import Affine, Details, Picture, SiteError

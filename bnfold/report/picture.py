@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from bnfold.files.words import shortened
 from bnfold.fold.decision import Decision, MergeDecision
+from bnfold.printable import shortened
 from bnfold.report.details import Picture, Vertex
 from bnfold.report.escape import visible
 from bnfold.report.lanes import Side, place

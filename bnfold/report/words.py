@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision, MergeDecision
+from bnfold.printable import bytes_in_words
 
 __all__ = [
     "became",

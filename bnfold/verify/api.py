@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from bnfold.errors import RefusedFileError, UsageError
+from bnfold.errors import RefusedFileError, UsageError, first_line
 from bnfold.export import onnx_of, words_of
 from bnfold.export.refusals import FixedBatch, fixed_batch
 from bnfold.graph.batch_dimension import as_tuple
@@ -24,24 +23,21 @@ from bnfold.verify.floor import Evaluated, NoiseFloor
 from bnfold.verify.inputs import Batches, Case, has_other_batch
 from bnfold.verify.original import Original, TorchOriginal
 from bnfold.verify.reference import exact_arithmetic
+from bnfold.verify.relax import Comparing, held, proven
 from bnfold.verify.report import Comparison, Report
 from bnfold.verify.runtime import NoKernelError, require_onnxruntime
 from bnfold.verify.runtimes import compare_under
-from bnfold.verify.steadiness import mark_unsteady
 from bnfold.verify.verdict import verdict, with_reach
 from bnfold.verify.weights import WEIGHTS, compare_weights
 from bnfold.verify.witness import (
     ONNX_LIMITS,
     Witness,
-    allow_for_export,
     compare,
-    in_words,
     of_algebra,
     of_module,
     of_onnx,
     of_reference,
     of_weights,
-    once_proven,
 )
 from bnfold.witness.registry import require
 
@@ -100,26 +96,25 @@ def verify(
         own_export = OwnExport(measured.module, example, words_of(axes))
         comparisons: list[Comparison] = []
         skipped: set[str] = set()
+
+        def compared(witness: Witness, first: bool) -> list[Comparison]:
+            said = (notes, skipped) if first else ([], set())
+            return list(compare(witness, evaluated, floors, *said))
+
+        comparing = Comparing(compared, measured, own_export, evaluated, floors, notes, seed)
         others: list[Any] = []
         for done, witness in _witnesses(measured, candidate, example, onnx, folding, notes, clock, others):
             if isinstance(witness, Comparison):
                 comparisons.append(witness)
                 continue
             clock(witness.name, f"comparing: {witness.name}", done)
-            held = once_proven(witness) if _proven(comparisons) else witness
-            made_of_it = list(compare(held, evaluated, floors, notes, skipped))
-            if held.limits is None and isinstance(measured, TorchOriginal):
-                made_of_it = _where_steady(held, made_of_it, measured, evaluated, floors, notes, seed)
-            if held.exported and not all(comparison.passed for comparison in made_of_it):
-                made_of_it = _compared_again(held, made_of_it, own_export, evaluated, floors, notes)
-            comparisons += made_of_it
+            comparisons += held(witness, comparing, proven=proven(comparisons))
         if thorough and onnx is not False and own_export.under_runtime is not None:
             clock(UNFOLDED, f"comparing: {UNFOLDED}", 0.92)
             comparisons += _unfolded(own_export.under_runtime, evaluated, floors, notes)
         for name in dict.fromkeys(witnesses if others else ()):
             clock(name, f"comparing: {name}", 0.93)
             sides = others[0], (lambda: original if _is_onnx(original) else own_export.model)
-            proven = _proven(comparisons)
             comparisons += compare_under(
                 name,
                 sides,
@@ -128,17 +123,17 @@ def verify(
                 evaluated,
                 floors,
                 notes,
-                proven=proven,
+                proven=proven(comparisons),
                 thorough=thorough,
             )
-        compared = [item for item in evaluated if item.case.name not in skipped]
-        report = verdict(comparisons, compared, list(dict.fromkeys(notes)))
+        seen = [item for item in evaluated if item.case.name not in skipped]
+        report = verdict(comparisons, seen, list(dict.fromkeys(notes)))
         if report.verdict == "failed":
             clock("the cause", "finding the cause", 0.95)
             report = _with_cause(report, measured, candidate, own_export, folding, evaluated, floors)
         elif report.passed and isinstance(measured, TorchOriginal):
             clock("reach", "looking whether every BatchNorm reaches the output", 0.95)
-            report = with_reach(report, measured, folding, compared)
+            report = with_reach(report, measured, folding, seen)
     clock.say("compared", 1.0)
     return replace(report, seconds=clock.stopped())
 
@@ -255,10 +250,10 @@ def _witnesses(
     except RefusedFileError as error:
         reference = of_reference(model, original.input_names) if isinstance(error, NoKernelError) else None
         if reference is not None:
-            notes.append(f"{in_words(error)}. The file was computed in float64 instead.")
+            notes.append(f"{first_line(error, 300).rstrip('.')}. The file was computed in float64 instead.")
             yield 0.9, reference
             return
-        nan, words = float("nan"), in_words(error)
+        nan, words = float("nan"), first_line(error, 300)
         lacks = isinstance(error, NoKernelError)  # says nothing about the fold, nor about the export
         yield (
             0.9,
@@ -266,45 +261,6 @@ def _witnesses(
                 "ONNX Runtime", nan, nan, nan, nan, nan, passed=False, detail=words, stage="export", proves=not lacks
             ),
         )
-
-
-def _where_steady(
-    witness: Witness,
-    first: list[Comparison],
-    original: TorchOriginal,
-    evaluated: list[Evaluated],
-    floors: NoiseFloor,
-    notes: list[str],
-    seed: int,
-) -> list[Comparison]:
-    """Compare a failing algebra once more, without what hangs on the last bit of float64 in the original itself."""
-    if all(comparison.passed for comparison in first):
-        return first
-    unsteady = mark_unsteady(original, witness.run, evaluated, seed=seed)
-    notes += unsteady
-    return list(compare(witness, evaluated, floors, [])) if unsteady else first
-
-
-def _compared_again(
-    witness: Witness,
-    first: list[Comparison],
-    own_export: OwnExport,
-    evaluated: Sequence[Evaluated],
-    floors: NoiseFloor,
-    notes: list[str],
-) -> list[Comparison]:
-    """Compare a failing export once more, with floors that know how ONNX Runtime rounds the original itself."""
-    if not all(math.isfinite(comparison.max_abs) for comparison in first):
-        return first
-    own, exactly = own_export.under_runtime, own_export.in_float64
-    raised = [] if own is None or exactly is None else allow_for_export(own, exactly, evaluated, floors)
-    if not raised:
-        return first
-    notes.append(
-        f"ONNX Runtime rounds more than torch on {', '.join(raised)}: the original's own export, folded by nobody, is "
-        "as far off there, and what it makes is allowed for."
-    )
-    return list(compare(witness, evaluated, floors, []))
 
 
 def _unfolded(own: Witness, evaluated: Sequence[Evaluated], floors: NoiseFloor, notes: list[str]) -> list[Comparison]:
@@ -315,11 +271,6 @@ def _unfolded(own: Witness, evaluated: Sequence[Evaluated], floors: NoiseFloor, 
         return made
     notes.append(f"Exporting the original itself goes wrong: {wrong.detail}.")
     return []
-
-
-def _proven(comparisons: Sequence[Comparison]) -> bool:
-    """Return whether the fold's algebra and the weights that came of it have been compared and are right."""
-    return any(c.name == WEIGHTS for c in comparisons) and all(c.passed for c in comparisons)
 
 
 def _with_cause(

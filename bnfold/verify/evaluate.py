@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bnfold.capture.nests import Leaf, structure_difference
-from bnfold.errors import UsageError
+from bnfold.errors import UsageError, first_line
 from bnfold.verify.compare import measure
 from bnfold.verify.floor import Evaluated
 from bnfold.verify.inputs import Batches, Case, given_case, other_size, seeded_cases
 from bnfold.verify.original import Original
-from bnfold.verify.witness import in_words
 
 if TYPE_CHECKING:
     from bnfold.export.axes import Axis
@@ -67,11 +66,11 @@ def evaluate(
         except Exception as error:
             if case.given:
                 raise UsageError(
-                    f"The original model does not run on {case.name}: {in_words(error)}.",
+                    f"The original model does not run on {case.name}: {first_line(error, 300)}.",
                     fix="Give inputs of the shapes and dtypes that the model takes.",
                 ) from error
             if not case.resized:
-                notes.append(f"The original does not run on {case.name}, which is left out: {in_words(error)}.")
+                notes.append(f"The original does not run on {case.name}, which is left out: {first_line(error, 300)}.")
             continue
         if not evaluated and not _same(own, original.run(case.inputs), original.eps):
             return "The original is not deterministic: two runs on the same inputs differ."
@@ -81,7 +80,7 @@ def evaluate(
         try:
             oracle = original.exact(case.inputs)
         except Exception as error:
-            return f"The original does not run in float64: {in_words(error)}."
+            return f"The original does not run in float64: {first_line(error, 300)}."
         difference = _oracle_difference(own, oracle)
         if difference is not None and case.given:
             return f"The original answers otherwise in float64: {difference}."

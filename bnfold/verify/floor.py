@@ -34,8 +34,6 @@ ALGEBRA = 1e-10
 """Largest error of float64 algebra relative to the peak: rounding leaves about 1e-15, a wrong number far more."""
 
 DRAWS = 8
-MISTAKE = 4096  # units in the last place of the peak: an export further off is not rounded, but wrongly computed
-SHARE = 0.4  # of the export's error: with the limit of 5 floors, twice that error is allowed
 JUMP = 1e5  # units in the last place of the peak: 1 % for float32
 
 
@@ -93,6 +91,7 @@ class NoiseFloor:
         self._seed = seed
         self._floors: list[dict[int, Floor]] = [{} for _ in evaluated]
         self._drawn: set[int] = set()
+        self._causes: dict[tuple[int, int], tuple[str, ...]] = {}
         # a detector answers a list with as many entries as there are images: later cases may have more outputs
         for position in range(max((len(item.original) for item in evaluated), default=0)):
             self._measure(position)
@@ -105,6 +104,7 @@ class NoiseFloor:
         """Return floors of the same values; what is allowed for there is not allowed for here."""
         other = copy.copy(self)
         other._floors, other._drawn = [dict(floors) for floors in self._floors], set(self._drawn)
+        other._causes = dict(self._causes)
         return other
 
     def redraw(self, numbers: Iterable[int]) -> bool:
@@ -119,34 +119,30 @@ class NoiseFloor:
                 self._raise(number, run(self._evaluated[number].case.inputs))
         return True
 
-    def allow(self, number: int, position: int, error: Error) -> bool:
-        """Raise one floor to what the original's own export makes it; return whether that is more than it was.
-
-        ONNX Runtime adds up in another order than torch, and where a sum has tens of thousands of terms (the mean of a
-        large map) that alone may be hundreds of torch's floors.
-
-        Args:
-            number: of the case.
-            position: of the output.
-            error: of the original's own export, folded by nobody, against the oracle. The caller knows that
-                the export agrees in float64.
-        """
+    def raise_to(self, number: int, position: int, least: Floor, cause: str) -> bool:
+        """Raise one floor to at least this, and keep why; return whether that is more than it was."""
         now = self._floors[number][position]
-        if error.counted or error.largest > MISTAKE * self._evaluated[number].unit(position) * error.peak:
+        raised = Floor(max(now.largest, least.largest), max(now.mean, least.mean))
+        if raised == now:
             return False
-        raised = Floor(max(now.largest, SHARE * error.largest), max(now.mean, SHARE * error.mean))
         self._floors[number][position] = raised
-        return raised != now
+        causes = self._causes.get((number, position), ())
+        self._causes[number, position] = tuple(dict.fromkeys((*causes, cause)))
+        return True
+
+    def causes(self, number: int, position: int) -> tuple[str, ...]:
+        """Return what raised the floor of case ``number`` and output ``position`` since it was first measured."""
+        return self._causes.get((number, position), ())
 
     def _raise(self, number: int, answer: Sequence[Leaf]) -> None:
         """Raise the floors of a case to the errors of another answer of the original."""
-        for position, now in list(self._floors[number].items()):
+        for position in self._floors[number]:
             if position >= len(answer):
                 continue
             exact, value = self._evaluated[number].oracle[position].value, answer[position].value
             if isinstance(value, Tensor) and value.shape == exact.shape:
                 error = measure(exact, value)
-                self._floors[number][position] = Floor(max(now.largest, error.largest), max(now.mean, error.mean))
+                self.raise_to(number, position, Floor(error.largest, error.mean), "redrawn")
 
     def _measure(self, position: int) -> None:
         errors = [_own_error(item, position) for item in self._evaluated]

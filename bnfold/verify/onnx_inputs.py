@@ -15,7 +15,7 @@ __all__ = ["given_inputs", "onnx_inputs"]
 
 BATCH = 2
 _SIZES = (224, 256, 128, 64, 32, 299, 512, 1024, 16000, 16, 8, 4)
-_FIX = "Say the shape with --input-shape, one for each input in their order, or give real inputs with --inputs."
+_FIX = "Give the shape with --input-shape, one for each input in their order, or give real inputs with --inputs."
 
 
 def onnx_inputs(path: Path, shapes: Sequence[Sequence[int]] = (), *, seed: int = 0) -> tuple[Tensor, ...]:

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from bnfold.capture.nests import Leaf
-from bnfold.errors import RefusedFileError, UsageError
+from bnfold.errors import RefusedFileError, UsageError, first_line
 from bnfold.verify.onnx_double import FLOATS, evaluator, in_double, named_tensors
 from bnfold.verify.original import MOVED, Run, finest, moved_by_an_ulp
 from bnfold.verify.reference import in_float64
@@ -75,7 +75,7 @@ class OnnxOriginal:
         except Exception as error:
             self._double, self._share = None, ALL
             self._own = self.moved(OWN_DRAW)
-            reason = " ".join(str(error).split())[:150].rstrip(".")
+            reason = first_line(error, 150)
             self.notes = (
                 f"The original has no float64 form ({reason}): ONNX Runtime's answer in its own precision is the "
                 "oracle, and how far that moves with the last place of the weights is the noise floor.",
@@ -119,6 +119,6 @@ def _read(path: Path) -> onnx.ModelProto:
         return onnx.load(path)
     except Exception as error:
         raise RefusedFileError(
-            f"{path} cannot be read as an ONNX model: {' '.join(str(error).split())[:200].rstrip('.')}.",
+            f"{path} cannot be read as an ONNX model: {first_line(error)}.",
             fix="Check the file with onnx.checker, and that its .data file lies beside it.",
         ) from error

@@ -41,6 +41,8 @@ class Comparison:
         compared_on: the batches and the sizes of the inputs that it ran on, in words.
         proves: False where the output is the same for every input, so that agreeing proves little, and where the
             witness could not be run here, which proves nothing.
+        relaxed: what relaxed its limits, in order: ``"proven"``, ``"redrawn"``, ``"undecided"``, ``"own-export"``; see
+            :mod:`bnfold.verify.relax`.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Comparison:
     stage: Stage = "fold"
     proves: bool = True
     compared_on: str = ""
+    relaxed: tuple[str, ...] = ()
 
     @property
     def floors(self) -> float:
@@ -86,6 +89,7 @@ class Comparison:
             "detail": self.detail,
             "proves": self.proves,
             "compared_on": self.compared_on,
+            "relaxed": list(self.relaxed),
         }
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from bnfold.errors import FileAccessError, MissingPackageError, RefusedFileError
+from bnfold.errors import FileAccessError, MissingPackageError, RefusedFileError, first_line
 from bnfold.export import PROTOBUF_LIMIT, save_onnx, weight_bytes
 
 if TYPE_CHECKING:
@@ -90,11 +90,12 @@ class OrtModel:
         except Exception as error:
             if "NOT_IMPLEMENTED" in str(error) or "bfloat16" in str(error):  # Conv takes bfloat16 from opset 22 on
                 raise NoKernelError(
-                    f"ONNX Runtime does not take the model, for want of a kernel: {_one_line(error)}.",
+                    f"ONNX Runtime does not take the model, for want of a kernel: {first_line(error, 300)}.",
                     fix="Write a .pt2, or convert a float32 model; --no-verify leaves the proof to you.",
                 ) from error
             raise RefusedFileError(
-                f"ONNX Runtime does not take the model: {_one_line(error)}.", fix="Check the file with onnx.checker."
+                f"ONNX Runtime does not take the model: {first_line(error, 300)}.",
+                fix="Check the file with onnx.checker.",
             ) from error
         self._inputs: tuple[Any, ...] = tuple(self._session.get_inputs())
         self.input_names: tuple[str, ...] = tuple(node.name for node in self._inputs)
@@ -156,7 +157,7 @@ class OrtModel:
         try:
             outputs: Sequence[Any] = self._session.run(None, feed)
         except Exception as error:
-            raise RuntimeError(_one_line(error)) from error
+            raise RuntimeError(first_line(error, 300)) from error
         return tuple(torch.as_tensor(output) for output in outputs)
 
     def prepared(self, *inputs: Any) -> Callable[[], object]:
@@ -201,7 +202,3 @@ def counted(number: int, noun: str) -> str:
 
 def _to_numpy(tensor: Tensor) -> Any:
     return tensor.detach().cpu().contiguous().numpy()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from bnfold.capture.nests import Leaf
-from bnfold.errors import BnfoldError, WitnessError
+from bnfold.errors import BnfoldError, WitnessError, first_line
 from bnfold.verify.floor import Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case
+from bnfold.verify.relax import allow_for_export, once_proven
 from bnfold.verify.report import Comparison
 from bnfold.verify.runtime import OrtModel
-from bnfold.verify.witness import ONNX_LIMITS, Witness, allow_for_export, compare, in_words, once_proven
+from bnfold.verify.witness import ONNX_LIMITS, Witness, compare
 from bnfold.witness.session import SECONDS, Session, as_file
 
 __all__ = ["compare_under"]
@@ -62,7 +63,7 @@ def compare_under(
         try:
             witness = _witness(runtime, exports[0], names, seconds, stack)
         except BnfoldError as error:
-            return [_not_run(runtime, in_words(error))]
+            return [_not_run(runtime, first_line(error, 300))]
         if proven:
             witness = once_proven(witness)
         made = _ran(witness, evaluated, apart, notes)
@@ -115,7 +116,7 @@ def _ran(witness: Witness, evaluated: Sequence[Evaluated], floors: NoiseFloor, n
             raise
 
     made = list(compare(replace(witness, run=run), evaluated, floors, notes))
-    return [_not_run(witness.name, in_words(failure[0]))] if failure else made
+    return [_not_run(witness.name, first_line(failure[0], 300))] if failure else made
 
 
 def _allowing(

@@ -23,36 +23,31 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.capture.nests import Leaf, flatten, nest_difference, plain_name
-from bnfold.errors import BnfoldError, OtherInputError
+from bnfold.errors import OtherInputError, first_line
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case, sizes_in_words
 from bnfold.verify.original import answer_in_float64
 from bnfold.verify.reference import copied, copied_in_float64, fresh
+from bnfold.verify.relax import redraw
 from bnfold.verify.report import Comparison, Stage
 from bnfold.verify.runtime import Optimisation, OrtModel, counted
 
 __all__ = [
     "ONNX_LIMITS",
     "Witness",
-    "allow_for_export",
     "compare",
-    "in_words",
     "of_algebra",
     "of_module",
     "of_onnx",
     "of_reference",
     "of_weights",
-    "once_proven",
 ]
 
 # Right folds of 2,000 random networks stood at 1.0 floors (median), 2.2 (99 %) and 3.4 (the largest); of 1,010 wrong
 # folds the least wrong, an eps of 1e-5 in the wrong place, at 4.9. docs/verification.md shows both distributions.
 TORCH_LIMITS = Limits(largest=4.0, mean=3.0)
 ONNX_LIMITS = Limits(largest=5.0, mean=4.0)  # other kernels, which sum in another order
-PROVEN = 2.0  # times as much where the algebra and the weights have been proven: only rounding is left to differ
-
-HOPELESS = 1e6  # noise floors beyond which measuring the floor again cannot change the verdict
 
 
 @dataclass(frozen=True)
@@ -80,13 +75,26 @@ class Witness:
     first_case_only: bool = False
     refuses: Callable[[Case], str | None] = lambda _case: None
 
+    def paired(self, item: Evaluated, answer: list[Leaf]) -> list[tuple[int, Leaf]] | str:
+        """Return each of the answer's leaves with the position of the original's that it stands for, or what is wrong.
 
-def once_proven(witness: Witness) -> Witness:
-    """Return the witness with the wider limits for a candidate whose algebra and weights have been proven."""
-    if witness.limits is None:
-        return witness
-    wider = Limits(witness.limits.largest * PROVEN, witness.limits.mean * PROVEN)
-    return replace(witness, limits=wider)
+        An export's outputs are matched by name where the names are the same, in whatever order, and else by position.
+        """
+        expected = item.original
+        if not self.exported:
+            return nest_difference(expected, answer) or list(enumerate(answer))
+        answer = [leaf for leaf in answer if leaf.is_tensor]
+        positions = [position for position, leaf in enumerate(expected) if leaf.is_tensor]
+        if len(positions) != len(answer):
+            return f"it has {counted(len(answer), 'output')}, and the original {counted(len(positions), 'tensor')}"
+        known = {plain_name(leaf.name): leaf for leaf in answer}
+        wanted = [plain_name(expected[position].name) for position in positions]
+        by_name = len(known) == len(answer) and known.keys() == set(wanted)
+        ordered = [known[name] for name in wanted] if by_name else answer
+        return [
+            (p, Leaf(expected[p].name, _joined(expected[p].value, leaf.value)))
+            for p, leaf in zip(positions, ordered, strict=True)
+        ]
 
 
 def of_algebra(exact: nn.Module) -> Witness:
@@ -193,16 +201,16 @@ def compare(
             answer = witness.run(case)
         except Exception as problem:
             if case.resized and not witness.exported:
-                notes.append(f"The candidate takes no other size than the example's: {in_words(problem)}.")
+                notes.append(f"The candidate takes no other size than the example's: {first_line(problem, 300)}.")
                 continue
             if isinstance(problem, OtherInputError) and not case.given:
-                notes.append(f"Not compared on {case.name}: {in_words(problem)}.")
+                notes.append(f"Not compared on {case.name}: {first_line(problem, 300)}.")
                 if skipped is not None:
                     skipped.add(case.name)
                 continue
-            yield _failure(witness, case, f"it does not run on {case.name}: {in_words(problem)}")
+            yield _failure(witness, case, f"it does not run on {case.name}: {first_line(problem, 300)}")
             return
-        pairs = _paired(witness, item, answer)
+        pairs = witness.paired(item, answer)
         if isinstance(pairs, str):
             yield _failure(witness, case, f"{pairs}, on {case.name}")
             return
@@ -226,43 +234,6 @@ def compare(
         yield Comparison(witness.name, nan, nan, nan, nan, nan, passed=True, detail="equal", stage=witness.stage)
 
 
-def allow_for_export(own: Witness, exactly: Witness, evaluated: Sequence[Evaluated], floors: NoiseFloor) -> list[str]:
-    """Raise the floors to the rounding that ONNX Runtime makes in the original; return the cases where that is more.
-
-    Args:
-        own: the original's own export, folded by nobody, under ONNX Runtime.
-        exactly: the same computed in float64. Where it disagrees with the oracle the export is wrong, which is no
-            rounding, and nothing is allowed for.
-        evaluated: the cases.
-        floors: their noise floors.
-    """
-    raised = []
-    for number, item in enumerate(evaluated):
-        if own.refuses(item.case) is not None:
-            continue
-        try:
-            rounded, exact = (_paired(witness, item, witness.run(item.case)) for witness in (own, exactly))
-        except Exception:
-            continue  # says nothing of rounding
-        if isinstance(rounded, str) or isinstance(exact, str):
-            continue
-        for (position, leaf), (_, wide) in zip(rounded, exact, strict=True):
-            expected, oracle = item.original[position], item.oracle[position].value
-            if position in item.jumps or beyond_rounding(expected, leaf) or not expected.value.is_floating_point():
-                continue
-            right = measure(oracle, wide.value)
-            constants = item.unit(position) * right.peak  # the exporter computes some, and rounds
-            if right.largest <= constants and floors.allow(number, position, measure(oracle, leaf.value)):
-                raised.append(item.case.name)
-    return list(dict.fromkeys(raised))
-
-
-def in_words(error: BaseException) -> str:
-    """Return an error's message in one line without a full stop."""
-    text = error.what if isinstance(error, BnfoldError) else str(error)
-    return " ".join(text.split())[:300].rstrip(".") or type(error).__name__
-
-
 def _differ_in_shape(one: Leaf, other: Leaf) -> bool:
     return one.is_tensor and other.is_tensor and one.value.shape != other.value.shape
 
@@ -273,39 +244,18 @@ def _judged(
     if witness.limits is None:
         exact = [Reading(case, error, _algebra_floor(error)) for case, _, error in found]
         return judge(name, exact, Limits(1.0, 1.0), stage=witness.stage)
-    limits = witness.limits
-    readings = [(Reading(case, error, floors.of(number, position)), number) for case, number, error in found]
-    doubtful = [number for reading, number in readings if 1 < reading.strain(limits) < HOPELESS]
-    if doubtful and all(reading.strain(limits) < HOPELESS for reading, _ in readings):
-        floors.redraw(doubtful)
-        readings = [(Reading(case, error, floors.of(number, position)), number) for case, number, error in found]
-    return judge(name, [reading for reading, _ in readings], limits, stage=witness.stage)
+
+    def readings() -> dict[int, Reading]:
+        return {number: Reading(case, error, floors.of(number, position)) for case, number, error in found}
+
+    redraw(readings(), witness.limits, floors)
+    judged = judge(name, list(readings().values()), witness.limits, stage=witness.stage)
+    worst = next(number for case, number, _ in found if case == judged.case)
+    return replace(judged, relaxed=floors.causes(worst, position))
 
 
 def _algebra_floor(error: Error) -> Floor:
     return Floor(0.0 if error.counted else ALGEBRA * error.peak, ALGEBRA * error.peak)
-
-
-def _paired(witness: Witness, item: Evaluated, answer: list[Leaf]) -> list[tuple[int, Leaf]] | str:
-    """Return each of the answer's leaves with the position of the original's that it stands for, or what is wrong.
-
-    An export's outputs are matched by name where the names are the same, in whatever order, and else by position.
-    """
-    expected = item.original
-    if not witness.exported:
-        return nest_difference(expected, answer) or list(enumerate(answer))
-    answer = [leaf for leaf in answer if leaf.is_tensor]
-    positions = [position for position, leaf in enumerate(expected) if leaf.is_tensor]
-    if len(positions) != len(answer):
-        return f"it has {counted(len(answer), 'output')}, and the original {counted(len(positions), 'tensor')}"
-    known = {plain_name(leaf.name): leaf for leaf in answer}
-    wanted = [plain_name(expected[position].name) for position in positions]
-    by_name = len(known) == len(answer) and known.keys() == set(wanted)
-    ordered = [known[name] for name in wanted] if by_name else answer
-    return [
-        (p, Leaf(expected[p].name, _joined(expected[p].value, leaf.value)))
-        for p, leaf in zip(positions, ordered, strict=True)
-    ]
 
 
 def _joined(expected: Tensor, value: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bnfold.errors import UsageError
-from bnfold.files.words import listed, shown
+from bnfold.printable import listed, shown
 
 if TYPE_CHECKING:
     import numpy as np

@@ -176,14 +176,14 @@ def test_progress_only_grows_and_names_what_is_done() -> None:
         ({"targets": []}, "nothing to measure"),
         ({"targets": ["gpu"]}, "no target called 'gpu'"),
         ({"batches": []}, "nothing to measure"),
-        ({"batches": [0]}, "batch of 0"),
+        ({"batches": [0]}, "batch size of 0"),
         ({"threads": 0}, "0 threads"),
         ({"seconds": -1.0}, "cannot take -1.0 seconds"),
         ({"seconds": float("nan")}, "cannot take nan seconds"),
         ({"clock": "sun"}, "no clock called 'sun'"),
     ],
 )
-def test_what_cannot_be_meant_so_is_refused_before_anything_runs(wrong: dict[str, Any], said: str) -> None:
+def test_an_invalid_request_is_refused_before_anything_runs(wrong: dict[str, Any], said: str) -> None:
     seen, original, folded = pair()
     with pytest.raises(UsageError, match=said):
         bench(original, folded, torch.ones(2, 3), **wrong)

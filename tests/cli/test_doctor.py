@@ -53,7 +53,7 @@ def test_what_is_optional_may_be_missing(run: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(health.metadata, "version", without_timm)
     result = run("doctor")
     assert result.code == 0
-    assert "timm: Not needed but for models by name. Run `pip install timm`." in result.out
+    assert "timm: Needed only for models by name. Run `pip install timm`." in result.out
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_report_that_is_to_go_to_a_closed_stdout_is_not_lost_in_silence(seed_f
     line = " ".join(map(str, [*COMMAND, "explain", seed_file, *CODE, "--report", "-"]))
     done = subprocess.run(["sh", "-c", f"{line} >&-"], capture_output=True, text=True, env=environment(), check=False)
     assert done.returncode == 5
-    assert "stdout is closed, and the report is to go there" in done.stderr
+    assert "stdout is closed, so the report cannot go there" in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -113,7 +113,7 @@ CASES = (
     content(
         "Python code", b"import torch\nclass Net(torch.nn.Module):\n    pass\n", "Python code", ".py:", file="net.py"
     ),
-    content("random bytes", bytes(range(200, 40, -1)) * 40, "no kind that bnfold knows"),
+    content("random bytes", bytes(range(200, 40, -1)) * 40, "of an unknown kind"),
     content("gzip", gzip.compress(b"model"), "gzip", "Unpack"),
     content("bzip2", bz2.compress(b"model"), "bzip2"),
     content("xz", lzma.compress(b"model"), "xz"),
@@ -137,10 +137,10 @@ CASES = (
     content("exported program called model.pt", _program, "exported program", "--trust"),
     content("ONNX", _onnx, "ONNX model", "verify", file="model.onnx"),
     content("ONNX called model.pt", _onnx, "ONNX model"),
-    content("cut in half", lambda: (data := saved(nn.Linear(9, 9)))[: len(data) // 2], "without its end"),
-    content("last byte missing", lambda: saved(nn.Linear(9, 9))[:-1], "without its end"),
-    content("something appended", lambda: saved(nn.Linear(9, 9)) + b"x", "without its end"),
-    content("something in front", lambda: b"x" + saved(nn.Linear(9, 9)), "no kind that bnfold knows"),
+    content("cut in half", lambda: (data := saved(nn.Linear(9, 9)))[: len(data) // 2], "without an end record"),
+    content("last byte missing", lambda: saved(nn.Linear(9, 9))[:-1], "without an end record"),
+    content("something appended", lambda: saved(nn.Linear(9, 9)) + b"x", "without an end record"),
+    content("something in front", lambda: b"x" + saved(nn.Linear(9, 9)), "of an unknown kind"),
     Case("folder", _folder, REFUSED, ("is a folder",)),
     Case("named pipe", _pipe, REFUSED, ("pipe",)),
     Case("device", lambda _folder, _marker: "/dev/zero", REFUSED, ("device",)),

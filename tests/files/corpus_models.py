@@ -173,7 +173,7 @@ OPTIONS = (
     code_file("--code that fails", "import torch\n1 / 0\n", USAGE, "ZeroDivisionError", "line 2"),
     code_file("--code that exits", "raise SystemExit(0)", USAGE, "SystemExit"),
     code_file("--code with zero bytes", "a\0b", USAGE, "fails when run"),
-    code_file("--model that is misspelt", NET, USAGE, "names no model", model="net"),
+    code_file("--model that is misspelt", NET, USAGE, "is not the name of a model", model="net"),
     code_file("--model that is not there", NET, USAGE, "no `Nett`", "`Net`", model="{folder}/net.py:Nett"),
     spec("spec: no such name", "{folder}/net.py:Nett", USAGE, "no `Nett`", "`Net`"),
     spec("spec: a number", "{folder}/net.py:number", USAGE, "of type int"),

@@ -25,44 +25,45 @@ import numpy as np
 import torch
 
 with atheris.instrument_imports(include=["bnfold.files", "bnfold.inputs.from_file", "zipfile"]):
-    from bnfold import input_files
-    from bnfold.files import allowed, archive, calls, kinds, pickles, request, weights, words
+    from bnfold import printable
+    from bnfold.files import allowed, archive, kinds, loaded, pickle_calls, pickles, safetensors_reader
+    from bnfold.inputs import from_file
 
 from tests.files.corpus_weights import raw
 from tests.files.test_structure import HEADER, MODEL, PICKLE
 
 ENTRIES = archive.check_archive(io.BytesIO(MODEL))
 MOST_INFLATED = 1100  # how much larger than itself what deflate packs can be; integers may double
-REFUSALS = (archive.BadArchiveError, pickles.BadPickleError, weights.BadWeightsError)
+REFUSALS = (archive.BadArchiveError, pickles.BadPickleError, safetensors_reader.BadWeightsError)
 
 
 def fuzz_kinds(data: bytes) -> None:
     kind = kinds.sniff(io.BytesIO(data))
-    assert len(str(kinds.refusal(kind, words.shown(repr(data))))) < words.MESSAGE_LIMIT
+    assert len(str(kinds.refusal(kind, printable.shown(repr(data))))) < printable.MESSAGE_LIMIT
 
 
 def fuzz_archive(data: bytes) -> None:
     file = io.BytesIO(data)
     entries = archive.check_archive(file)
-    archive.check_contents(file, entries)
+    archive.check_contents(entries)
     for entry in entries.values():
-        assert len(archive.read_entry(file, entry)) == entry.plain
+        assert len(archive.read_entry(entry)) == entry.plain
 
 
 def fuzz_pickle(data: bytes) -> None:
     names = allowed.Allowed()
     found = pickles.read_pickle(data, ENTRIES, names.known)
     if found.asked:
-        assert len(str(request.Request("model.pt").refused(*names.advice(found.asked)))) < words.MESSAGE_LIMIT
+        assert len(str(loaded.Request("model.pt").refused(*names.advice(found.asked)))) < printable.MESSAGE_LIMIT
 
 
 def fuzz_safetensors(data: bytes) -> None:
-    tensors = weights.read_safetensors(io.BytesIO(data))
+    tensors = safetensors_reader.read_safetensors(io.BytesIO(data))
     assert sum(tensor.nbytes for tensor in tensors.values()) <= len(data)
 
 
 def fuzz_inputs(data: bytes) -> None:
-    for reader in (input_files._npy, input_files._npz):
+    for reader in (from_file._npy, from_file._npz):
         with tempfile.TemporaryFile() as file:
             file.write(data)
             file.seek(0)
@@ -108,7 +109,7 @@ def main() -> None:
             target(data)
         except REFUSALS as error:
             said = str(error)
-        assert len(said) < words.MESSAGE_LIMIT - 80, said
+        assert len(said) < printable.MESSAGE_LIMIT - 80, said
 
     for argument in sys.argv[2:]:
         folder = Path(argument)
@@ -121,5 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert calls.CALLS
+    assert pickle_calls.CALLS
     main()

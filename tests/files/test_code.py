@@ -94,7 +94,7 @@ def test_a_file_with_a_colon_in_its_name_is_a_file(tmp_path: Path, monkeypatch: 
 
 
 def test_model_and_key_make_no_sense_with_a_spec(code: Path) -> None:
-    with pytest.raises(UsageError, match="is a model already"):
+    with pytest.raises(UsageError, match="already names a model"):
         load_model(f"{code}:Net", model="torch.nn:ReLU")
 
 

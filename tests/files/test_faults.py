@@ -93,8 +93,8 @@ def test_a_full_disk_leaves_the_old_files(limit: int, tmp_path: Path) -> None:
     process = start(tmp_path, 1, str(limit))
     said, errors = rest_of(process)
     assert errors == ""
-    assert "larger than this system lets a file be" in said
-    assert "what was there is as it was" in said
+    assert "larger than this system allows" in said
+    assert "existing files are unchanged" in said
     assert temporaries(tmp_path) == []
     for name in NAMES:
         assert (tmp_path / name).read_bytes() == content_of(7, name)

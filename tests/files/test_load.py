@@ -99,7 +99,7 @@ def test_names_asked_for_are_those_that_torch_finds(save_from: Callable[[str], t
     path, _ = save_from("__main__")
     with path.open("rb") as file:
         entries = check_archive(file)
-        mine = read_pickle(read_entry(file, entries["data.pkl"]), entries, Allowed().known).asked
+        mine = read_pickle(read_entry(entries["data.pkl"]), entries, Allowed().known).asked
     theirs = [name for name in get_unsafe_globals_in_checkpoint(str(path)) if not name.startswith("torch.nn.modules.")]
     assert sorted(mine) == sorted(theirs) == ["__main__.Block", "__main__.Net"]
 

@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bnfold.errors import RefusedFileError
+from bnfold.errors import RefusedFileError, first_line
 from bnfold.files.allowed import Allowed
 from bnfold.files.archive import BadArchiveError, check_archive, check_contents, entry_names, read_entry
 from bnfold.files.kinds import Kind, sniff
 from bnfold.files.load import load_model
 from bnfold.files.pickles import BadPickleError, read_pickle
-from bnfold.files.weights import BadWeightsError, read_safetensors
-from bnfold.files.words import bytes_in_words, listed, reason_of, shown, shown_path
+from bnfold.files.safetensors_reader import BadWeightsError, read_safetensors
+from bnfold.printable import bytes_in_words, listed, shown, shown_path
 from tests.files.corpus_weights import raw
 from tests.files.forge import saved, torch_zip
 
@@ -36,9 +36,9 @@ def model_bytes() -> bytes:
 
 MODEL = model_bytes()
 with io.BytesIO(MODEL) as _file:
-    PICKLE = read_entry(_file, check_archive(_file)["data.pkl"])
+    PICKLE = read_entry(check_archive(_file)["data.pkl"])
     STORAGES = {
-        name.removeprefix("data/"): read_entry(_file, entry)
+        name.removeprefix("data/"): read_entry(entry)
         for name, entry in check_archive(_file).items()
         if name.startswith("data/")
     }
@@ -85,7 +85,7 @@ def test_an_archive_with_any_bytes_changed_is_refused_or_loads(changes: list[tup
     file = io.BytesIO(data)
     kind = sniff(file)
     assert isinstance(kind, Kind)
-    error = outcome(lambda: check_contents(file, check_archive(file)))
+    error = outcome(lambda: check_contents(check_archive(file)))
     if error is not None:
         assert isinstance(error, BadArchiveError)
         assert len(str(error)) < 200
@@ -169,7 +169,9 @@ def test_20_000_random_damages_crash_nothing(target: str) -> None:
         data = damaged(base, chance)
         error = outcome(lambda: checked(data if target == "archive" else torch_zip(data, STORAGES)))  # noqa: B023
         loaded += error is None
-        assert error is None or (type(error) is RefusedFileError and len(str(error)) < 400), reason_of(error)
+        assert error is None or (type(error) is RefusedFileError and len(str(error)) < 400), first_line(
+            error, typed=True
+        )
     assert loaded < 20_000
 
 
@@ -201,7 +203,7 @@ def test_any_name_is_shown_in_one_short_line(name: str, limit: int) -> None:
     assert shown_path(name, limit).isprintable()
     assert len(shown_path(name, limit)) <= limit
     assert listed([name] * 5).isprintable()
-    assert reason_of(ValueError(name)).isprintable()
+    assert first_line(ValueError(name), typed=True).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,10 @@ def test_it_is_the_batchnorm_to_the_last_bit(
     rank = len(shape) + 1
     half = dtype in (torch.float16, torch.bfloat16)
     net = explicit_net(rank, channels, affine=affine).to(torch.float32 if half and not own_statistics else dtype)
-    module = bnfold.fold(net).module
     x = values(shape[0], channels, *shape[1:], seed=seed).to(dtype)
     if channels_last and rank == 4:
         x = x.contiguous(memory_format=torch.channels_last)
+    module = bnfold.fold(net, x).module
     expected, got = run(net, x), run(module, x)
     assert got.dtype == dtype
     assert same_bits(expected, got)
@@ -129,8 +129,8 @@ def exported(module: nn.Module, *inputs: Tensor, dynamo: bool, optimize: bool = 
 @pytest.mark.parametrize("rank", [2, 3, 4, 5])
 def test_the_user_s_own_onnx_export_has_no_batch_normalization(rank: int, dynamo: bool) -> None:
     net = explicit_net(rank).float()
-    module = bnfold.fold(net).module
     x = values(*[2, 5, 4, 4, 4][:rank]).float()
+    module = bnfold.fold(net, x).module
     ops = {node.op_type for node in exported(module, x, dynamo=dynamo, optimize=False).graph.node}
     assert "BatchNormalization" not in ops
     assert "Conv" in ops if rank > 2 else {"Mul", "Add"} <= ops
@@ -144,8 +144,8 @@ def test_the_onnx_form_computes_the_same_under_onnxruntime(rank: int, dynamo: bo
     import onnxruntime
 
     net = explicit_net(rank).float()
-    module = bnfold.fold(net).module
     x = values(*[2, 5, 4, 4][:rank]).float()
+    module = bnfold.fold(net, x).module
     model = exported(module, x, dynamo=dynamo)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})

@@ -52,16 +52,33 @@ except bnfold.CaptureError as error:
 """
 
 
-@pytest.mark.parametrize(
-    ("program", "says"), [(ANOTHER_BATCH, "{'fold': 1"), (NO_EXPORT, "{'fold': 1"), (NO_CAPTURE, "True")]
-)
-def test_a_failure_inside_torch_is_not_heard(program: str, says: str) -> None:
+PROGRAMS = {"another batch": ANOTHER_BATCH, "no export": NO_EXPORT, "no capture": NO_CAPTURE}
+
+
+@pytest.fixture(scope="module")
+def heard() -> dict[str, list[str]]:
+    """What each program printed, on either stream: they run one after the other in a process of their own."""
+    mark = "import sys\nfor stream in (sys.stdout, sys.stderr): print('== next', file=stream, flush=True)\n"
     run = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, check=False, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", mark.join(["", *PROGRAMS.values()])],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
-    assert run.stdout.startswith(says), run.stderr
-    assert run.stderr == ""
-    assert run.stdout.count("\n") == 1
+    said, failed = (stream.split("== next\n")[1:] for stream in (run.stdout, run.stderr))
+    return {name: list(both) for name, both in zip(PROGRAMS, zip(said, failed, strict=True), strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("program", "says"), [("another batch", "{'fold': 1"), ("no export", "{'fold': 1"), ("no capture", "True")]
+)
+def test_a_failure_inside_torch_is_not_heard(heard: dict[str, list[str]], program: str, says: str) -> None:
+    said, failed = heard[program]
+    assert said.startswith(says), failed
+    assert failed == ""
+    assert said.count("\n") == 1
 
 
 def test_shapes_are_known_up_to_where_another_batch_fails() -> None:

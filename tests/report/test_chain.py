@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import bnfold
 import bnfold.report.bars
 from bnfold.report.bars import bar, spread
-from bnfold.report.chain import Link, told_chain
+from bnfold.report.chain import Link, render_chain
 from bnfold.report.gather import chain_of
 from tests.networks import NETWORKS
 
@@ -88,7 +88,7 @@ def test_a_line_joins_the_ends_of_the_way(plain: bool) -> None:
         Link("pool", "MaxPool2d 2", "passes", "why"),
         Link("bn\x1b[31m", "BatchNorm2d 2", "site", "is gone"),
     ]
-    lines = [line.plain for line in told_chain(chain, plain=plain)]
+    lines = [line.plain for line in render_chain(chain, plain=plain)]
     top, middle, bottom = ("<+", " |", "-+") if plain else ("<┐", " │", "─┘")
     assert lines[0].split() == ["x", "input"]
     assert f"{top} takes bn" in lines[1]

@@ -8,12 +8,12 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from tests.report.test_tables import printed
 
 from bnfold.fold.decision import Decision
+from bnfold.report.console import render_decisions
 from bnfold.report.groups import FEWEST, grouped, pattern
-from bnfold.report.tables import told_decisions
 from tests.report.samples import NASTY, decision, document
-from tests.report.test_tables import printed
 
 
 def affine(name: str, why: str, **changes: Any) -> Decision:
@@ -106,8 +106,8 @@ def test_names_with_backticks_and_control_characters_are_told_too() -> None:
 
 def test_the_terminal_tells_what_repeats_once_and_each_with_verbose() -> None:
     told = document(batchnorms=(*(decision(f"bn{n}") for n in range(30)), *dense(40)))
-    text = printed(told_decisions(told, every=False))
+    text = printed(render_decisions(told, every=False))
     (row,) = [line for line in text.splitlines() if line.startswith("block")]
     assert row.split()[:4] == ["block*.norm", "40", "explicit", "affines"]
     assert "-v lists each of them" in text
-    assert "block17.norm" in printed(told_decisions(told, every=True))
+    assert "block17.norm" in printed(render_decisions(told, every=True))

@@ -54,6 +54,10 @@ def test_the_export_is_compared_with_optimisations_off_and_on_at_batch_sizes_one
         "ONNX Runtime, optimisations off",
         "ONNX Runtime, optimisations on",
     ]
+    assert [c.relaxed[:1] for c in report.comparisons] == [(), (), *[("proven",)] * 4]
+    assert report.to_dict()["comparisons"][-1]["relaxed"][0] == "proven"
+    without = verify(model, folding.module, inputs, onnx=False)
+    assert all("proven" not in c.relaxed for c in without.comparisons)
     assert {case.rpartition("batch ")[2] for case in report.cases if "batch" in case} >= {"1", "2", "3"}
 
 
@@ -590,7 +594,7 @@ def test_without_onnxruntime_the_error_says_what_still_works(monkeypatch):
     assert verify(model, folding.module, inputs, onnx=False).passed
 
 
-# --- requests that cannot be meant ------------------------------------------------------------------------------------
+# --- invalid requests -------------------------------------------------------------------------------------------------
 
 
 def test_a_model_in_training_mode_is_refused_by_name():

@@ -193,6 +193,7 @@ def test_a_network_that_amplifies_a_rounding_gets_a_higher_floor_when_asked_agai
         assert floors.redraw([0])
         assert not floors.redraw([0])
     assert floors.of(0, 0).largest > 100 * before
+    assert floors.causes(0, 0) == ("redrawn",)
 
 
 def test_a_network_that_does_not_keeps_its_floor():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import pytest
 import torch
 
@@ -19,22 +22,32 @@ def check(network: str, pick: int, mutant: str) -> bool:
     Without the plan, outputs are all there is to see: a mutant that no input brings to light (a channel that is dead on
     all of them) is left to the plan.
     """
-    model, inputs = EVERY[network]()
-    folding = bnfold.fold(model, inputs)
-    right = bnfold.fold(model, inputs).module
+    model, inputs, folding, right = once_folded(network)
     sites = sites_of(model, folding)
     site = sites[pick % len(sites)]
-    if not apply(MUTANTS[mutant], site):
-        return False
-    what = f"{mutant} at {site.name} of {network}"
-    with_plan = verify(model, folding.module, inputs, onnx=False, folding=folding)
-    assert (with_plan.verdict, with_plan.blame, with_plan.located) == ("failed", "fold", site.name), (
-        f"{what}: {with_plan}"
-    )
-    by_outputs = verify(model, folding.module, inputs, onnx=False)
-    if by_outputs.passed:
-        assert_same_outputs(right, folding.module, inputs, what)
-    return True
+    weight, bias = site.folded.weight, site.folded.bias
+    try:
+        if not apply(MUTANTS[mutant], site):
+            return False
+        what = f"{mutant} at {site.name} of {network}"
+        with_plan = verify(model, folding.module, inputs, onnx=False, folding=folding)
+        assert (with_plan.verdict, with_plan.blame, with_plan.located) == ("failed", "fold", site.name), (
+            f"{what}: {with_plan}"
+        )
+        by_outputs = verify(model, folding.module, inputs, onnx=False)
+        if by_outputs.passed:
+            assert_same_outputs(right, folding.module, inputs, what)
+        return True
+    finally:
+        site.folded.weight, site.folded.bias = weight, bias
+
+
+@functools.cache
+def once_folded(network: str):
+    """Return a network, its inputs, its fold, and a copy of the folded module that no mutant touches."""
+    model, inputs = EVERY[network]()
+    folding = bnfold.fold(model, inputs)
+    return model, inputs, folding, copy.deepcopy(folding.module)
 
 
 def assert_same_outputs(right, mutant, inputs, what: str) -> None:

@@ -2,7 +2,8 @@
 
 A file is eight bytes of header length, a JSON header that gives each tensor's format, shape and place, and the bytes of
 all tensors one after the other. Readers differ in what they do with a key that stands there twice, with gaps and with
-overlaps: all of these are refused.
+overlaps: all of these are refused. The format's own library takes the last of two tensors of one name and says nothing,
+and holds all tensors twice while it reads from an open file; so the file is read here.
 
 Source: https://github.com/huggingface/safetensors, README, section Format.
 """
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from bnfold.files.words import bytes_in_words, shown
+from bnfold.printable import bytes_in_words, shown
 
 __all__ = ["BadWeightsError", "read_safetensors"]
 
@@ -62,9 +63,11 @@ def read_safetensors(file: BinaryIO) -> dict[str, torch.Tensor]:
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
-        raise BadWeightsError(f"says that its header has {bytes_in_words(length)}, and has only {bytes_in_words(size)}")
+        raise BadWeightsError(
+            f"says that its header has {bytes_in_words(length)}, but the file has only {bytes_in_words(size)}"
+        )
     if length > MOST_HEADER:
-        raise BadWeightsError(f"has a header of {bytes_in_words(length)}, too much to be meant")
+        raise BadWeightsError(f"has a header of {bytes_in_words(length)}, more than bnfold reads")
     places = _places(_header(file.read(length)), size - 8 - length)
     content = bytearray(size - 8 - length)
     if content and file.readinto(content) != len(content):  # type: ignore[attr-defined]
@@ -76,12 +79,12 @@ def _header(raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw, object_pairs_hook=_without_twins, parse_constant=_refuse_constant)
     except (ValueError, RecursionError, UnicodeDecodeError):
-        raise BadWeightsError("is damaged: its header is no JSON") from None
+        raise BadWeightsError("is damaged: its header is not JSON") from None
     if not isinstance(header, dict):
-        raise BadWeightsError("is damaged: its header is no JSON object")
+        raise BadWeightsError("is damaged: its header is not a JSON object")
     notes = header.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
-        raise BadWeightsError("is damaged: its metadata is more than text")
+        raise BadWeightsError("is damaged: its metadata is not plain text")
     return header
 
 
@@ -105,12 +108,12 @@ def _places(header: dict[str, Any], size: int) -> list[_Place]:
     end = 0
     for place in places:
         if place.start != end:
-            what = "overlaps another" if place.start < end else "stands after a gap"
+            what = "overlaps another" if place.start < end else "follows a gap"
             raise BadWeightsError(f"holds `{shown(place.name)}`, which {what}")
         end = place.end
     if end != size:
         raise BadWeightsError(
-            f"holds {bytes_in_words(size)} of tensors, where its header accounts for {bytes_in_words(end)}"
+            f"holds {bytes_in_words(size)} of tensors, but its header describes {bytes_in_words(end)}"
         )
     return places
 
@@ -120,7 +123,7 @@ def _place(name: str, entry: Any) -> _Place:
         raise BadWeightsError(f"is damaged: it does not describe `{shown(name)}` by format, shape and place")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape) or len(shape) > MOST_DIMENSIONS or not _are_counts(offsets) or len(offsets) != 2:
-        raise BadWeightsError(f"gives `{shown(name)}` an impossible shape or place")
+        raise BadWeightsError(f"gives `{shown(name)}` an invalid shape or place")
     dtype = _FORMATS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise BadWeightsError(

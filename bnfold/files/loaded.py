@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.errors import RefusedFileError
-from bnfold.files.words import MESSAGE_LIMIT, shortened, shown_path
+from bnfold.printable import MESSAGE_LIMIT, shortened, shown_path
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["NEEDS_MODEL", "LoadedModel", "Request"]
 
-NEEDS_MODEL = "Say what makes it: --model package.module:factory or --model FILE.py:factory."
+NEEDS_MODEL = "Name what makes it: --model package.module:factory or --model FILE.py:factory."
 
 
 @dataclass(frozen=True)

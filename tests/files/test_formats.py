@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bnfold.errors import ExportError, FileAccessError
-from bnfold.files.outputs import onnx_output, program_output, text_output, weights_output
+from bnfold.files.formats import onnx_output, program_output, text_output, weights_output
 from bnfold.files.programs import module_of_program
 from bnfold.files.save import Output, Sidecar, write_outputs
 
@@ -101,7 +101,7 @@ def test_a_sidecar_that_does_not_hold_the_weights_is_noticed(change: Callable[[b
     output = onnx_output(tmp_path / "m.onnx", linear_model()[0], limit=1000)
     sidecar = output.sidecars[0]
     broken = Output(output.path, output.content, output.check, (Sidecar(sidecar.name, change(bytes(sidecar.content))),))
-    with pytest.raises(FileAccessError, match=r"m\.onnx was not written, since it does not load again"):
+    with pytest.raises(FileAccessError, match=r"m\.onnx was not written: it does not load again"):
         write_outputs([broken], inputs=[], force=False)
     assert list(tmp_path.iterdir()) == []
 
@@ -116,7 +116,7 @@ def test_a_model_whose_weights_are_elsewhere_is_not_written() -> None:
 def test_a_broken_onnx_model_is_not_put_in_place(tmp_path: Path) -> None:
     model, _ = linear_model()
     model.graph.node[0].op_type = "NoSuchOp"
-    with pytest.raises(FileAccessError, match=r"m\.onnx was not written, since it does not load again.*NoSuchOp"):
+    with pytest.raises(FileAccessError, match=r"m\.onnx was not written: it does not load again.*NoSuchOp"):
         write_outputs([onnx_output(tmp_path / "m.onnx", model)], inputs=[], force=False)
     assert list(tmp_path.iterdir()) == []
 

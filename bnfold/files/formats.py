@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnfold.errors import ExportError
+from bnfold.errors import ExportError, first_line
 from bnfold.files.save import Output, Sidecar
-from bnfold.files.words import bytes_in_words, reason_of, shown_path
+from bnfold.printable import bytes_in_words, shown_path
 
 if TYPE_CHECKING:
     import onnx
@@ -127,7 +127,7 @@ def _serialised(model: onnx.ModelProto, path: Path) -> bytes:
         content: bytes = model.SerializeToString(deterministic=True)
     except Exception as error:
         raise ExportError(
-            f"The ONNX model for {shown_path(path)} cannot be written: {reason_of(error)}.",
+            f"The ONNX model for {shown_path(path)} cannot be written: {first_line(error, typed=True)}.",
             fix=f"Without its weights a model must stay below {bytes_in_words(PROTOBUF_LIMIT)}.",
         ) from error
     return content

@@ -11,8 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from bnfold.files.claims import BadPickleError, Name, Storage, TensorClaim
-from bnfold.files.words import shown
+from bnfold.files.pickle_values import BadPickleError, Name, Storage, TensorClaim
+from bnfold.printable import shown
 
 __all__ = ["CALLS"]
 
@@ -31,7 +31,7 @@ def _tensor(
         or len(shape) > MOST_DIMENSIONS
         or any(n < 0 or n >= 1 << 62 for n in _integers(numbers))
     ):
-        raise BadPickleError(f"holds a tensor of the impossible shape {shown(shape)} with strides {shown(stride)}")
+        raise BadPickleError(f"holds a tensor of the invalid shape {shown(shape)} with strides {shown(stride)}")
     if metadata:
         raise BadPickleError("holds a tensor that is a lazy conjugate or negative of another")
     count, last = 1, offset
@@ -52,7 +52,7 @@ def _tensor_of_dtype(
     """Check a tensor whose storage is counted in bytes, for number formats that have no storage class."""
     size = _BYTES.get(dtype.full) if isinstance(dtype, Name) else None
     if size is None or not isinstance(storage, Storage) or storage.kind != "torch.storage.UntypedStorage":
-        raise BadPickleError(f"holds a tensor of numbers in an odd format, `{shown(getattr(dtype, 'full', dtype))}`")
+        raise BadPickleError(f"holds a tensor in an unknown number format, `{shown(getattr(dtype, 'full', dtype))}`")
     elements = Storage(storage.kind, storage.key, storage.elements // size)
     return _tensor(elements, offset, shape, stride, grad, hooks, metadata)
 
@@ -63,7 +63,7 @@ _BYTES |= {f"torch.float8_{form}": 1 for form in ("e5m2", "e4m3fn", "e5m2fnuz", 
 
 def _parameter(data: Any, _grad: Any, hooks: Any) -> TensorClaim:
     if not isinstance(data, TensorClaim) or data.hooks:
-        raise BadPickleError("holds a parameter that is no tensor")
+        raise BadPickleError("holds a parameter that is not a tensor")
     return TensorClaim(data.storage, data.shape, hooks, is_parameter=True)
 
 
@@ -83,7 +83,7 @@ def _tensor_with_state(function: Any, kind: Any, arguments: Any, state: Any) -> 
     }
     make = makers.get(names[0])
     if make is None or type(arguments) is not tuple:
-        raise BadPickleError(f"puts a tensor together with `{shown(names[0])}`")
+        raise BadPickleError(f"rebuilds a tensor with `{shown(names[0])}`")
     _check_attributes(state)
     return make(*arguments)
 
@@ -102,7 +102,7 @@ def _check_attributes(state: Any) -> None:
         if name.startswith("__") or hasattr(torch.nn.Parameter, name):
             raise BadPickleError(f"replaces the attribute `{shown(name)}` of a tensor")
         if not _is_plain(value):
-            raise BadPickleError(f"gives a tensor the attribute `{shown(name)}`, which is no plain value")
+            raise BadPickleError(f"gives a tensor the attribute `{shown(name)}`, which is not a plain value")
 
 
 def _is_plain(value: Any) -> bool:
@@ -113,11 +113,11 @@ def _is_plain(value: Any) -> bool:
 
 def _ordered_dict(pairs: Any = ()) -> OrderedDict[Any, Any]:
     if type(pairs) not in {list, tuple}:
-        raise BadPickleError("makes a dict of something odd")
+        raise BadPickleError("makes a dict from unexpected arguments")
     made: OrderedDict[Any, Any] = OrderedDict()
     for pair in pairs:
         if type(pair) not in {list, tuple} or len(pair) != 2 or type(pair[0]) not in {str, int}:
-            raise BadPickleError("makes a dict of something odd")
+            raise BadPickleError("makes a dict from unexpected arguments")
         made[pair[0]] = pair[1]
     return made
 
@@ -130,7 +130,7 @@ def _set(items: Any = ()) -> list[Any]:
 
 def _counter(items: Any = ()) -> dict[Any, Any]:
     if type(items) is not dict or not all(type(value) is int for value in items.values()):
-        raise BadPickleError("makes a counter of something odd")
+        raise BadPickleError("makes a counter from unexpected arguments")
     return dict(items)
 
 
@@ -140,7 +140,7 @@ def _size(sizes: Any) -> tuple[int, ...]:
 
 def _plain_values(*values: Any) -> tuple[Any, ...]:
     if len(values) > 2 or not all(type(value) in {str, int, float} for value in values):
-        raise BadPickleError("makes a device or a number of something odd")
+        raise BadPickleError("makes a device or a number from unexpected arguments")
     return values
 
 
@@ -152,7 +152,7 @@ def _bytes(text: Any, codec: Any = "latin1") -> str:
 
 def _integers(values: Any) -> tuple[int, ...]:
     if type(values) not in {tuple, list} or not all(type(value) is int for value in values):
-        raise BadPickleError(f"holds a shape that is not made of whole numbers, {shown(values)}")
+        raise BadPickleError(f"holds a shape that is not a list of whole numbers, {shown(values)}")
     return tuple(values)
 
 
@@ -180,10 +180,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_qtensor": _refuse("a quantized tensor"),
     "torch._utils._rebuild_sparse_tensor": _refuse("a sparse tensor"),
     "torch._utils._rebuild_nested_tensor": _refuse("a nested tensor"),
-    "torch._utils._rebuild_meta_tensor_no_storage": _refuse("a meta tensor, one without numbers"),
+    "torch._utils._rebuild_meta_tensor_no_storage": _refuse("a meta tensor, which has no values"),
     "torch._utils._rebuild_wrapper_subclass": _refuse("a tensor subclass"),
-    "torch._utils._rebuild_device_tensor_from_numpy": _refuse("a tensor of a device that this machine may not have"),
+    "torch._utils._rebuild_device_tensor_from_numpy": _refuse("a tensor on a device that this machine may not have"),
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": _refuse(
-        "a tensor of a device that this machine may not have"
+        "a tensor on a device that this machine may not have"
     ),
 }

@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from bnfold.files.words import bytes_in_words
 from bnfold.fold.decision import Decision
+from bnfold.printable import bytes_in_words
 from bnfold.report.document import Document
 from bnfold.report.escape import visible
 from bnfold.report.groups import Group, grouped
@@ -30,13 +30,13 @@ from bnfold.report.words import (
 
 __all__ = [
     "plain_table",
-    "told_comparisons",
-    "told_counts",
-    "told_decisions",
-    "told_merges",
-    "told_outcome",
-    "told_outputs",
-    "told_seconds",
+    "render_comparisons",
+    "render_counts",
+    "render_decisions",
+    "render_merges",
+    "render_outcome",
+    "render_outputs",
+    "render_seconds",
 ]
 
 MANY = 24
@@ -54,7 +54,7 @@ def plain_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     return table
 
 
-def told_decisions(document: Document, *, every: bool) -> Iterator[Table | Text]:
+def render_decisions(document: Document, *, every: bool) -> Iterator[Table | Text]:
     """Yield the table of what became of each BatchNorm, and its sums.
 
     Args:
@@ -112,7 +112,7 @@ def _group_row(group: Group, shown: Sequence[Decision], decisions: Sequence[Deci
     ]
 
 
-def told_merges(document: Document, *, every: bool) -> Iterator[Table | Text]:
+def render_merges(document: Document, *, every: bool) -> Iterator[Table | Text]:
     """Yield what became of convolutions that could be one.
 
     Args:
@@ -143,7 +143,7 @@ def told_merges(document: Document, *, every: bool) -> Iterator[Table | Text]:
 _MERGES = ("convolution", "became", "with", "multiply-accumulates", "why not")
 
 
-def told_comparisons(document: Document) -> Iterator[Table | Text]:
+def render_comparisons(document: Document) -> Iterator[Table | Text]:
     """Yield one line per comparison: its error beside its noise floor."""
     if not document.comparisons:
         return
@@ -161,7 +161,7 @@ def told_comparisons(document: Document) -> Iterator[Table | Text]:
     yield table
 
 
-def told_counts(document: Document) -> Iterator[Table | Text]:
+def render_counts(document: Document) -> Iterator[Table | Text]:
     """Yield what the model costs to run, before and after."""
     if document.counts is None:
         return
@@ -171,7 +171,7 @@ def told_counts(document: Document) -> Iterator[Table | Text]:
     yield table
 
 
-def told_outcome(document: Document) -> Text:
+def render_outcome(document: Document) -> Text:
     """Return the verdict in one line."""
     outcome = document.outcome
     line = Text(outcome, style=_OUTCOMES.get(outcome, "bold red"))
@@ -188,13 +188,13 @@ def told_outcome(document: Document) -> Text:
     return line
 
 
-def told_outputs(document: Document) -> Iterator[Text]:
+def render_outputs(document: Document) -> Iterator[Text]:
     """Yield a line per file written: models, then reports."""
     for file in (*document.outputs, *document.reports):
         yield Text("wrote ") + Text(visible(file.path), style="bold") + Text(f"  {document.size_of(file)}")
 
 
-def told_seconds(document: Document) -> Iterator[Table | Text]:
+def render_seconds(document: Document) -> Iterator[Table | Text]:
     """Yield where the time went."""
     table = plain_table("stage", "seconds", numbers=("seconds",))
     stages = {stage: seconds for stage, seconds in document.seconds.items() if "." not in stage}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-__all__ = ["MESSAGE_LIMIT", "bytes_in_words", "listed", "reason_of", "shortened", "shown", "shown_path"]
+__all__ = ["MESSAGE_LIMIT", "bytes_in_words", "listed", "shortened", "shown", "shown_path"]
 
 MESSAGE_LIMIT = 400
 """No message about a file is this long or longer, in characters."""
@@ -53,14 +53,6 @@ def listed(names: Iterable[object], limit: int = 3, width: int = 60) -> str:
     first = ", ".join(f"`{shown(name, width)}`" for name in every[:limit])
     rest = len(every) - limit
     return first if rest <= 0 else f"{first} and {rest} more"
-
-
-def reason_of(error: BaseException, limit: int = 120) -> str:
-    """Return what an exception says, on one line: its type and the first line of its text."""
-    text = str(error).strip()
-    line = text.splitlines()[0] if text else ""
-    name = shown(type(error).__name__, 40)
-    return f"{name}: {shown(line, limit)}" if line else name
 
 
 def bytes_in_words(count: int) -> str:

@@ -33,7 +33,9 @@ def original() -> nn.Module:
 def test_a_state_dict_fits_whatever_wrapper_left_its_prefix(prefix: str, code: Path, original: nn.Module) -> None:
     loaded = fitted({f"{prefix}{name}": value for name, value in original.state_dict().items()}, code)
     assert loaded.kind == "state_dict"
-    assert loaded.notes == (() if not prefix else (f"The prefix `{prefix}` was taken off the weights' names.",))
+    assert loaded.notes == (
+        () if not prefix else (f"The prefix `{prefix}` was removed from the names of the weights.",)
+    )
     assert_same(loaded.model, original)
 
 
@@ -122,7 +124,7 @@ def test_a_safetensors_file_fits(with_metadata: bool, tmp_path: Path, code: Path
 
 
 def test_a_safetensors_file_whose_numbers_lie_between_boundaries_is_read(tmp_path: Path) -> None:
-    from bnfold.files.weights import read_safetensors
+    from bnfold.files.safetensors_reader import read_safetensors
     from tests.files.corpus_weights import raw
 
     header = '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}'

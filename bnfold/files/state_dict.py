@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnfold.errors import UsageError
-from bnfold.files.request import NEEDS_MODEL, LoadedModel, Request
+from bnfold.errors import UsageError, first_line
+from bnfold.files.loaded import NEEDS_MODEL, LoadedModel, Request
 from bnfold.files.safety import UnsafeModelError, check_tensor
-from bnfold.files.words import listed, reason_of, shortened, shown, shown_path
+from bnfold.printable import listed, shortened, shown, shown_path
 
 __all__ = ["fill_module", "module_with_state"]
 
@@ -51,7 +51,7 @@ def module_with_state(content: Any, target: nn.Module | None, request: Request) 
     state = _tensors_of(picked, request)
     if target is None:
         raise request.refused(
-            f"holds weights ({len(state)} tensors) and not the model that they belong to",
+            f"holds weights ({len(state)} tensors) but not the model that they belong to",
             NEEDS_MODEL,
         )
     fill_module(target, state, request)
@@ -66,7 +66,7 @@ def fill_module(target: nn.Module, state: Mapping[str, Tensor], request: Request
     """
     state, prefix = _without_prefix(state, target.state_dict().keys())
     if prefix:
-        request.notes.append(f"The prefix `{shown(prefix)}` was taken off the weights' names.")
+        request.notes.append(f"The prefix `{shown(prefix)}` was removed from the names of the weights.")
     own = target.state_dict()
     shapes = [key for key, value in state.items() if key in own and _shape(own[key]) != _shape(value)]
     missing: list[str] = []
@@ -76,7 +76,7 @@ def fill_module(target: nn.Module, state: Mapping[str, Tensor], request: Request
             missing, unexpected = map(list, target.load_state_dict(state, strict=False))
         except Exception as error:
             raise request.refused(
-                f"does not fit {_class(target)}: {reason_of(error)}",
+                f"does not fit {_class(target)}: {first_line(error, typed=True)}",
                 "Check that --model names the model it was saved from.",
             ) from error
     else:
@@ -111,7 +111,7 @@ def _pick(content: Any, request: Request) -> tuple[Any, str | None]:
         else:
             fix = f"Name the one with the weights: --key {shown(deeper[0])}." if deeper else _SAVE
             raise request.refused(
-                f"is a dict with {listed(deeper or keys, 5, 30) or 'nothing'}, no key of which is surely the weights",
+                f"is a dict with {listed(deeper or keys, 5, 30) or 'nothing'}, and none is surely the weights",
                 fix,
             )
     name = found[0]
@@ -155,7 +155,7 @@ def _is_state(value: Any) -> bool:
 def _tensors_of(value: Any, request: Request) -> dict[str, Tensor]:
     """Return a state_dict's tensors, each one checked."""
     if not isinstance(value, dict) or not value:
-        raise request.refused("holds no weights there", "Name the key that holds them: --key NAME.")
+        raise request.refused("holds no weights under that key", "Name the key that holds them: --key NAME.")
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise request.refused(

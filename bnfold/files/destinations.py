@@ -8,9 +8,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from bnfold.errors import FileAccessError, UsageError
+from bnfold.errors import FileAccessError, UsageError, first_line
 from bnfold.files.staging import Staging
-from bnfold.files.words import bytes_in_words, reason_of, shown_path
+from bnfold.printable import bytes_in_words, shown_path
 
 __all__ = ["cannot_write", "check_folders", "check_targets", "target_of"]
 
@@ -25,7 +25,7 @@ def check_targets(paths: Sequence[Path], *, inputs: Sequence[Path], force: bool)
     seen: dict[str, Path] = {}
     for path in paths:
         if "\0" in os.fspath(path):
-            raise FileAccessError(f"{shown_path(path)} is no file's name.", fix="Choose another -o.")
+            raise FileAccessError(f"{shown_path(path)} is not a file name.", fix="Choose another -o.")
         target = target_of(path)
         for given in inputs:
             if _same(target, given):
@@ -37,7 +37,7 @@ def check_targets(paths: Sequence[Path], *, inputs: Sequence[Path], force: bool)
         twin = next((other for place, other in seen.items() if place == where or _same(target, Path(place))), None)
         if twin is not None:
             raise UsageError(
-                f"{shown_path(path)} and {shown_path(twin)} are one file.", fix="Give each output its own."
+                f"{shown_path(path)} and {shown_path(twin)} are the same file.", fix="Give each output its own."
             )
         seen[where] = path
         _check_target(path, target, force=force)
@@ -79,7 +79,7 @@ def _check_target(path: Path, target: Path, *, force: bool) -> None:
             raise FileAccessError(f"There is no folder {shown_path(target.parent)}.", fix="Make it first.") from None
         if os.path.islink(path):
             raise FileAccessError(
-                f"{name} is a link to a file that does not exist.", fix="Write to the file that you mean."
+                f"{name} is a link to a file that does not exist.", fix="Name the file itself."
             ) from None
         return
     except OSError as error:
@@ -96,11 +96,11 @@ def cannot_write(where: Path, error: OSError, needed: int) -> FileAccessError:
     """Return what a failed write of ``needed`` bytes means to a user."""
     name = f"a file in {shown_path(where)}" if os.path.isdir(where) else shown_path(where)
     size = bytes_in_words(needed) if needed else "some room"
-    old = "Nothing was written, and what was there is as it was."
+    old = "Nothing was written; existing files are unchanged."
     words = {
         errno.ENOSPC: (f"The disk is full: no room for {name}", f"Free {size}, or write elsewhere with -o."),
         errno.EDQUOT: (f"Your disk quota is used up: no room for {name}", f"Free {size}, or write elsewhere with -o."),
-        errno.EFBIG: (f"{name} is larger than this system lets a file be", "Raise the limit (`ulimit -f`)."),
+        errno.EFBIG: (f"{name} is larger than this system allows", "Raise the limit (`ulimit -f`)."),
         errno.EROFS: (f"{name} is on a read-only file system", "Write elsewhere with -o."),
         errno.EACCES: (
             f"There is no permission to write {name}",
@@ -108,10 +108,14 @@ def cannot_write(where: Path, error: OSError, needed: int) -> FileAccessError:
         ),
         errno.EPERM: (f"There is no permission to write {name}", "Write elsewhere with -o, or change the permissions."),
         errno.ENAMETOOLONG: (f"The name of {name} is too long", "Choose a shorter name with -o."),
-        errno.EEXIST: (f"{name} has appeared meanwhile", "Give --force to replace it, or write elsewhere with -o."),
-        errno.ENOENT: (f"There is no way to make {name}", "Write elsewhere with -o."),
+        errno.EEXIST: (
+            f"{name} was created in the meantime",
+            "Give --force to replace it, or write elsewhere with -o.",
+        ),
+        errno.ENOENT: (f"{name} cannot be created", "Write elsewhere with -o."),
     }
     what, fix = words.get(
-        error.errno or 0, (f"{name} cannot be written ({error.strerror or reason_of(error)})", "Check the disk.")
+        error.errno or 0,
+        (f"{name} cannot be written ({error.strerror or first_line(error, typed=True)})", "Check the disk."),
     )
     return FileAccessError(f"{what}. {old}", fix=fix)
