@@ -10,6 +10,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 from bnfold._version import __version__
+from bnfold.batch.units import parse_memory, parse_seconds
 from bnfold.cli.request import ModelRequest, parse_shape
 from bnfold.cli.terminal import Terminal
 
@@ -103,6 +104,7 @@ def bnfold(context: click.Context) -> None:
     bnfold explain model.pt bn1                what a BatchNorm computes, bit for bit
     bnfold verify model.pt model.folded.onnx   compare any two
     bnfold bench model.pt                      latency before and after
+    bnfold batch models.csv -o results         thousands of models, here or on a cluster
     bnfold doctor                              what works here, and what is missing
     """
     if context.invoked_subcommand is None:
@@ -265,6 +267,77 @@ def bench(**options: Any) -> int:
         options["reports"] = (*options["reports"], "-")
     terminal = _terminal(options, to_stderr="-" in options["reports"])
     return run(BenchRequest(about=_model_request(options), **options), terminal)
+
+
+def _parsed_by(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return convert
+
+
+@bnfold.command(context_settings=_CONTEXT)
+@click.argument("manifest", type=_FILE)
+@click.option("-o", "--output", type=_FILE, required=True, metavar="DIR", help="Folder of all results.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Models at a time.  [default: one a core]")
+@click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="Run on a Ray cluster: auto, HOST:PORT, or nothing for the one that is there, or one made here.",
+)
+@click.option("--ship", is_flag=True, help="Send files to the nodes and back, where they share no storage.")
+@click.option(
+    "--timeout", type=_parsed_by(parse_seconds), metavar="S", help="Of one model: 90, 15m, 2h.  [default: none]"
+)
+@click.option(
+    "--memory",
+    type=_parsed_by(parse_memory),
+    metavar="SIZE",
+    help="Of one model, its children included: 3GiB.  [default: twice its estimate]",
+)
+@click.option(
+    "--again",
+    type=click.Choice(["FAILED", "ALL"], case_sensitive=False),
+    help="Do models again that have a record: those that are not equivalent, or all.",
+)
+@_reports
+@_about_the_words
+def batch(**options: Any) -> int:
+    """Fold and prove many models, each in a process of its own.
+
+    MANIFEST is a .csv or .jsonl file with a row for each model, and columns named like the options of `bnfold fold`
+    (source, name, code, model, input_shape, ...), or a folder of model files. The options below that are not of the
+    batch are for models that have nothing in that column. Run again, it does what is not done.
+
+    \b
+    Examples:
+      bnfold batch models/ -o results
+      bnfold batch models.csv -o results --jobs 4 --timeout 15m --memory 8GiB
+      bnfold batch models.jsonl -o /shared/results --ray=auto --again FAILED
+
+    \b
+    Exit codes: 0 all are equivalent; 1 some are not; 2 usage, a bad row too;
+    5 reading or writing failed; 6 Ray is not installed; 130 interrupted.
+    """
+    from bnfold.batch.columns import columns
+    from bnfold.cli.many import BatchRequest, run
+
+    terminal = _terminal(options, to_stderr="-" in options["reports"])
+    given = {
+        name: column.default_from(options.pop(column.option.name))
+        for name, column in columns().items()
+        if column.option in batch.params
+    }
+    return run(BatchRequest(options=given, **options), terminal)
+
+
+_taken = {name for parameter in batch.params for name in parameter.opts}
+batch.params += [each for each in fold.params if isinstance(each, click.Option) and not _taken & set(each.opts)]
 
 
 @bnfold.command(context_settings=_CONTEXT)

@@ -22,7 +22,9 @@ import click
 from bnfold.cli.terminal import Terminal, silence
 from bnfold.errors import BnfoldError, first_line
 
-__all__ = ["Terminated", "main"]
+__all__ = ["MEMORY_RAN_OUT", "Terminated", "main"]
+
+MEMORY_RAN_OUT = "Memory ran out."
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _NO_MEMORY_WORDS = (  # how torch, ONNX Runtime, C++ and the system's loader say it
@@ -123,7 +125,7 @@ def _is_about_memory(error: BaseException) -> bool:
 
 def _no_memory(terminal: Terminal) -> int:
     """Say that memory ran out, with what little there is."""
-    what, fix = "Memory ran out.", "Use a machine with more memory, or give a smaller --input-shape."
+    what, fix = MEMORY_RAN_OUT, "Use a machine with more memory, or give a smaller --input-shape."
     try:
         terminal.error(what, fix)
         return _with_traceback(_INCAPABLE, terminal)

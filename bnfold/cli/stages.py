@@ -11,6 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bnfold.cli.listener import listener
 from bnfold.report.escape import visible
 
 __all__ = ["Stages"]
@@ -97,5 +98,6 @@ class Stages:
         self._show(sentence, self._order.index(name) + min(max(done, 0.0), 1.0))
 
     def _show(self, sentence: str, completed: float) -> None:
+        listener().stage(sentence)
         if self._progress is not None:
             self._progress.update(self._task, description=visible(sentence), completed=completed)

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from bnfold.cli.listener import listener
 from bnfold.errors import FileAccessError
 from bnfold.report.escape import visible
 
@@ -73,6 +74,7 @@ class Terminal:
 
     def error(self, what: str, fix: str = "") -> None:
         """Say what went wrong and what to do."""
+        listener().error(what, fix)
         self.err.print(Text("error: ", style="bold red") + Text(visible(what)), soft_wrap=True)
         if fix:
             self.err.print(Text("  fix: ", style="bold") + Text(visible(fix)), soft_wrap=True)
