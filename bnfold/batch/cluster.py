@@ -13,13 +13,12 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bnfold.batch.attempt import Attempt, Ended
 from bnfold.batch.child import read_state
-from bnfold.batch.job import Job
+from bnfold.batch.job import Job, with_paths
 from bnfold.batch.local import start_watcher
 from bnfold.batch.watch import Limits
 from bnfold.errors import BnfoldError, MissingPackageError, UsageError
@@ -182,7 +181,7 @@ def _in_task(
     with tempfile.TemporaryDirectory(prefix="bnfold-batch-") as folder:
         moved = dict(zip(names, _unpacked(names, contents, folder), strict=True))
         here = str(Path(folder, "models", Path(job.folder).name))
-        told = start_watcher(_moved(job, moved | {job.folder: here}), limits, "spawn").result()
+        told = start_watcher(with_paths(job, moved | {job.folder: here}), limits, "spawn").result()
         files = {
             path.relative_to(here).as_posix(): path.read_bytes() for path in Path(here).rglob("*") if path.is_file()
         }
@@ -198,23 +197,6 @@ def _unpacked(names: list[str], contents: tuple[bytes, ...], folder: str) -> Ite
         path = os.path.join(place, os.path.basename(name))
         Path(path).write_bytes(content)
         yield path
-
-
-def _moved(job: Job, moved: dict[str, str]) -> Job:
-    """Return the job with its paths replaced."""
-
-    def path(text: str) -> str:
-        for before in sorted(moved, key=len, reverse=True):
-            text = text.replace(before, moved[before])
-        return text
-
-    return replace(
-        job,
-        source=None if job.source is None else path(job.source),
-        arguments=tuple(map(path, job.arguments)),
-        folder=moved[job.folder],
-        reads=tuple(map(path, job.reads)),
-    )
 
 
 def _unpack(files: dict[str, bytes], folder: str) -> None:

@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
 from bnfold._version import __version__
 
-__all__ = ["FOLD", "Job", "digest", "folder_name", "key_of", "sha256_of", "size_of"]
+__all__ = ["FOLD", "Job", "digest", "folder_name", "key_of", "sha256_of", "size_of", "with_paths"]
 
 FOLD = "bnfold.batch.child:fold"
 _CHUNK = 1 << 20
@@ -41,6 +42,30 @@ class Job:
     work: str = FOLD
     seconds: float | None = None
     memory: int | None = None
+
+
+def with_paths(job: Job, moved: Mapping[str, str]) -> Job:
+    """Return the job with paths replaced in everything that names them.
+
+    Args:
+        job: what is to be done.
+        moved: the new path for each old one.
+    """
+    before = sorted(moved, key=len, reverse=True)  # a path may begin with another
+
+    def path(text: str) -> str:
+        for old in before:
+            if old in text:
+                return text.replace(old, moved[old])
+        return text
+
+    return replace(
+        job,
+        source=None if job.source is None else path(job.source),
+        arguments=tuple(map(path, job.arguments)),
+        folder=path(job.folder),
+        reads=tuple(map(path, job.reads)),
+    )
 
 
 def folder_name(name: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bnfold.batch.attempt import Attempt, Ended, Place
-from bnfold.batch.job import FOLD, Job, digest
+from bnfold.batch.job import FOLD, Job, digest, with_paths
 from bnfold.batch.manifest import read_manifest
 from bnfold.batch.overview import write_overview
 from bnfold.batch.policy import Need, Queue, cores, estimate, limit_for
@@ -163,7 +163,10 @@ class _Run:
             if attempt.lost >= _TRIES_ELSEWHERE:
                 return None
             before = (*attempt.before, f"The machine that it ran on went away: {ended.lost}.")
-            return replace(attempt, lost=attempt.lost + 1, before=before)
+            # in a folder of its own: a node that is only cut off may still write into the other
+            folder = f"{attempt.job.folder}.{len(before) + 1}"
+            job = with_paths(attempt.job, {attempt.job.folder: folder})
+            return replace(attempt, job=job, lost=attempt.lost + 1, before=before)
         if ended.told["outcome"] != "out-of-memory" or attempt.expected >= place.largest:
             return None
         held = f"It ran out of memory with {memory_in_words(attempt.limit)}"

@@ -38,6 +38,12 @@ def short(job: Job, state: State) -> dict[str, Any]:
     return FINE
 
 
+def slow(job: Job, state: State) -> dict[str, Any]:
+    """Take some seconds."""
+    time.sleep(5)
+    return FINE
+
+
 def grabs(job: Job, state: State) -> dict[str, Any]:
     """Take a GiB, a little at a time, and keep it for a while."""
     _hold(1 << 30)
