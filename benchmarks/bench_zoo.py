@@ -14,7 +14,7 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import shim, zoo  # noqa: E402
 
-OUTPUT = ROOT / "build" / "zoo-sample.jsonl"
+OUTPUT = ROOT / "build" / "zoo-sample"
 
 
 def main() -> int:
@@ -22,9 +22,9 @@ def main() -> int:
         print("timm and torchvision are not installed, so the zoo was left out; benchmarks/zoo.py says how to get them")
         return 0
     status = zoo.main(
-        ["--library", "timm", "--library", "torchvision", "--sample", "--again", "all", "--output", str(OUTPUT)]
+        ["--library", "timm", "--library", "torchvision", "--sample", "--again", "ALL", "--output", str(OUTPUT)]
     )
-    zoo.main(["--summary", str(OUTPUT)])
+    zoo.main(["--summary", str(OUTPUT / "results.jsonl")])
     return status
 
 

@@ -3,13 +3,14 @@
     python benchmarks/zoo.py --library 'ti*' --sample          # one small model of every kind of timm: minutes
     python benchmarks/zoo.py 'resnet*' --library timm          # by name
     python benchmarks/zoo.py --family efficientnet --max-params 10e6
-    python benchmarks/zoo.py --library clients --processes 2   # all of libraries but timm and torchvision: 130
-    python benchmarks/zoo.py --shard 1/4 --processes 4         # the first quarter of all 950
-    python benchmarks/zoo.py --summary zoo.jsonl               # the tables, as Markdown
+    python benchmarks/zoo.py --library clients --jobs 2        # all of libraries but timm and torchvision: 130
+    python benchmarks/zoo.py --shard 1/4 --jobs 4              # the first quarter of all 950
+    python benchmarks/zoo.py --summary zoo/results.jsonl       # the tables, as Markdown
 
-Every model gets random weights, BatchNorms with scales of both signs and calibrated statistics, the smallest input that
-it takes, and a process of its own. One JSON line per model is appended to ``--output``; models that have one are
-skipped, so that a run that was stopped goes on where it stood. See ``zoo_check.py`` for the outcomes.
+Every model gets random weights, BatchNorms with scales of both signs and calibrated statistics, and the smallest input
+that it takes. It is a manifest and a call of ``bnfold.batch``, with the check of ``zoo_check.py`` in the place of a
+plain fold: a process for each model, a line of ``results.jsonl`` in the folder ``--output`` when it ends, and a run that
+was stopped goes on where it stood.
 
 Needs timm and torchvision, which bnfold does not: ``pip install --no-deps timm torchvision==0.28.0``, then
 ``pip install huggingface_hub pyyaml safetensors``. ``shim.py`` says why. For the others, the *clients*, an environment
@@ -20,15 +21,10 @@ Where a library of a selection is missing, nothing runs.
 from __future__ import annotations
 
 import argparse
-import functools
-import os
-import signal
-import subprocess
+import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # so that this runs as a file and as a module
@@ -36,22 +32,20 @@ if str(ROOT) not in sys.path:  # so that this runs as a file and as a module
 
 from benchmarks import shim  # noqa: E402
 from benchmarks.zoo_list import Entry, read_list, sample, select, shard  # noqa: E402
-from benchmarks.zoo_pool import Finished, run_all  # noqa: E402
-from benchmarks.zoo_records import append, latest, read_records  # noqa: E402
-from benchmarks.zoo_summary import summary  # noqa: E402
+from benchmarks.zoo_models import spec  # noqa: E402
+from benchmarks.zoo_summary import read_checks, summary  # noqa: E402
 
-__all__ = ["main"]
+__all__ = ["main", "write_manifest"]
 
 BYTES_PER_PARAMETER = 40  # float32 and float64, original and folded, and a copy for fx.fuse
 GIB = 2**30
-PRELOAD = ("torch", "bnfold.fold.api", "benchmarks.zoo_check", "benchmarks.zoo_preload")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 where every model that ran is equivalent, else 1."""
     options = _parser().parse_args(arguments)
     if options.summary is not None:
-        print(summary(latest(read_records(options.summary))))
+        print(summary(read_checks(options.summary)))
         return 0
     try:
         chosen = _chosen(options)
@@ -80,11 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-params", type=float, metavar="N", help="leave out larger models; 30e6 is thirty million")
     add("--sample", action="store_true", help="of what is selected, the smallest model of each kind")
     add("--shard", metavar="I/N", help="part I of N of what is selected")
-    add("--output", type=Path, default=Path("zoo.jsonl"), help="default: zoo.jsonl")
-    add("--again", nargs="?", const="all", metavar="OUTCOME", help="run models again: all, bad, or with that outcome")
-    add("--processes", type=int, default=1, help="how many models at a time, one thread each; default: 1")
+    add("--output", type=Path, default=Path("zoo"), metavar="DIR", help="folder of the results; default: zoo")
+    add("--again", choices=["FAILED", "ALL"], help="run models again: those that are not equivalent, or all")
+    add("--jobs", type=int, help="how many models at a time; default: one a core")
     add("--timeout", type=float, default=900, metavar="SECONDS", help="for one model; default: 900")
-    add("--memory", type=float, default=12, metavar="GIB", help="for one process; default: 12")
     add("--seed", type=int, default=0)
     add("--export", action="store_true", help="export to ONNX too, and count its BatchNormalization nodes")
     add("--merge", action="store_true", help="merge branches too")
@@ -110,87 +103,38 @@ def _chosen(options: argparse.Namespace) -> list[Entry]:
     return chosen
 
 
+def write_manifest(path: Path, chosen: Sequence[Entry]) -> None:
+    """Write the manifest of a selection: each model by its SPEC, with the memory that its check will about need."""
+    rows = [
+        {"name": entry.key, "model": spec(entry), "memory": GIB + entry.parameters * BYTES_PER_PARAMETER}
+        for entry in chosen
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def _run(chosen: Sequence[Entry], options: argparse.Namespace) -> int:
-    done = latest(read_records(options.output)) if options.output.exists() else {}
-    todo = [entry for entry in chosen if _wanted(done.get(entry.key), options.again)]
-    _say(f"{len(chosen)} models, {len(chosen) - len(todo)} of them done, {len(todo)} to run")
-    from benchmarks.zoo_check import check
+    import bnfold.batch
+    from bnfold.batch.progress import OnStderr
+    from bnfold.cli.terminal import Terminal
 
-    os.environ |= {"OMP_NUM_THREADS": "1", "YOLO_OFFLINE": "true", "HF_HUB_OFFLINE": "1"}  # before the server starts
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process at work is ended too
-    commit, start, bad = _commit(), time.perf_counter(), 0
-    for number, finished in enumerate(
-        run_all(
-            functools.partial(check, seed=options.seed, export=options.export, merge=options.merge),
-            todo,
-            processes=options.processes,
+    manifest = options.output / "manifest.jsonl"
+    write_manifest(manifest, chosen)
+    given = {"seed": [str(options.seed)], "merge": ["--merge"] if options.merge else []}
+    with OnStderr(Terminal()) as progress:
+        records = bnfold.batch.run(
+            manifest,
+            options.output,
+            jobs=options.jobs,
             timeout=options.timeout,
-            memory=options.memory * GIB,
-            preload=PRELOAD,
-            needs=lambda entry: entry.parameters * BYTES_PER_PARAMETER + GIB,
-        ),
-        start=1,
-    ):
-        record = _record_of(finished, options) | {"commit": commit, "peak_bytes": finished.peak_bytes}
-        append(options.output, record)
-        bad += record["outcome"] != "equivalent"
-        _say(f"[{number}/{len(todo)} {time.perf_counter() - start:6.0f} s] {_line(record)}")
-    _say(f"{len(todo) - bad} equivalent, {bad} not; {options.output}")
-    return 1 if bad else 0
-
-
-def _wanted(record: dict[str, Any] | None, again: str | None) -> bool:
-    """Whether to run a model that has that record, or none; ``again`` is all, bad, or outcomes with commas between."""
-    if record is None or again == "all":
-        return True
-    if again == "bad":
-        return bool(record["outcome"] != "equivalent")
-    return again is not None and record["outcome"] in again.split(",")
-
-
-def _record_of(finished: Finished[Entry], options: argparse.Namespace) -> dict[str, Any]:
-    if finished.failure is None:
-        return dict(finished.result)
-    entry = finished.job
-    texts = {
-        "timeout": f"it took longer than {options.timeout:g} s",
-        "memory": f"it took more than {options.memory:g} GiB",
-        "died": "its process died",
-    }
-    return {
-        "model": entry.model,
-        "library": entry.library,
-        "family": entry.family,
-        "parameters": entry.parameters,
-        "outcome": finished.failure,
-        "message": texts[finished.failure],
-        "seconds": {"total": finished.seconds},
-    }
-
-
-def _line(record: dict[str, Any]) -> str:
-    actions = record.get("actions")
-    counts = f"{actions['fold']} fold, {actions['affine']} affine, {actions['keep']} keep" if actions else ""
-    text = record.get("message", "") if record["outcome"] != "equivalent" else ""
-    name = f"{record['library']}/{record['model']}"
-    return f"{record['outcome']:14} {name:44} {record['seconds']['total']:6.1f} s  {counts} {text}".rstrip()
-
-
-def _commit() -> str:
-    """The commit of the checkout, with a plus where files of bnfold differ from it; empty outside one."""
-    command = ["git", "-C", str(ROOT)]
-    try:
-        head = subprocess.run([*command, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            [*command, "status", "--porcelain", "bnfold"], capture_output=True, text=True, check=True
+            again=options.again,
+            options=given,
+            work=f"benchmarks.zoo_work:check_{'and_export' if options.export else 'only'}",
+            progress=progress,
         )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    bad = sum(record["outcome"] != "equivalent" for record in records)
+    print(f"{len(records) - bad} equivalent, {bad} not; {options.output}", file=sys.stderr)
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

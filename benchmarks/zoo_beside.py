@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.zoo_build import Subject, fresh_inputs
-from benchmarks.zoo_clock import message, since
-from benchmarks.zoo_measure import Throughout64, call, count_batch_norm_calls, distance, in_double
+from benchmarks.zoo_measure import Throughout64, call, count_batch_norm_calls, distance, in_double, message, since
 
 __all__ = ["export_seconds", "export_to_onnx", "fuse"]
 

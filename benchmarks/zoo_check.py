@@ -11,9 +11,9 @@ A record's ``outcome`` is one of
 ``refused``          bnfold raised another of its own errors
 ``crash``            anything else was raised by bnfold, or by the folded model
 ``build-failed``     the library could not build or run the model: says nothing about bnfold
-``timeout``          it took too long (written by the pool)
-``memory``           it took too much memory (written by the pool)
-``died``             its process died (written by the pool)
+``timeout``          it took too long (written by ``bnfold.batch``)
+``memory``           it took too much memory (written by ``bnfold.batch``)
+``died``             its process died (written by ``bnfold.batch``)
 ===================  ==================================================================================================
 
 ``batch_free`` says whether the folded model ran on another batch than the example's, ``size_free`` whether it did at
@@ -38,9 +38,18 @@ from torch.utils import _pytree as pytree
 
 from benchmarks.zoo_beside import export_seconds, export_to_onnx, fuse
 from benchmarks.zoo_build import Subject, build, fresh_inputs
-from benchmarks.zoo_clock import Stage, message, since
 from benchmarks.zoo_list import Entry
-from benchmarks.zoo_measure import Throughout64, call, count_batch_norm_calls, distance, in_double, unseen
+from benchmarks.zoo_measure import (
+    Stage,
+    Throughout64,
+    call,
+    count_batch_norm_calls,
+    distance,
+    in_double,
+    message,
+    since,
+    unseen,
+)
 from bnfold import Plan, __version__
 from bnfold.errors import BnfoldError, CaptureError
 from bnfold.fold import api

@@ -1,8 +1,12 @@
-"""How far two models are apart, how many BatchNorms a module still calls, and which of them a comparison can see."""
+"""How far two models are apart, how many BatchNorms a module still calls, and which of them a comparison can see.
+
+And how long the stages of a check take, and what an error says in one line.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +16,47 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Throughout64", "call", "count_batch_norm_calls", "distance", "in_double", "leaves", "unseen"]
+__all__ = [
+    "Stage",
+    "Throughout64",
+    "call",
+    "count_batch_norm_calls",
+    "distance",
+    "in_double",
+    "leaves",
+    "message",
+    "since",
+    "unseen",
+]
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 SEEN = 1e-7
+
+
+class Stage:
+    """Which stage a check is in, and how many seconds each took."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self.name = ""
+        self.start = time.perf_counter()
+
+    def enter(self, name: str) -> None:
+        """End the stage that runs, and begin another; an empty name begins none."""
+        if self.name:
+            self.seconds[self.name] = since(self.start)
+        self.name, self.start = name, time.perf_counter()
+
+
+def message(error: BaseException) -> str:
+    """Return an error's type and text in one line of at most 400 characters."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 400 else text[:397] + "..."
+
+
+def since(start: float) -> float:
+    """Return the seconds since a reading of ``time.perf_counter``."""
+    return round(time.perf_counter() - start, 4)
 
 
 class Throughout64(TorchDispatchMode):  # type: ignore[no-untyped-call]

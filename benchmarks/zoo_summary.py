@@ -1,14 +1,17 @@
-"""The tables of a run, as Markdown."""
+"""The records of a run, and their tables as Markdown."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["summary"]
+__all__ = ["read_checks", "summary"]
 
 Record = Mapping[str, Any]
 OUTCOMES = (
@@ -24,6 +27,37 @@ OUTCOMES = (
     "died",
     "build-failed",
 )
+
+
+def read_checks(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the checks in a file of records: the last of each model, by ``library/model``.
+
+    Args:
+        path: ``results.jsonl`` of :mod:`bnfold.batch`, whose records hold the check of a model that came so far, or a
+            file of checks, as they were written before there was that. An unfinished line is passed over.
+    """
+    checks = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            checks.append(record if "model" in record else _check_of(record))
+    return {f"{check['library']}/{check['model']}": check for check in checks}
+
+
+def _check_of(record: Record) -> dict[str, Any]:
+    """Return the check in a record of ``bnfold.batch``; of a model that was ended, what is known."""
+    if "check" in record:
+        return {**record["check"], "peak_bytes": record["peak_bytes"]}
+    library, _, model = record["name"].partition("/")
+    return {
+        "model": model,
+        "library": library,
+        "family": model,
+        "outcome": record["outcome"].replace("out-of-memory", "memory").replace("failed", "crash"),
+        "message": record["error"],
+        "seconds": {"total": record["seconds"]},
+        "peak_bytes": record["peak_bytes"],
+    }
 
 
 def summary(records: Mapping[str, Record]) -> str:

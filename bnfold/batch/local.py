@@ -21,7 +21,7 @@ from pebble import concurrent
 
 from bnfold.batch.attempt import Attempt, Ended
 from bnfold.batch.child import read_state
-from bnfold.batch.job import Job, digest
+from bnfold.batch.job import FOLD, Job, digest
 from bnfold.batch.policy import cores, machine_memory
 from bnfold.batch.records import hold_folder
 from bnfold.batch.watch import Limits, watch
@@ -36,7 +36,7 @@ class Here:
 
     Args:
         jobs: how many models at a time; None for one a core.
-        memory: bytes for all of them together; None for what the machine has to spare.
+        work: what runs for each model; its module is imported once for all.
 
     Attributes:
         slots: how many models run at a time.
@@ -44,14 +44,15 @@ class Here:
         largest: bytes that one model may hold alone.
     """
 
-    def __init__(self, jobs: int | None = None, memory: int | None = None) -> None:
+    def __init__(self, jobs: int | None = None, work: str = FOLD) -> None:
         self.slots = jobs or cores()
-        self.memory = self.largest = memory or machine_memory()
+        self.memory = self.largest = machine_memory()
+        self._work = work.partition(":")[0]
         self._threads = max(1, cores() // self.slots)
         self._running: dict[Future[Any], Attempt] = {}
 
     def __enter__(self) -> Here:
-        _preload(self._threads)
+        _preload(self._threads, [*PRELOAD, self._work])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,11 +124,11 @@ def _watched(job: Job, limits: Limits) -> dict[str, Any]:
     return told
 
 
-def _preload(threads: int) -> None:
-    """Start the server that watchers are forked from, with torch imported for so many threads."""
+def _preload(threads: int, modules: list[str]) -> None:
+    """Start the server that watchers are forked from, with modules imported and torch for so many threads."""
     if sys.platform != "linux":
         return
-    multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOAD))
+    multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
     found = os.pathsep.join(path for path in sys.path if path)  # the server imports before it is told of sys.path
     with _environment(OMP_NUM_THREADS=str(threads), PYTHONPATH=found):
         forkserver.ensure_running()

@@ -47,7 +47,7 @@ def estimate(job: Job, earlier: int | None = None) -> int:
     if earlier:
         return earlier * 11 // 10
     if job.source is None:
-        return UNKNOWN
+        return job.memory or UNKNOWN
     factor = BYTES_FOR_EACH.get(Path(job.source).suffix.lower(), 18.0)
     return BASE + int(factor * sum(size_of(path) for path in job.reads if path.startswith(job.source)))
 

@@ -74,7 +74,7 @@ def run(
         raise UsageError(str(error), fix="Give the memory of one model.") from error
     every = read_manifest(Path(manifest), Path(output), defaults=options, work=work)
     every = [replace(job, seconds=job.seconds or timeout) for job in every]
-    place = _place(jobs, ray, ship, Path(output))
+    place = _place(jobs, ray, ship, Path(output), work)
     with Records(Path(output)) as records:
         todo = _todo(every, records, again)
         earlier = {job.name: int(records.done.get(job.name, {}).get("peak_bytes") or 0) for job in todo}
@@ -91,11 +91,11 @@ def run(
     return found
 
 
-def _place(jobs: int | None, ray: str | None, ship: bool, output: Path) -> Place:
+def _place(jobs: int | None, ray: str | None, ship: bool, output: Path, work: str) -> Place:
     if ray is None:
         from bnfold.batch.local import Here
 
-        return Here(jobs)
+        return Here(jobs, work)
     from bnfold.batch.cluster import Cluster
 
     return Cluster(ray, jobs=jobs, ship=ship, output=output)

@@ -16,7 +16,9 @@ from benchmarks import shim, zoo, zoo_check
 from benchmarks.zoo_build import Subject, build
 from benchmarks.zoo_check import check
 from benchmarks.zoo_list import Entry, read_list
-from benchmarks.zoo_records import read_records
+from benchmarks.zoo_summary import read_checks
+from bnfold.batch.manifest import read_manifest
+from bnfold.files.code import looks_like_spec
 
 needs_timm = pytest.mark.skipif(
     not shim.available("timm"), reason="timm and torchvision are not installed: benchmarks/shim.py says how"
@@ -77,14 +79,13 @@ def test_an_input_at_which_some_batch_norms_are_not_seen_gives_way_to_a_larger_o
 def test_a_run_writes_one_line_per_model_and_does_not_repeat_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "zoo.jsonl"
-    arguments = ["timm/test_resnet", "--output", str(output)]
+    arguments = ["timm/test_resnet", "--output", str(tmp_path)]
     assert zoo.main(arguments) == 0
     assert zoo.main(arguments) == 0
-    assert "1 of them done, 0 to run" in capsys.readouterr().err
-    (record,) = read_records(output)
+    assert "1 of 1 models are done already" in capsys.readouterr().err
+    (record,) = read_checks(tmp_path / "results.jsonl").values()
     assert (record["model"], record["outcome"]) == ("test_resnet", "equivalent")
-    assert zoo.main(["--summary", str(output)]) == 0
+    assert zoo.main(["--summary", str(tmp_path / "results.jsonl")]) == 0
     assert "| timm | 1 | 1 | 1 | 0 |" in capsys.readouterr().out
 
 
@@ -168,21 +169,13 @@ def test_list_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.split()[:3] == ["torchvision/vgg11_bn", "vgg", "132.87"]
 
 
-@pytest.mark.parametrize(
-    ("outcome", "again", "runs"),
-    [
-        (None, None, True),
-        ("equivalent", None, False),
-        ("crash", None, False),
-        ("crash", "bad", True),
-        ("equivalent", "bad", False),
-        ("equivalent", "all", True),
-        ("timeout", "crash,timeout", True),
-        ("timeout", "crash", False),
-    ],
-)
-def test_a_model_runs_again_only_where_asked(outcome: str | None, again: str | None, runs: bool) -> None:
-    assert zoo._wanted(None if outcome is None else {"outcome": outcome}, again) is runs
+def test_the_manifest_names_every_model_by_a_spec_with_the_memory_that_it_needs(tmp_path: Path) -> None:
+    zoo.write_manifest(tmp_path / "manifest.jsonl", list(ENTRIES.values()))
+    jobs = read_manifest(tmp_path / "manifest.jsonl", tmp_path / "out")
+    assert [job.name for job in jobs] == list(ENTRIES)
+    assert len({job.arguments[0] for job in jobs}) == len(jobs)
+    assert all(looks_like_spec(job.arguments[0]) for job in jobs)
+    assert min(job.memory or 0 for job in jobs) > 1 << 30
 
 
 def test_the_operators_that_stand_in_for_torchvisions_suppress_boxes() -> None:

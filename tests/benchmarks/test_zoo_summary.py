@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.zoo_records import append, latest, read_records
-from benchmarks.zoo_summary import summary
+import pytest
+
+from benchmarks.zoo_summary import read_checks, summary
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 def record(model: str, outcome: str = "equivalent", **more: Any) -> dict[str, Any]:
@@ -31,27 +34,37 @@ def folded(model: str, fold: int, affine: int, **more: Any) -> dict[str, Any]:
     )
 
 
-def test_records_survive_the_file_and_the_last_of_a_model_counts(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "zoo.jsonl"
-    append(path, record("a", "crash", error={"float64": math.inf, "list": [math.nan]}))
-    append(path, record("b"))
-    append(path, record("a"))
-    first = read_records(path)[0]
-    assert first["error"] == {"float64": "inf", "list": ["nan"]}
-    assert float(first["error"]["float64"]) == math.inf
-    assert {key: one["outcome"] for key, one in latest(read_records(path)).items()} == {
+def latest(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {f"{each['library']}/{each['model']}": each for each in records}
+
+
+def test_checks_are_read_from_both_kinds_of_file_the_last_of_a_model_and_whole_lines_only(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    batch = {"name": "timm/c", "seconds": 9.0, "peak_bytes": 7, "error": None}
+    lines = [
+        record("a", "crash"),
+        record("b"),
+        record("a"),
+        {**batch, "outcome": "equivalent", "check": record("c", calls=3)},
+        {**batch, "name": "timm/d", "outcome": "out-of-memory", "error": "It ran out of memory."},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"library": "timm", "mod')
+    checks = read_checks(path)
+    assert {key: check["outcome"] for key, check in checks.items()} == {
         "timm/a": "equivalent",
         "timm/b": "equivalent",
+        "timm/c": "equivalent",
+        "timm/d": "memory",
     }
+    assert (checks["timm/c"]["calls"], checks["timm/c"]["peak_bytes"]) == (3, 7)
+    assert "| timm/d | memory | It ran out of memory. |" in summary(checks)
 
 
-def test_half_a_line_left_by_a_stopped_run_costs_its_own_record_only(tmp_path: Path) -> None:
-    path = tmp_path / "zoo.jsonl"
-    append(path, record("a"))
-    with path.open("a") as file:
-        file.write('{"library": "timm", "mod')
-    append(path, record("b"))
-    assert [one["model"] for one in read_records(path)] == ["a", "b"]
+@pytest.mark.parametrize(("name", "models"), [("zoo", 819), ("zoo_clients", 130), ("zoo_export", 66)])
+def test_the_records_that_are_kept_can_be_read(name: str, models: int) -> None:
+    checks = read_checks(RESULTS / f"{name}.jsonl")
+    assert len(checks) >= models
+    assert "**Outcomes**" in summary(checks)
 
 
 def test_the_tables_say_how_many_folded_and_why_the_others_did_not() -> None:
