@@ -27,7 +27,6 @@ from bnfold.files.words import shown, shown_path
 __all__ = ["Cluster"]
 
 _TOKEN = ".shared"
-_EVERY = 1 << 62  # bytes: Ray counts the memory, node by node
 _AHEAD = 2  # tasks for each core that are handed to Ray at a time: those that wait there start at once
 
 
@@ -42,7 +41,7 @@ class Cluster:
 
     Attributes:
         slots: how many models are handed to Ray at a time.
-        memory: no bound: Ray counts it.
+        memory: bytes of all nodes together; Ray counts them node by node.
         largest: bytes that one model may hold alone, on the largest node.
 
     Raises:
@@ -58,8 +57,7 @@ class Cluster:
         self._running: dict[Any, Attempt] = {}
         if self._started:
             self._connect(address)
-        self.memory = _EVERY
-        self.slots = self.largest = 0
+        self.slots = self.largest = self.memory = 0
         self._jobs = jobs
         self._look_at_nodes()
         self._task = self._ray.remote(num_cpus=1, max_calls=1, max_retries=0)(_in_task)
@@ -83,6 +81,7 @@ class Cluster:
             raise UsageError("No node of the Ray cluster has a core.", fix="Add a node: `ray start --address=...`.")
         self.slots = self._jobs or _AHEAD * int(sum(node["CPU"] for node in nodes))
         self.largest = int(max(node.get("memory", 0) for node in nodes))
+        self.memory = int(sum(node.get("memory", 0) for node in nodes))  # beyond it Ray would keep small ones waiting
 
     def __enter__(self) -> Cluster:
         self._token = secrets.token_hex(8)

@@ -30,8 +30,8 @@ BYTES_FOR_EACH = {".pt": 18.0, ".pth": 18.0, ".safetensors": 18.0, ".pt2": 18.0,
 UNKNOWN = 2 * GIB
 """For a model that code makes, of which nothing is known."""
 
-SLACK = 2.0  # how many times its estimate a model may hold, where no limit is given
-LEAST_LIMIT = 2 * GIB
+SLACK = 3.0  # how many times its estimate a model may hold, where no limit is given
+LEAST_LIMIT = 4 * GIB
 OVERTAKERS = 2  # times the slots: so many may start before a larger one that waits for room
 
 T = TypeVar("T")

@@ -81,7 +81,7 @@ def test_the_largest_model_is_the_one_that_fits_the_largest_node_with_a_core(
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setitem(sys.modules, "ray.exceptions", fake.exceptions)
     cluster = Cluster("", output=tmp_path)
-    assert (cluster.largest, cluster.slots) == (30, 12)
+    assert (cluster.largest, cluster.memory, cluster.slots) == (30, 40, 12)
     fake._nodes = fake._nodes[2:]
     with pytest.raises(UsageError, match="No node of the Ray cluster has a core"):
         Cluster("", output=tmp_path)
