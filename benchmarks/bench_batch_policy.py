@@ -3,10 +3,10 @@
     python benchmarks/bench_batch_policy.py                     # 10,000 models on 100 nodes of 1 to 8 cores
     python benchmarks/bench_batch_policy.py --models 1000 --nodes 10
 
-Times, sizes and memory are those measured on the zoo (``results/zoo*.jsonl``), drawn at random. The order in which models
-are handed on, their estimates, limits and second attempts are those of ``bnfold/batch/policy.py``; the cluster does as
-Ray does: a task goes to a node with a core and the memory free, and pays for the start of its process. What the driver
-itself does for so many models is not simulated but done, and timed.
+Times, sizes and memory are those measured on the zoo (``results/zoo*.jsonl``), drawn at random. The order in which
+models are handed on, their estimates, limits and second attempts are those of ``bnfold/batch/policy.py``; the cluster
+does as Ray does: a task goes to a node with a core and the memory free, and pays for the start of its process. What the
+driver itself does for so many models is not simulated but done, and timed.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def main() -> int:
         done = simulate(models, options.nodes, cores, int(options.gib * GIB), known=known)
         best = done.work / options.nodes / cores
         print(
-            f"| {'an earlier run' if known else 'sizes'} | {cores} | {done.makespan / 3600:.2f} | {max(best, longest + START_SECONDS) / 3600:.2f} "
+            f"| {'an earlier run' if known else 'sizes'} | {cores} | {done.makespan / 3600:.2f} "
+            f"| {max(best, longest + START_SECONDS) / 3600:.2f} "
             f"| {best / done.makespan:.1%} | {done.again} | {done.fullest:.0%} of a node |"
         )
     print(f"\nThe driver itself, for {options.models} models:\n")

@@ -8,9 +8,9 @@
     python benchmarks/zoo.py --summary zoo/results.jsonl       # the tables, as Markdown
 
 Every model gets random weights, BatchNorms with scales of both signs and calibrated statistics, and the smallest input
-that it takes. It is a manifest and a call of ``bnfold.batch``, with the check of ``zoo_check.py`` in the
-place of a plain fold: a process for each model, a line of ``results.jsonl`` in the folder ``--output`` when it ends, and
-a run that was stopped goes on where it stood.
+that it takes. It is a manifest and a call of ``bnfold.batch``, with the check of ``zoo_check.py`` in the place of a
+plain fold: a process for each, a line of ``results.jsonl`` in the folder ``--output`` when it ends, and a run that was
+stopped goes on where it stood.
 
 Needs timm and torchvision, which bnfold does not: ``pip install --no-deps timm torchvision==0.28.0``, then
 ``pip install huggingface_hub pyyaml safetensors``. ``shim.py`` says why. For the others, the *clients*, an environment
