@@ -77,14 +77,18 @@ class Memory(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
+        """Look until it is over."""
         while not self.over.wait(1.0):
-            total = 0
-            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-                try:
-                    total += process.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            self.peak = max(self.peak, total)
+            family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            self.peak = max(self.peak, sum(map(held_by, family)))
+
+
+def held_by(process: psutil.Process) -> int:
+    """Return a process's share of the memory, in bytes; nothing where it has ended."""
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:
+        return 0
 
 
 def main() -> int:
@@ -128,7 +132,9 @@ def main() -> int:
     print(f"- alone one after another {scaled:.0f} s ({len(pairs)} of them measured)")
     print(f"- wall time over (alone / {options.jobs}): {wall * options.jobs / scaled:.2f}")
     most = max(record["peak_bytes"] for record in records)
-    print(f"- most memory: one model {most / 2**30:.2f} GiB of {options.memory}, together {memory.peak / 2**30:.2f} GiB")
+    print(
+        f"- most memory: one model {most / 2**30:.2f} GiB of {options.memory}, together {memory.peak / 2**30:.2f} GiB"
+    )
     for record in records:
         if record["outcome"] != "equivalent":
             print(f"- {record['name']}: {record['outcome']}: {record['error']}")

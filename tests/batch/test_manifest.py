@@ -15,7 +15,7 @@ from bnfold.cli.commands import batch, fold
 from bnfold.errors import FileAccessError, UsageError
 
 WORDS = {"quiet", "verbose", "no_color"}
-VALUES = {"input_shape": "2,3,8,8", "seed": "7"}
+VALUES = {"input_shape": "2,3,8,8", "seed": "7", "opset": "20", "dynamic": "batch,size"}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_every_option_of_fold_but_those_about_its_words_is_a_column_and_an_optio
 def test_a_value_in_a_column_is_the_option_on_the_command_line(name: str, folder: Path) -> None:
     column = columns()[name]
     kind = column.option.type
-    value = "true" if column.option.is_flag else VALUES.get(name, "7" if isinstance(kind, click.IntRange) else "batch")
+    value = "true" if column.option.is_flag else VALUES.get(name, "7" if isinstance(kind, click.IntRange) else "a")
     (job,) = read_manifest(jsonl(folder, {"source": "a.pt", name: value}), folder / "out")
     got = options_of(job.arguments)[str(column.option.name)]
     if column.option.is_flag:

@@ -101,7 +101,7 @@ def test_the_estimate_grows_with_the_file_and_goes_by_an_earlier_run_where_there
 
 
 @pytest.mark.parametrize(
-    ("expected", "given", "limit"), [(GIB, None, 2 * GIB), (3 * GIB, None, 6 * GIB), (9 * GIB, None, 10 * GIB)]
+    ("expected", "given", "limit"), [(GIB, None, 4 * GIB), (3 * GIB, None, 9 * GIB), (9 * GIB, None, 10 * GIB)]
 )
 def test_the_limit_is_a_multiple_of_the_estimate_and_never_more_than_there_is(
     expected: int, given: int | None, limit: int
