@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bnfold._version import __version__
 
 if TYPE_CHECKING:
-    from bnfold import extend
+    from bnfold import batch, extend
     from bnfold.affine import ChannelAffine, affine_of
     from bnfold.errors import (
         BnfoldError,
@@ -57,6 +57,7 @@ __all__ = [
     "__version__",
     "affine_of",
     "assert_equivalent",
+    "batch",
     "export_onnx",
     "extend",
     "fold",
@@ -95,8 +96,8 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
-    if name == "extend":
-        return import_module("bnfold.extend")
+    if name in ("batch", "extend"):
+        return import_module(f"bnfold.{name}")
     value = getattr(import_module(_HOME.get(name, "bnfold.errors")), name)
     globals()[name] = value
     return value

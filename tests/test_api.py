@@ -35,6 +35,7 @@ PUBLIC = [
     "__version__",
     "affine_of",
     "assert_equivalent",
+    "batch",
     "export_onnx",
     "extend",
     "fold",

@@ -25,7 +25,7 @@ __all__ = ["RESULTS", "Record", "Records", "hold_folder", "read_records"]
 Record = dict[str, Any]
 RESULTS = "results.jsonl"
 _LOCK, _CHILDREN = ".lock", ".children"
-_PATIENCE = 30.0  # seconds that what a killed run left has to end in
+_PATIENCE = 60.0  # seconds that what a killed run left has to end in
 
 
 def read_records(path: Path) -> list[Record]:
