@@ -18,7 +18,7 @@ from bnfold.batch.cluster import Cluster, _unpacked
 from bnfold.batch.job import Job, with_paths
 from bnfold.errors import MissingPackageError, UsageError
 from tests.batch import sixteen
-from tests.batch.test_running import WORKS, Hears, rows, wait_for_records
+from tests.batch.test_running import WORKS, Hears, rows, start, wait_for_records
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 2 << 30
@@ -135,6 +135,23 @@ def test_a_folder_that_the_node_does_not_share_is_told(
     assert record["outcome"] == "failed"
     assert "is not shared with node" in record["error"]
     assert record["error"].endswith("or --ship.")
+
+
+@QUIET
+def test_a_driver_that_is_killed_on_a_cluster_is_started_again(ray: Any, tmp_path: Path) -> None:
+    names = {f"m{number}" for number in range(6)}
+    manifest = rows(tmp_path, *({"name": name} for name in sorted(names)))
+    arguments = (tmp_path, manifest, WORKS + "short", ray.nodes_of_test.address)
+    process = start(*arguments)
+    wait_for_records(tmp_path / "out", 2, process)
+    process.kill()
+    process.wait()
+    recorded = {record["name"] for record in sixteen.read(tmp_path / "out")}
+    assert 2 <= len(recorded) < 6
+    assert start(*arguments).wait(timeout=200) == 0
+    assert Counter(record["name"] for record in sixteen.read(tmp_path / "out")) == Counter(names)
+    runs = Counter((tmp_path / "out" / "runs").read_text().split())
+    assert {runs[name] for name in recorded} == {1}, "what was recorded was done again"
 
 
 def run_and_kill_a_node(ray: Any, manifest: Path, output: Path, work: str, after: int) -> tuple[list[Any], bool]:

@@ -162,15 +162,16 @@ import bnfold.batch
 local.machine_memory = lambda: 2 << 30
 if not sys.argv[3].endswith(":fold"):
     local.PRELOAD = ()
-bnfold.batch.run(sys.argv[1], sys.argv[2], jobs=2, memory="1GiB", work=sys.argv[3])
+ray = sys.argv[4] if len(sys.argv) > 4 else None
+bnfold.batch.run(sys.argv[1], sys.argv[2], jobs=2, memory="1GiB", work=sys.argv[3], ray=ray)
 """
 
 
-def start(folder: Path, manifest: Path, work: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, manifest: Path, work: str, *ray: str) -> subprocess.Popen[bytes]:
     script = folder / "driver.py"
     script.write_text(DRIVER)
     return subprocess.Popen(
-        [sys.executable, str(script), str(manifest), str(folder / "out"), work],
+        [sys.executable, str(script), str(manifest), str(folder / "out"), work, *ray],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
