@@ -22,7 +22,7 @@ from bnfold.batch.job import Job, with_paths
 from bnfold.batch.local import start_watcher
 from bnfold.batch.watch import Limits
 from bnfold.errors import BnfoldError, MissingPackageError, UsageError
-from bnfold.files.words import shown, shown_path
+from bnfold.printable import shown, shown_path
 
 __all__ = ["Cluster"]
 

@@ -24,7 +24,7 @@ from bnfold.batch.units import parse_memory, parse_seconds
 from bnfold.cli.outputs import output_paths
 from bnfold.errors import FileAccessError, UsageError
 from bnfold.files.code import looks_like_spec
-from bnfold.files.words import shown, shown_path
+from bnfold.printable import shown, shown_path
 
 __all__ = ["SUFFIXES", "read_manifest"]
 

@@ -21,7 +21,7 @@ from bnfold.batch.records import RESULTS, Record
 from bnfold.batch.units import memory_in_words, seconds_in_words
 from bnfold.errors import UsageError
 from bnfold.files.save import Output, write_outputs
-from bnfold.files.words import shown_path
+from bnfold.printable import shown_path
 from bnfold.report.escape import for_markdown, for_xml, for_xml_attribute, visible
 
 __all__ = ["OUTCOMES", "by_outcome", "check_overview_path", "overview", "write_overview"]

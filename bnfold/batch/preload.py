@@ -11,9 +11,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 with contextlib.suppress(ImportError):
     import bnfold.cli.fold
     import bnfold.export
+    import bnfold.files.formats
     import bnfold.files.load
-    import bnfold.files.outputs
-    import bnfold.files.state
+    import bnfold.files.state_dict
     import bnfold.fold.api
     import bnfold.inputs.search
     import bnfold.report.gather

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from bnfold.errors import FileAccessError
-from bnfold.files.words import shown_path
+from bnfold.printable import shown_path
 
 __all__ = ["RESULTS", "Record", "Records", "hold_folder", "read_records"]
 

@@ -12,9 +12,9 @@ from bnfold.batch.overview import as_json, by_outcome, check_overview_path, over
 from bnfold.batch.progress import OnStderr
 from bnfold.batch.running import run as run_all
 from bnfold.cli.terminal import Terminal
+from bnfold.files.destinations import check_folders
 from bnfold.files.save import Output, check_targets, write_outputs
-from bnfold.files.targets import check_folders
-from bnfold.files.words import shown_path
+from bnfold.printable import shown_path
 from bnfold.report.words import counted
 
 __all__ = ["BatchRequest", "run"]
