@@ -129,7 +129,7 @@ def test_a_default_gives_way_to_what_a_row_says_false_included(folder: Path) -> 
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        (["source,input_shape", 'a.pt,"1,3,8"', 'b.pt,"1,x"'], ["line 3, column input_shape: '1,x' is no shape"]),
+        (["source,input_shape", 'a.pt,"1,3,8"', 'b.pt,"1,x"'], ["line 3, column input_shape: '1,x' is not a shape"]),
         (["source,imput_shape", "a.pt,1"], ["line 1, column imput_shape: There is no such column; is it input_shape?"]),
         (["source,merge", "a.pt,perhaps"], ["line 2, column merge: 'perhaps' is neither true nor false"]),
         (["source,seed", "a.pt,1;2"], ["line 2, column seed: '1;2' is not a valid"]),
