@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def _twelve() -> Iterator[tuple[str, str, Callable[[], tuple[nn.Module, int]]]]:
-    entries = {entry.model: entry for entry in read_list()}
+    entries = {entry.model: entry for entry in read_list() if entry.library in ("timm", "torchvision")}
 
     def plain() -> tuple[nn.Module, int]:
         torch.manual_seed(0)
