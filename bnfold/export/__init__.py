@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         to_onnx,
         weight_bytes,
     )
-    from bnfold.export.program import ProgramExport, StaticBatchWarning, export_program, to_program
+    from bnfold.export.program import ProgramExport, SizeWarning, StaticBatchWarning, export_program, to_program
 
 __all__ = [
     "PROTOBUF_LIMIT",
@@ -26,6 +26,7 @@ __all__ = [
     "Dynamic",
     "OnnxExport",
     "ProgramExport",
+    "SizeWarning",
     "StaticBatchWarning",
     "Wanted",
     "export_onnx",

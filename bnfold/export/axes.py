@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -57,8 +58,12 @@ class Axis:
         return dict.fromkeys(self.places, size)
 
     def other(self, *, larger: bool) -> int:
-        """Return another size: a quarter smaller or larger, as near to that as the steps and the bounds allow."""
+        """Return another size: a quarter smaller or larger, as near to that as the steps and the bounds allow.
+
+        And uneven, where it may be: what was computed for the example's size may be right for its half and its double.
+        """
         steps = max(1, self.own // 4 // self.step)
+        steps += 1 if self.step == 1 and self.own > 8 and (self.own - steps) % 2 == 0 else 0
         below = max(self.own - steps * self.step, self.least)
         above = self.own + steps * self.step
         above = above if self.most is None else min(above, self.most)
@@ -66,9 +71,19 @@ class Axis:
         return one if one != self.own else other
 
     @property
+    def bounded(self) -> bool:
+        """Whether a size that the model takes may not be free: by steps, or from above."""
+        return self.step > 1 or self.most is not None
+
+    @property
+    def square(self) -> bool:
+        """Whether two sizes of one input must be equal."""
+        return any(one[0] == other[0] for one, other in combinations(self.places, 2))
+
+    @property
     def condition(self) -> str | None:
         """What a size must be, after "must be"; None where it may be anything."""
-        parts = []
+        parts = [f"{self.least} or more"] if self.least > 1 else []
         if self.step > 1:
             off = self.own % self.step
             parts.append(f"a multiple of {self.step}" if off == 0 else f"a multiple of {self.step} and {off} more")
@@ -172,7 +187,8 @@ def _layouts(inputs: Sequence[Any]) -> Iterator[tuple[Axis, ...]]:
         return
     first: Tensor = inputs[positions[0]]
     together = [place for place in positions if inputs[place].shape[1:] == first.shape[1:]]
-    for dims in _DIMENSIONS.get(first.ndim, ()) if first.is_floating_point() else ():
+    images = first.is_floating_point() or first.ndim >= 4
+    for dims in _DIMENSIONS.get(first.ndim, ()) if images else ():
         yield tuple(
             Axis(name, tuple((place, dim) for place in together), int(first.shape[dim]))
             for name, dim in zip(_NAMES[len(dims)], dims, strict=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from itertools import combinations
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,10 @@ from bnfold.export.axes import Axis, stepped
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from bnfold.export.refusals import Place
-
 __all__ = ["narrowed"]
 
-_FAR = 16  # times the example's size: what is taken up to there is taken at every size
-_TOGETHER = 4096  # draws of all sizes at once
+_FAR = 65_536  # what is taken up to there, and up to 16 times the example's size, is taken at every size
+_GRID = 2048  # likewise for two sizes together, of which all pairs are looked at
 
 
 def narrowed(axes: Sequence[Axis], program: ExportedProgram, shapes: Sequence[Any]) -> tuple[Axis, ...] | None:
@@ -39,21 +38,23 @@ def narrowed(axes: Sequence[Axis], program: ExportedProgram, shapes: Sequence[An
     Returns:
         The axes; None where one of them is free no more, or where two are not free of each other.
     """
-    symbols: dict[Place, str] = {}
+    by_symbol: dict[str, Axis] = {}
     for axis in axes:
         for position, dim in axis.places:
             expression = getattr(getattr(shapes[position][dim], "node", None), "expr", None)
             if expression is None or not expression.is_Symbol:
                 return None
-            symbols[position, dim] = str(expression)
-    joined = _joined(axes, symbols)
-    names = [{symbols[place] for place in axis.places} for axis in joined]
-    if any(len(of_axis) > 1 for of_axis in names):
-        return None  # two inputs, whose sizes need not be equal after all
-    own = {name: np.asarray(axis.own) for axis, of_axis in zip(joined, names, strict=True) for name in of_axis}
+            known = by_symbol.get(str(expression))
+            taken = {other.name for symbol, other in by_symbol.items() if symbol != str(expression)}
+            name = (
+                axis.name if axis.name not in taken else f"{axis.name}_{position}"
+            )  # another input's, and another size
+            places = (*(known.places if known is not None else ()), (position, dim))
+            by_symbol[str(expression)] = replace(known or axis, name=known.name if known else name, places=places)
+    own = {name: np.asarray(axis.own) for name, axis in by_symbol.items()}
     guards = _guards(program, shapes)
     found = []
-    for axis, (name,) in zip(joined, names, strict=True):
+    for name, axis in by_symbol.items():
 
         def hold(sizes: Any, name: str = name) -> Any:
             return _hold(guards, {**own, name: np.asarray(sizes)})
@@ -62,23 +63,13 @@ def narrowed(axes: Sequence[Axis], program: ExportedProgram, shapes: Sequence[An
         if steps is None:
             return None
         found.append(_bounded(steps, hold))
-    return tuple(found) if _together(guards, found, [name for (name,) in names]) else None
-
-
-def _joined(axes: Sequence[Axis], symbols: Mapping[Place, str]) -> list[Axis]:
-    """Return the axes, those that share a symbol as one."""
-    by_symbol: dict[frozenset[str], Axis] = {}
-    for axis in axes:
-        key = frozenset(symbols[place] for place in axis.places)
-        known = by_symbol.get(key)
-        by_symbol[key] = axis if known is None else replace(known, places=(*known.places, *axis.places))
-    return list(by_symbol.values())
+    return tuple(found) if _together(guards, dict(zip(by_symbol, found, strict=True))) else None
 
 
 def _bounded(axis: Axis, hold: Callable[[Any], Any]) -> Axis:
     """Return the axis with the smallest and the largest size around its own at which the guards hold without a gap."""
     first = (axis.own - 1) % axis.step + 1
-    sizes = np.arange(first, _FAR * axis.own + axis.step, axis.step)
+    sizes = np.arange(first, max(_FAR, 16 * axis.own) + axis.step, axis.step)
     taken = np.broadcast_to(hold(sizes), sizes.shape)
     at = (axis.own - first) // axis.step
     gaps = np.flatnonzero(~taken)
@@ -90,20 +81,23 @@ def _bounded(axis: Axis, hold: Callable[[Any], Any]) -> Axis:
     )
 
 
-def _together(guards: Sequence[CodeType], axes: Sequence[Axis], names: Sequence[str]) -> bool:
-    """Whether the guards hold for any sizes together, equal ones among them."""
-    generator = np.random.default_rng(0)
-    sizes = {}
-    for axis, name in zip(axes, names, strict=True):
-        most = _FAR * axis.own if axis.most is None else axis.most
-        sizes[name] = axis.least + axis.step * generator.integers(0, (most - axis.least) // axis.step + 1, _TOGETHER)
-    least = max(axis.least for axis in axes)
-    equal = [
-        {name: np.asarray(size) for name in names}
-        for size in range(least, 4 * least)
-        if all((size - axis.own) % axis.step == 0 and size <= (axis.most or size) for axis in axes)
-    ]
-    return all(bool(np.all(_hold(guards, some))) for some in (sizes, *equal))
+def _together(guards: Sequence[CodeType], axes: Mapping[str, Axis]) -> bool:
+    """Whether the guards hold for any two sizes together, within the bounds of each."""
+    own = {name: np.asarray(axis.own) for name, axis in axes.items()}
+    for one, other in combinations(axes, 2):
+        both = [guard for guard in guards if one in guard.co_names and other in guard.co_names]
+        if any(isinstance(value, int) and abs(value) > _GRID**2 // 4 for guard in both for value in guard.co_consts):
+            return False  # further off than is looked at
+        rows, columns = _around(axes[one])[:, None], _around(axes[other])[None, :]
+        if both and not np.all(_hold(both, {**own, one: rows, other: columns})):
+            return False
+    return True
+
+
+def _around(axis: Axis) -> Any:
+    """Return the sizes that an axis takes, from the smallest to some thousand."""
+    most = max(_GRID, 2 * axis.own)
+    return np.arange(axis.least, (most if axis.most is None else min(most, axis.most)) + 1, axis.step)
 
 
 def _guards(program: ExportedProgram, shapes: Sequence[Any]) -> list[CodeType]:

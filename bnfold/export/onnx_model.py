@@ -18,15 +18,16 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from bnfold.errors import ExportError, MissingPackageError
 from bnfold.export.axes import Axis, words_of
 from bnfold.export.dynamic import DEFAULT, Dynamic, wanted
 from bnfold.export.opset import FOR_BFLOAT16, asked_of_exporter, at_opset
-from bnfold.export.program import ProgramExport, export_program, first_sentence, warn_if_static
+from bnfold.export.program import ProgramExport, conditions, export_program, first_sentence, warn_if_static
 from bnfold.export.refusals import FixedBatch
 from bnfold.export.spec import constant_outputs, output_names, placeholder_shapes, tensor_inputs
-from bnfold.export.tried import goes_wrong
+from bnfold.export.tried import goes_wrong, rounded_scale
 from bnfold.graph.batch_dimension import as_tuple
 from bnfold.graph.quiet import quiet
 
@@ -96,7 +97,7 @@ def to_onnx(
         StaticBatchWarning: the batch could not be made dynamic.
     """
     exported = onnx_of(module, example_inputs, dynamic=dynamic, opset=opset, optimize=optimize)
-    warn_if_static(exported.fixed, exported.notes)
+    warn_if_static(exported.fixed, exported.notes, exported.axes)
     return exported.model
 
 
@@ -154,23 +155,26 @@ def onnx_of(
     asked_of_exporter(opset)
     inputs, want = as_tuple(example_inputs), wanted(dynamic)
     if not isinstance(module, nn.Module):
-        return _converted(ProgramExport(module), module, inputs, opset=opset, optimize=optimize)
+        made = _converted(ProgramExport(module), module, inputs, opset=opset, optimize=optimize)
+        return replace(made, model=at_opset(made.model, opset))
     if program is None:
         with _in_onnx_export():
             program = export_program(module, inputs, dynamic=want)
-    sized = any(axis.name != "batch" for axis in program.axes) and want.shapes is None
+    sized = any(axis.name != "batch" for axis in program.axes)
     try:
         made = _converted(program, module, inputs, opset=opset, optimize=optimize)
         small = weight_bytes(made.model) < PROTOBUF_LIMIT
-        wrong = goes_wrong(made.model, module, inputs, made.axes) if sized and small else None
+        wrong = rounded_scale(made.model) if sized else None
+        if wrong is None and sized and small:
+            wrong = goes_wrong(made.model, module, inputs, made.axes)
     except ExportError as error:
         if not sized:
             raise
         wrong = error.what.removeprefix("The ONNX exporter failed: ").rstrip(".")
     if wrong is None:
-        return made
+        return replace(made, model=at_opset(made.model, opset))
     why = _adaptive_pool(module) or wrong
-    if "size" in want.by_name:
+    if "size" in want.by_name or want.shapes is not None:
         raise ExportError(
             f"The size cannot stay free in ONNX, although the model takes others: {why}.",
             fix="Leave `size` out: the file is then for the size of the example.",
@@ -179,7 +183,7 @@ def onnx_of(
         program = export_program(module, inputs, dynamic=replace(want, size=False))
     smaller = _converted(program, module, inputs, opset=opset, optimize=optimize)
     note = f"The size in the .onnx is fixed at that of the example, although the model takes others: {why}."
-    return replace(smaller, notes=(*smaller.notes, note))
+    return replace(smaller, model=at_opset(smaller.model, opset), notes=(*smaller.notes, note))
 
 
 def _converted(
@@ -231,7 +235,10 @@ def _converted(
     axes = exported.axes or _axes_of(program)
     _name_dimensions(model, _names_of_symbols(program, example_inputs, axes))
     _forget_where_it_was_made(model)
-    return OnnxExport(at_opset(model, opset), axes, notes, exported.fixed)
+    told = conditions(axes)
+    if told:  # nothing in ONNX enforces them
+        model.metadata_props.add(key="bnfold.sizes", value=" ".join(told))
+    return OnnxExport(model, axes, notes, exported.fixed)
 
 
 def _axes_of(program: ExportedProgram) -> tuple[Axis, ...]:
@@ -263,13 +270,21 @@ def _name_dimensions(model: onnx.ModelProto, names: dict[str, str]) -> None:
 
 
 def _adaptive_pool(module: nn.Module) -> str | None:
-    """Return which adaptive pooling has no form in ONNX for every size; None where there is none."""
-    for name, part in module.named_modules():
-        size = getattr(part, "output_size", None) if type(part).__name__.startswith("Adaptive") else None
-        sizes = size if isinstance(size, (tuple, list)) else (size,)
-        if any(one not in (None, 1) for one in sizes):
-            told = "x".join("?" if one is None else str(one) for one in sizes)
-            return f"ONNX has no adaptive pooling to {told}, which `{name}` does"
+    """Return which adaptive pooling may have no form in ONNX for every size; None where there is none."""
+    for graph in (part for part in module.modules() if isinstance(part, GraphModule)):
+        for node in graph.graph.nodes:
+            layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+            name = type(layer).__name__ if layer is not None else getattr(node.target, "__name__", "")
+            if not name.lower().replace("_", "").startswith("adaptive"):
+                continue
+            size = getattr(layer, "output_size", None) if layer is not None else (*node.args[1:], None)[0]
+            size = node.kwargs.get("output_size", size)
+            sizes = size if isinstance(size, (tuple, list)) else (size,)
+            if any(one not in (None, 1) for one in sizes):
+                told = "x".join("?" if one is None else str(one) for one in sizes)
+                source = f", at {node.meta['source']}," if layer is None and node.meta.get("source") else ""
+                called = node.target if layer is not None else node.name
+                return f"ONNX has no adaptive pooling to {told}, which `{called}`{source} does"
     return None
 
 

@@ -28,6 +28,7 @@ from bnfold.export.dynamic import DEFAULT, Dynamic, Wanted, wanted
 from bnfold.export.guards import narrowed
 from bnfold.export.refusals import FixedBatch, Refusal, refusal_of_batch, why_fixed
 from bnfold.export.spec import placeholder_shapes
+from bnfold.export.tried import program_goes_wrong
 from bnfold.graph.batch_dimension import as_tuple, batch_positions, with_batch
 from bnfold.graph.mode import require_eval
 from bnfold.graph.quiet import quiet
@@ -35,11 +36,24 @@ from bnfold.graph.quiet import quiet
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["ProgramExport", "StaticBatchWarning", "export_program", "first_sentence", "to_program", "warn_if_static"]
+__all__ = [
+    "ProgramExport",
+    "SizeWarning",
+    "StaticBatchWarning",
+    "conditions",
+    "export_program",
+    "first_sentence",
+    "to_program",
+    "warn_if_static",
+]
 
 
 class StaticBatchWarning(UserWarning):
     """The export runs only at the batch size of the example."""
+
+
+class SizeWarning(UserWarning):
+    """The export does not run at every size: at multiples of some number only, or below a bound, or at equal sizes."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,7 @@ def to_program(module: nn.Module, example_inputs: Any, *, dynamic: Dynamic = DEF
         StaticBatchWarning: the batch could not be made dynamic.
     """
     exported = export_program(module, example_inputs, dynamic=dynamic)
-    warn_if_static(exported.fixed, exported.notes)
+    warn_if_static(exported.fixed, exported.notes, exported.axes)
     return exported.program
 
 
@@ -101,7 +115,7 @@ def export_program(module: nn.Module, example_inputs: Any, *, dynamic: Dynamic =
         free = free_sizes(module, inputs)
         exported = _sized(module, inputs, () if reason else together, free.axes) if free.axes else ""
         if not isinstance(exported, str):
-            notes = (*_conditions(exported.axes), *(_fixed(name, why) for name, why in free.why_fixed.items()))
+            notes = (*conditions(exported.axes), *(_fixed(name, why) for name, why in free.why_fixed.items()))
             if want.batch and not exported.dynamic:
                 return _one_batch(exported, want, inputs, reason, notes)
             return ProgramExport(exported.program, exported.axes, notes)
@@ -127,10 +141,15 @@ def export_program(module: nn.Module, example_inputs: Any, *, dynamic: Dynamic =
     return _one_batch(static, want, inputs, reason, notes) if want.batch else ProgramExport(program, (), notes)
 
 
-def warn_if_static(fixed: FixedBatch | None, notes: Sequence[str]) -> None:
-    """Warn of a batch that is fixed although it was to be free; to be called by a public function."""
+def warn_if_static(fixed: FixedBatch | None, notes: Sequence[str], axes: Sequence[Axis] = ()) -> None:
+    """Warn of a batch that is fixed although it was to be free, and of sizes that are bounded.
+
+    To be called by a public function.
+    """
     if fixed is not None or any("no dynamic batch" in note for note in notes):
         warnings.warn(notes[0], StaticBatchWarning, stacklevel=3)
+    if any(axis.bounded or axis.square for axis in axes if axis.name != "batch"):
+        warnings.warn(" ".join(conditions(axes)), SizeWarning, stacklevel=3)
 
 
 def _refused_batch(module: nn.Module, inputs: tuple[Any, ...], together: tuple[int, ...]) -> str | None:
@@ -147,23 +166,34 @@ def _sized(
     module: nn.Module, inputs: tuple[Any, ...], together: tuple[int, ...], sizes: tuple[Axis, ...]
 ) -> ProgramExport | str:
     """Export with free sizes, and with a free batch where it can be; return why where the sizes cannot be free."""
+    try:
+        with within():
+            made = _sized_at(module, inputs, together, sizes)
+            if isinstance(made, str) and all(axis.own <= 64 for axis in sizes):
+                larger, grown = _twice(inputs, sizes)
+                if not isinstance(_sized_at(module, larger, (), grown), str):
+                    return "at this one torch.export holds it for fixed: give a larger example"
+            return made
+    except OverBudgetError:
+        return f"torch.export has not come to an end in {SECONDS:.0f} seconds with a free size"
+
+
+def _sized_at(
+    module: nn.Module, inputs: tuple[Any, ...], together: tuple[int, ...], sizes: tuple[Axis, ...]
+) -> ProgramExport | str:
     for positions in dict.fromkeys((together, together[:1], ())):
         grown = with_batch(inputs, max(2, inputs[positions[0]].shape[0]), positions) if positions else inputs
         axes = (batch_axis(grown, positions), *sizes) if positions else sizes
         free = {place: torch.export.Dim.DYNAMIC for axis in axes for place in axis.places}
         try:
-            with within():
-                program = _torch_export(module, grown, free)
-        except OverBudgetError:
-            return f"torch.export has not come to an end in {SECONDS:.0f} seconds with a free size"
+            program = _torch_export(module, grown, free)
         except Exception:  # the next way, and at last the batch alone, whose error is told
             continue
         kept = narrowed(axes, program, placeholder_shapes(program, grown))
-        if kept is not None and all(axis.name != "batch" or (axis.least <= 2 and not axis.most) for axis in kept):
-            return ProgramExport(program, kept)
-    larger = _twice(inputs, sizes)
-    if all(axis.own <= 64 for axis in sizes) and not isinstance(_sized(module, larger[0], together, larger[1]), str):
-        return "at this one a layer has a single pixel left, which torch.export holds fixed: give a larger example"
+        if kept is None or any(axis.name == "batch" and (axis.least > 2 or axis.most) for axis in kept):
+            continue
+        wrong = program_goes_wrong(program, module, grown, kept)
+        return ProgramExport(program, kept) if wrong is None else f"its export does not: {wrong}"
     return "torch.export finds that the model's code decides on it"
 
 
@@ -217,15 +247,14 @@ def _one_batch(
     return ProgramExport(exported.program, exported.axes, (note, *notes), FixedBatch(size, why))
 
 
-def _conditions(axes: Sequence[Axis]) -> tuple[str, ...]:
-    """Return a sentence for each condition on a size."""
+def conditions(axes: Sequence[Axis]) -> tuple[str, ...]:
+    """Return a sentence for each condition on a size that a program or a file with these free axes has."""
     alike: dict[str, list[str]] = {}
     for axis in axes:
-        if axis.condition is not None:
+        if axis.name != "batch" and axis.condition is not None:
             alike.setdefault(axis.condition, []).append(axis.name)
     told = [f"The {' and the '.join(names)} must be {condition}." for condition, names in alike.items()]
-    equal = [axis for axis in axes if axis.name != "batch" and len({dim for _, dim in axis.places}) > 1]
-    return (*told, *("Height and width must be equal." for _ in equal))
+    return (*told, *("Height and width must be equal." for axis in axes if axis.square))
 
 
 def _fixed(name: str, why: str) -> str:
@@ -246,7 +275,14 @@ def _as_torch_is_told(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -
             f"torch.export does not take `dynamic` as its dynamic_shapes: {words}",
             fix=f"torch suggests {', '.join(fixes)}." if fixes else "See the documentation of torch.export.",
         ) from error
-    return ProgramExport(program, _named_axes(shapes, inputs, module))
+    axes = _named_axes(shapes, inputs, module)
+    kept = narrowed(axes, program, placeholder_shapes(program, inputs)) if axes else axes
+    if kept is None:
+        note = (
+            "torch.export ties the free dimensions to each other, or to numbers: see the program's range_constraints."
+        )
+        return ProgramExport(program, axes, (note,))
+    return ProgramExport(program, kept, conditions(kept))
 
 
 def _named_axes(shapes: Any, inputs: tuple[Any, ...], module: nn.Module) -> tuple[Axis, ...]:

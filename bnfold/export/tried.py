@@ -1,15 +1,17 @@
-"""An ONNX export with free sizes, tried at another size: the exporter may have taken a size for a constant.
+"""An export with free sizes, tried at other sizes: the exporter may have taken a size for a constant.
 
-Adaptive pooling is written as a pooling with the window that the example needs; nothing in the file says so. Only a run
-at another size tells. It tells what is grossly wrong; the proof is :mod:`bnfold.verify`'s.
+Adaptive pooling is written as a pooling with the window that the example needs; nothing in the file says so. Only runs
+at other sizes tell, uneven ones above all. They tell what is grossly wrong; the proof is :mod:`bnfold.verify`'s.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -19,14 +21,19 @@ from bnfold.export.axes import Axis, resized
 
 if TYPE_CHECKING:
     import onnx
+    from torch.export import ExportedProgram
 
-__all__ = ["goes_wrong"]
+__all__ = ["goes_wrong", "program_goes_wrong", "rounded_scale"]
 
-_GROSS = 0.05  # of the largest output: a wrong window errs by more, and half precision by less
+_WORSE = 50.0  # times the error at the example's size, which tells how the model rounds
+_LEAST = 1e-5  # of the largest output: no less is asked
+_UP_TO = 4096  # the sizes at which a scale is asked what it makes of them
+
+Run = Callable[[Sequence[Any]], Sequence[Tensor]]
 
 
 def goes_wrong(model: onnx.ModelProto, module: nn.Module, inputs: Sequence[Any], axes: Sequence[Axis]) -> str | None:
-    """Return what goes wrong with an export at another size than the example's; None where all is well.
+    """Return what goes wrong with an ONNX export at other sizes than the example's; None where all is well.
 
     None too where the module itself does not run there, and where ONNX Runtime is not installed or takes no such model.
 
@@ -36,8 +43,7 @@ def goes_wrong(model: onnx.ModelProto, module: nn.Module, inputs: Sequence[Any],
         inputs: the example inputs.
         axes: the dimensions that are free in it.
     """
-    others = resized(inputs, axes, torch.Generator().manual_seed(0))
-    if others is None or importlib.util.find_spec("onnxruntime") is None:
+    if importlib.util.find_spec("onnxruntime") is None:
         return None
     import onnxruntime
 
@@ -45,30 +51,85 @@ def goes_wrong(model: onnx.ModelProto, module: nn.Module, inputs: Sequence[Any],
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     try:
-        with torch.no_grad():
-            leaves = pytree.tree_leaves(module(*others))
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        own = [value.detach().cpu().numpy() for value in inputs if isinstance(value, Tensor)]
-        names = [node.name for node in session.get_inputs()]
-        session.run(None, dict(zip(names, own, strict=True)))
     except Exception:  # nothing can be said; the proof will say what it can
         return None
-    arrays = [value.detach().cpu().numpy() for value in others if isinstance(value, Tensor)]
+    names = [node.name for node in session.get_inputs()]
+
+    def run(values: Sequence[Any]) -> list[Tensor]:
+        arrays = [value.detach().cpu().numpy() for value in values if isinstance(value, Tensor)]
+        return [torch.as_tensor(answer) for answer in session.run(None, dict(zip(names, arrays, strict=True)))]
+
+    return _elsewhere(run, module, inputs, axes)
+
+
+def program_goes_wrong(
+    program: ExportedProgram, module: nn.Module, inputs: Sequence[Any], axes: Sequence[Axis]
+) -> str | None:
+    """Return what goes wrong with a program at other sizes than the example's; see :func:`goes_wrong`."""
+    exported = program.module(check_guards=False)
+    return _elsewhere(lambda values: _tensors(exported(*values)), module, inputs, axes)
+
+
+def rounded_scale(model: onnx.ModelProto) -> str | None:
+    """Return which resizing goes wrong at some size because ONNX keeps its scale in float32; None where none does."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    sizes = np.arange(1, _UP_TO)
+    for node in model.graph.node:
+        if node.op_type != "Resize" or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        import onnx
+
+        for scale in onnx.numpy_helper.to_array(constants[node.input[2]]).astype(np.float32):
+            meant = float(str(scale))  # the shortest number that rounds to it: what the model's code says
+            here = np.floor(sizes * meant)
+            for there in (np.floor(sizes.astype(np.float32) * scale), np.floor(sizes * np.float64(scale))):
+                if np.any(here != there):
+                    size = int(sizes[here != there][0])
+                    return f"ONNX keeps the scale {meant:g} in float32, which makes another size of {size}"
+    return None
+
+
+def _elsewhere(run: Run, module: nn.Module, inputs: Sequence[Any], axes: Sequence[Axis]) -> str | None:
     try:
-        answers = session.run(None, dict(zip(names, arrays, strict=True)))
-    except Exception as error:
-        return f"at another size it stops with: {first_line(error)}"
-    expected = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    for ours, theirs in zip(expected, map(torch.as_tensor, answers), strict=False):
-        if ours.shape != theirs.shape and not ours.is_complex():
-            return f"at another size its output is {_told(theirs)} instead of {_told(ours)}"
-        if (
-            ours.is_floating_point()
-            and ours.numel()
-            and float((ours - theirs).abs().max()) > _GROSS * float(ours.abs().max())
-        ):
+        with torch.no_grad():
+            usual = _error(_tensors(module(*inputs)), run(inputs))
+    except Exception:  # nothing can be said; the proof will say what it can
+        return None
+    near = [replace(axis, own=axis.own + axis.step) if axis.most is None else axis for axis in axes]
+    for some in (axes, near):
+        others = resized(inputs, some, torch.Generator().manual_seed(0))
+        if others is None:
+            continue
+        with torch.no_grad():
+            try:
+                expected = _tensors(module(*others))
+            except Exception:
+                continue
+            try:
+                answers = run(others)
+            except Exception as error:
+                return f"at another size it stops with: {first_line(error)}"
+        for ours, theirs in zip(expected, answers, strict=False):
+            if ours.shape != theirs.shape and not ours.is_complex():
+                return f"at another size its output is {_told(theirs)} instead of {_told(ours)}"
+        if not _error(expected, answers) <= max(_WORSE * usual, _LEAST):
             return "at another size its output is another"
     return None
+
+
+def _error(expected: Sequence[Tensor], answers: Sequence[Tensor]) -> float:
+    """Return the largest error of any output, as a share of its largest value."""
+    worst = 0.0
+    for ours, theirs in zip(expected, answers, strict=False):
+        if ours.is_floating_point() and ours.numel() and ours.shape == theirs.shape:
+            peak = float(ours.abs().max())
+            worst = max(worst, float((ours.double() - theirs.double()).abs().max()) / peak if peak > 0 else 0.0)
+    return worst
+
+
+def _tensors(answer: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(answer) if isinstance(leaf, Tensor)]
 
 
 def _told(value: Tensor) -> str:

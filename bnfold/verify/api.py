@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from bnfold.errors import RefusedFileError, UsageError, first_line
-from bnfold.export import onnx_of, words_of
+from bnfold.export import onnx_of
 from bnfold.export.refusals import FixedBatch, fixed_batch
 from bnfold.graph.batch_dimension import as_tuple
 from bnfold.graph.mode import require_eval
 from bnfold.verify.blame import UNFOLDED, OwnExport, blame_of_export, culprit
-from bnfold.verify.declared import declared_batch, is_exported, program_refuses
+from bnfold.verify.declared import declared_axes, declared_batch, is_exported, program_refuses
 from bnfold.verify.evaluate import cases_of, evaluate
 from bnfold.verify.floor import Evaluated, NoiseFloor
 from bnfold.verify.inputs import Batches, Case, has_other_batch
@@ -79,6 +79,7 @@ def verify(
     for role, model in (("original", original), ("candidate", candidate)):
         _check(role, model)
     notes: list[str] = []
+    axes = axes or declared_axes(candidate if _is_onnx(candidate) else onnx, example)
     with exact_arithmetic():
         measured = _original(original, example)
         notes += measured.notes
@@ -93,7 +94,7 @@ def verify(
         if reason is not None:
             return Report("unverifiable", reason=reason, notes=tuple(notes), seconds=clock.stopped())
         floors = NoiseFloor(evaluated, measured.moved, seed=seed)
-        own_export = OwnExport(measured.module, example, words_of(axes))
+        own_export = OwnExport(measured.module, example, ("batch", "size") if axes else ("batch",))
         comparisons: list[Comparison] = []
         skipped: set[str] = set()
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bnfold
+import bnfold.export
 from bnfold.errors import ExportError, UsageError
 from bnfold.export import export_onnx, export_program, onnx_of, to_onnx
 from bnfold.export.axes import Axis, free_sizes, resized
@@ -118,7 +119,7 @@ def test_what_is_halved_twice_takes_multiples_of_four_and_says_so() -> None:
         ("height", 4, None),
         ("width", 4, None),
     ]
-    assert exported.notes == ("The height and the width must be a multiple of 4.",)
+    assert exported.notes == ("The height and the width must be 8 or more, a multiple of 4.",)
     other = normal(1, 3, 20, 12)
     np.testing.assert_allclose(run(exported.model, other)[0], module(other).detach().numpy(), atol=1e-5)
 
@@ -128,7 +129,7 @@ def test_square_ones_alone_are_one_dimension_and_said_to_be() -> None:
     module = folded(Turned(), x)
     exported = onnx_of(module, x, dynamic=("batch", "size"))
     assert dimensions(exported.model.graph.input[0]) == ["batch", 3, "height", "height"]
-    assert exported.notes == ("Height and width must be equal.",)
+    assert exported.notes == ("The height must be 4 or more.", "Height and width must be equal.")
     other = normal(1, 3, 9, 9)
     np.testing.assert_allclose(run(exported.model, other)[0], module(other).detach().numpy(), atol=1e-5)
 
@@ -137,8 +138,8 @@ def test_a_size_that_code_decides_on_bounds_the_export_and_is_never_wrong() -> N
     x = normal(2, 3, 16, 16)
     exported = onnx_of(folded(Asks(), x), x, dynamic=("batch", "size"))
     width = next(axis for axis in exported.axes if axis.name == "width")
-    assert width.most == 19
-    assert exported.notes == ("The width must be at most 19.",)
+    assert (width.least, width.most) == (4, 19)
+    assert exported.notes == ("The height must be 4 or more.", "The width must be 4 or more, at most 19.")
     beyond = export_program(folded(Asks(), x), x, dynamic=("batch", "size")).program.module()
     with pytest.raises(Exception, match=r"20|captured"):
         beyond(normal(1, 3, 16, 20))
@@ -278,3 +279,88 @@ def test_another_size_keeps_the_steps_and_the_bounds() -> None:
     assert tuple(x.shape) == (2, 3, 32, 70)
     fixed = (Axis("height", ((0, 2),), 64, least=64, most=64),)
     assert resized((normal(2, 3, 64, 64),), fixed, torch.Generator()) is None
+
+
+SHAPES = [(1, 32, 32), (64, 32, 32), (2, 40, 25), (2, 224, 224), (2, 31, 32), (2, 32, 601), (2, 32, 600), (2, 24, 24)]
+"""Batch, height and width, among them those that the questions below are about."""
+
+
+class Branch(nn.Module):
+    """Doubles its answer where a question about the sizes says so."""
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.question = question
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        batch, _, height, width = x.shape
+        return y * 2 if eval(self.question, {}, {"n": batch, "h": height, "w": width}) else y
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["w < 20", "w == 600", "w > 600", "h * w == 50176", "h * w == 1000", "h < w", "h == w", "h % 8 != 0", "n == 64"],
+)
+def test_no_file_is_wrong_at_a_size_that_it_says_it_takes(question: str) -> None:
+    """The file is for the sizes at which the model answers as at the example's, or not free at all."""
+    x = normal(2, 3, 32, 32)
+    original = randomised(Branch(question))
+    module = bnfold.fold(original, x, check=False).module
+    exported = onnx_of(module, x, dynamic=Wanted(batch=True, size=True))
+    session = onnxruntime.InferenceSession(exported.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    tried = 0
+    for shape in SHAPES:
+        if not _takes(exported.axes, shape):
+            continue
+        other = normal(shape[0], 3, *shape[1:])
+        answer = session.run(None, {session.get_inputs()[0].name: other.numpy()})[0]
+        with torch.no_grad():
+            np.testing.assert_allclose(answer, original(other).numpy(), atol=1e-4)
+        tried += 1
+    assert tried
+
+
+def _takes(axes: tuple[Axis, ...], shape: tuple[int, int, int]) -> bool:
+    """Whether an export of a 2x3x32x32 example says that it takes a batch, height and width."""
+    sizes = {0: shape[0], 2: shape[1], 3: shape[2]}
+    for axis in axes:
+        of_axis = {sizes.pop(dim) for _, dim in axis.places}
+        size = of_axis.pop()
+        fits = (size - axis.own) % axis.step == 0 and size <= (axis.most or size)
+        if of_axis or not fits or (size < axis.least and axis.name != "batch"):
+            return False
+    return all(size == {0: 2, 2: 32, 3: 32}[dim] for dim, size in sizes.items())
+
+
+@pytest.mark.parametrize("size", [4, 7])
+def test_an_adaptive_pool_whose_shape_is_hidden_is_found_by_uneven_sizes(size: int) -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.adaptive_avg_pool2d(self.bn(self.conv(x)), size).mean((2, 3))
+
+    x = normal(2, 3, 112, 112)
+    with pytest.raises(
+        ExportError, match=rf"ONNX has no adaptive pooling to {size}, which `adaptive_avg_pool2d`, at .*py"
+    ):
+        to_onnx(folded(Hidden(), x), x, dynamic=("batch", "size"))
+
+
+def test_a_scale_that_float32_rounds_is_no_free_size() -> None:
+    x = normal(2, 3, 60, 60)
+    with pytest.raises(ExportError, match=r"ONNX keeps the scale 1\.3 in float32, which makes another size of \d+"):
+        to_onnx(folded(layers(2, nn.Upsample(scale_factor=1.3)), x), x, dynamic=("size",))
+    to_onnx(folded(layers(2, nn.Upsample(scale_factor=1.5)), x), x, dynamic=("size",))
+
+
+def test_conditions_stand_in_the_file_and_are_warned_of() -> None:
+    x = normal(2, 3, 16, 24)
+    with pytest.warns(bnfold.export.SizeWarning, match="a multiple of 4"):
+        model = to_onnx(folded(Halves(), x), x, dynamic=("batch", "size"))
+    (told,) = (entry.value for entry in model.metadata_props if entry.key == "bnfold.sizes")
+    assert "a multiple of 4" in told
