@@ -60,7 +60,7 @@ def _third_last(call: Any, form: ChannelForm, facts: GraphFacts) -> Refusal | No
 def pixels_of_channels(
     call: PixelShuffle, form: ChannelForm, facts: GraphFacts, here: Side
 ) -> Correspondence | Refusal:
-    """Output channel ``c`` reads the ``r * r`` input channels ``c r r ... c r r + r r - 1``, or each C-th from ``c`` on."""
+    """Output channel ``c`` reads the ``r * r`` input channels ``c r r ... c r r + r r - 1``, or each C-th one."""
     repeat = call.factor**2
     channels = form.affine.channels if here == "output" else form.affine.channels // repeat
     numbers = torch.arange(channels)
@@ -93,7 +93,7 @@ class PixelShuffle(Arranging):
 def channels_of_pixels(
     call: PixelUnshuffle, form: ChannelForm, facts: GraphFacts, here: Side
 ) -> Correspondence | Refusal:
-    """Output channels ``c r r ... c r r + r r - 1`` all come from input channel ``c``, or each C-th from ``c`` on."""
+    """Output channels ``c r r ... c r r + r r - 1`` all come from input channel ``c``, or each C-th one."""
     repeat = call.factor**2
     channels = form.affine.channels if here == "input" else form.affine.channels // repeat
     numbers = torch.arange(channels)

@@ -181,7 +181,7 @@ class Convolution(_OverSpace):
     """``conv1d`` to ``conv3d``: weight ``(C_out, C_in / groups, *kernel)``, channels in dimension 1.
 
     Attributes:
-        uneven: whether it pads one side more than the other, or as its input's size asks; ``padding`` then tells nothing.
+        uneven: whether it pads one side more than the other, or as its input asks; ``padding`` then tells nothing.
     """
 
     words = "convolution"
