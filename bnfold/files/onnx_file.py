@@ -19,7 +19,9 @@ def read_onnx(path: Path) -> ir.Model:
         return ir.load(path)
     except Exception as error:
         told = " ".join(str(error).split())[:200].rstrip(".")
-        raise RefusedFileError(f"{shown_path(path)} cannot be read as an ONNX model: {told}.", fix="Copy it again.") from error
+        raise RefusedFileError(
+            f"{shown_path(path)} cannot be read as an ONNX model: {told}.", fix="Copy it again."
+        ) from error
 
 
 def write_onnx(model: Any, path: Path, *, force: bool, inputs: list[Path]) -> None:

@@ -17,7 +17,7 @@ from bnfold.fold.decision import Decision
 from bnfold.fold.plan import Plan, Steps, make_plan
 from bnfold.onnx_graph.constants import Constants
 from bnfold.onnx_graph.facts import OnnxFacts
-from bnfold.onnx_graph.inference import InferredShapes, inferred
+from bnfold.onnx_graph.inference import InferredShapes, NamedShapes, inferred
 from bnfold.onnx_graph.prepare import OnnxModel, prepared, version_of
 from bnfold.onnx_graph.rewrite import Names, rewrite
 from bnfold.ops.refusal import Refusal
@@ -38,6 +38,7 @@ class OnnxFolding:
     model: Any
     plan: Plan
     given: OnnxModel = field(repr=False)
+    shapes: NamedShapes = field(repr=False)
     freeze_inputs: bool = field(default=False, repr=False)
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
 
@@ -60,7 +61,7 @@ class OnnxFolding:
 
         original = in_double(ir.to_proto(prepared(self.given, freeze=self.freeze_inputs)))
         model = ir.from_proto(original)
-        _rewritten(_Reading(model, frozen=self.freeze_inputs), self.plan)
+        _rewritten(_Reading(model, frozen=self.freeze_inputs, shapes=self.shapes), self.plan)
         return original, ir.to_proto(model)
 
 
@@ -118,24 +119,24 @@ def fold_onnx(
         working.ir_version = 4
     seconds["rewrite"] = time.perf_counter() - start
     result = ir.to_proto(working) if isinstance(given, onnx.ModelProto) else working
-    return OnnxFolding(result, plan, given, freeze_inputs, seconds)
+    return OnnxFolding(result, plan, given, reading.named, freeze_inputs, seconds)
 
 
 class _Reading:
     """A model as the planner sees it: the facts of each of its graphs."""
 
-    def __init__(self, model: ir.Model, *, frozen: bool) -> None:
+    def __init__(self, model: ir.Model, *, frozen: bool, shapes: NamedShapes | None = None) -> None:
         self.model = model
+        graphs = list(_graphs(model.graph))
         self.constants = Constants(frozen=frozen)
-        self.shapes: InferredShapes = inferred(model)
+        self.shapes = inferred(model) if shapes is None else InferredShapes.of_copy(graphs, shapes)
+        self.named = self.shapes.by_name(graphs)
         self.version = version_of(model)
-        for graph in _graphs(model.graph):
+        for graph in graphs:
             self.constants.note_initializers(graph)
         for node in _nodes(model.graph):
             self.constants.note(node, self.version)
-        self.facts = [
-            OnnxFacts(graph, self.constants, self.shapes, self.version) for graph in _graphs(model.graph)
-        ]
+        self.facts = [OnnxFacts(graph, self.constants, self.shapes, self.version) for graph in graphs]
 
     def notes(self) -> tuple[str, ...]:
         """Return what is to be said about the model."""
@@ -207,7 +208,9 @@ def _refused(plan: Plan, error: NotFiniteError, before: Mapping[str, Refusal]) -
     """
     name = error.node  # type: ignore[attr-defined]
     sites = {
-        own[absorption.batchnorm].site for own in plan.pieces.values() for absorption in own.steps.absorbed.get(name, ())
+        own[absorption.batchnorm].site
+        for own in plan.pieces.values()
+        for absorption in own.steps.absorbed.get(name, ())
     }
     new = sites - before.keys()
     if not new:

@@ -322,7 +322,9 @@ class OnnxFacts(FrontEnd[OnnxValue]):
 
     # --- parameters -----------------------------------------------------------------------------------------------
 
-    def parameter(self, value: ir.Value, *, turned: bool = False, factor: float = 1.0, vector: int | None = None) -> str:
+    def parameter(
+        self, value: ir.Value, *, turned: bool = False, factor: float = 1.0, vector: int | None = None
+    ) -> str:
         """Return the name of a parameter that is made of a constant."""
         made = Parameter(value, turned, factor, None if self.constants.shape(value) == (vector,) else vector)
         name = str(value.name)

@@ -7,20 +7,21 @@ numbers in their place, which stand for example inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-__all__ = ["OPEN", "InferredShapes", "inferred"]
+__all__ = ["OPEN", "InferredShapes", "NamedShapes", "inferred"]
 
 OPEN = "bnfold_open_"  # begins the name of each open dimension of an input
 _SMALL = 2048  # elements of an initializer that the inference may need to look at
 _TRIED = ((2, 224), (3, 256))  # batch, and any other open dimension
 
 Symbolic = tuple["int | str | None", ...]
+NamedShapes = list[dict[str, tuple["Symbolic | None", tuple["tuple[int, ...] | None", ...]]]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,37 @@ class InferredShapes:
         """Return a value's shape for each input, if it is known for all."""
         found = [shapes[value] for shapes in self.tried if value in shapes]
         return tuple(found) if len(found) == len(self.tried) else ()
+
+    def by_name(self, graphs: Sequence[ir.Graph]) -> NamedShapes:
+        """Return them by the names of the values, for each graph in turn: for a copy of the model."""
+        return [
+            {
+                str(value.name): (self.symbolic.get(value), tuple(shapes.get(value) for shapes in self.tried))
+                for value in _values(graph)
+            }
+            for graph in graphs
+        ]
+
+    @staticmethod
+    def of_copy(graphs: Sequence[ir.Graph], named: NamedShapes) -> InferredShapes:
+        """Return the shapes of a copy's values."""
+        symbolic: dict[ir.Value, Symbolic] = {}
+        tried: tuple[dict[ir.Value, tuple[int, ...]], ...] = tuple({} for _ in _TRIED)
+        for graph, known in zip(graphs, named, strict=True):
+            for value in _values(graph):
+                shape, seen = known.get(str(value.name), (None, ()))
+                if shape is not None:
+                    symbolic[value] = shape
+                for found, one in zip(tried, seen, strict=False):
+                    if one is not None:
+                        found[value] = one
+        return InferredShapes(symbolic, tried)
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
 
 
 def inferred(model: ir.Model) -> InferredShapes:
@@ -141,8 +173,7 @@ def _matched(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value
     for entry in (*proto.input, *proto.output, *proto.value_info):
         if entry.type.HasField("tensor_type") and entry.type.tensor_type.HasField("shape"):
             told[entry.name] = tuple(_size(dim) for dim in entry.type.tensor_type.shape.dim)
-    values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
-    for value in values:
+    for value in _values(graph):
         if value.name in told:
             yield value, told[value.name]
     for node, other in zip(graph, proto.node, strict=True):

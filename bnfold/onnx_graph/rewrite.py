@@ -122,7 +122,11 @@ class _Rewriter:
     def _rounded_to(self, call: ops.Absorber) -> torch.dtype | None:
         value = self.facts.parameters[call.weight].value if isinstance(call.weight, str) else None
         found = None if value is None else self.facts.constants.numbers(value)
-        return None if found is None or found.dtype.name not in ("float16", "float32") else getattr(torch, found.dtype.name)
+        return (
+            None
+            if found is None or found.dtype.name not in ("float16", "float32")
+            else getattr(torch, found.dtype.name)
+        )
 
     def _affine(self, name: str, explicit: Explicit) -> tuple[ChannelAffine | None, int, int | None]:
         """The affine that a site becomes, its dimension, and the number of dimensions; None to leave the node alone."""
@@ -294,10 +298,7 @@ class _Rewriter:
     def _returned_inside(self, output: ir.Value) -> bool:
         """Whether a graph inside of a node returns a value, which is captured there."""
         return any(
-            value is output
-            for graph in self.graph.subgraphs()
-            if graph is not self.graph
-            for value in graph.outputs
+            value is output for graph in self.graph.subgraphs() if graph is not self.graph for value in graph.outputs
         )
 
     def _insert_after(self, node: ir.Node, op: str, second: ir.Value) -> None:

@@ -164,7 +164,7 @@ def _quick(reference: Any, schema: Any, kernel: Kernel) -> Any:
     """Return the reference implementation of an operator, with ``kernel`` before it."""
 
     def run(self: Any, *args: Any, **attributes: Any) -> Arrays:
-        if schema.name == "Resize" and attributes.get("keep_aspect_ratio_policy", "") is None:
+        if schema.name == "Resize" and not attributes.get("keep_aspect_ratio_policy"):
             attributes["keep_aspect_ratio_policy"] = "stretch"  # before opset 18 there was no other
         with torch.no_grad():
             answer = kernel(self.onnx_node, args, attributes)

@@ -119,9 +119,7 @@ def conv_average_pool_bn(n: Net) -> str:
 
 @graph(affines=1)
 def conv_average_pool_that_counts_zeros_bn(n: Net) -> str:
-    x = n.node(
-        "AveragePool", [n.conv(image(n), 4, 6)], kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1
-    )
+    x = n.node("AveragePool", [n.conv(image(n), 4, 6)], kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1)
     return n.bn(x, 6)
 
 

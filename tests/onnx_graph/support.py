@@ -68,8 +68,10 @@ class Net:
 
     def bn(self, x: str, channels: int, positive: bool = False, shift: bool = True, **attributes: Any) -> str:
         """With random statistics; scales of both signs unless ``positive``; and without a shift where it is unwanted."""
-        scale, mean, variance = self.weight(channels, positive=positive), self.numbers(channels), self.numbers(
-            channels, positive=True
+        scale, mean, variance = (
+            self.weight(channels, positive=positive),
+            self.numbers(channels),
+            self.numbers(channels, positive=True),
         )
         bias = self.numbers(channels) if shift else np.zeros(channels, self.dtype)
         mean = mean if shift else np.zeros(channels, self.dtype)

@@ -80,9 +80,7 @@ def _conv(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
     uneven = pads is None or pads[:dims] != pads[dims:]
     padding = (0,) * dims if pads is None else pads[:dims]
     bias = _bias(a, channels)
-    return ops.Convolution(
-        node, a.value(), a.source(1), bias, dims, strides, padding, dilations, groups, uneven=uneven
-    )
+    return ops.Convolution(node, a.value(), a.source(1), bias, dims, strides, padding, dilations, groups, uneven=uneven)
 
 
 def _conv_transpose(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
