@@ -22,7 +22,7 @@ from bnfold.onnx_graph.prepare import OnnxModel, prepared, version_of
 from bnfold.onnx_graph.rewrite import Names, rewrite
 from bnfold.ops.refusal import Refusal
 
-__all__ = ["OnnxFolding", "fold_onnx", "plan_onnx"]
+__all__ = ["OnnxFolding", "fold_onnx", "plan_onnx", "unknown_name"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +189,8 @@ def _planned(reading: _Reading, keep: frozenset[str], refused: Mapping[str, Refu
         if plan.steps.guards:
             plan = replace(plan, steps=Steps())
         plans.append(plan)
-    first, *others = plans
     decisions: tuple[Decision, ...] = tuple(decision for plan in plans for decision in plan)
-    return Plan(decisions, "onnx", first.notes, steps=Steps(), pieces={str(n): plan for n, plan in enumerate(plans)})
+    return Plan(decisions, "onnx", plans[0].notes, steps=Steps(), pieces={str(n): plan for n, plan in enumerate(plans)})
 
 
 def _rewritten(reading: _Reading, plan: Plan) -> None:
@@ -222,9 +221,14 @@ def _refused(plan: Plan, error: NotFiniteError, before: Mapping[str, Refusal]) -
 def _require_names(plan: Plan, keep: frozenset[str]) -> None:
     known = {name for decision in plan for name in (decision.batchnorm, decision.site)}
     for name in sorted(keep - known):
-        close = difflib.get_close_matches(name, [decision.batchnorm for decision in plan], n=3, cutoff=0.4)
-        fix = f"Did you mean {', '.join(close)}?" if close else "See the names with `bnfold explain`."
-        raise UnknownNameError(f"No BatchNormalization of the model is called `{name}`.", fix=fix)
+        raise unknown_name(name, plan)
+
+
+def unknown_name(name: str, plan: Plan) -> UnknownNameError:
+    """Return the error for a name that no site has; close ones are named."""
+    close = difflib.get_close_matches(name, [decision.batchnorm for decision in plan], n=3, cutoff=0.4)
+    fix = f"Did you mean {', '.join(close)}?" if close else "See the names with `bnfold explain`."
+    return UnknownNameError(f"No BatchNormalization of the model is called `{name}`.", fix=fix)
 
 
 def _has_own_initializers(model: ir.Model) -> bool:

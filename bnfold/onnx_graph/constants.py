@@ -51,7 +51,7 @@ def tensor_of(numbers: Any) -> Tensor | None:
         return None
 
 
-def array_of(tensor: Tensor, dtype: ir.DataType) -> ir.Tensor:
+def array_of(tensor: Tensor, dtype: ir.DataType) -> ir.Tensor[Any]:
     """Return a tensor as ONNX holds it, rounded to a type."""
     wanted = tensor.detach().to(_TYPES[dtype]).contiguous()
     if dtype == ir.DataType.BFLOAT16:

@@ -84,13 +84,10 @@ class OnnxFacts(FrontEnd[OnnxValue]):
         order: list[OnnxValue] = []
         outer: list[OnnxValue] = []
         joined = self._joined()
-        for value in self.graph.inputs:
-            order.append(self._new("constant" if self.constants.holds(value) else "input", value, None))
+        order += [self._from_outside(value) for value in self.graph.inputs]
         for node in self.graph:
             read = [value for value in _read_by(node) if value not in joined]
-            for value in read:  # initializers, and what is captured from the graph around this one
-                if value not in self._values:
-                    outer.append(self._new("constant" if self.constants.holds(value) else "input", value, None))
+            outer += [self._from_outside(value) for value in dict.fromkeys(read) if value not in self._values]
             if len(node.outputs) == 1 and node.outputs[0] in joined:
                 continue  # it stands for one operation with the sum after it
             made = self._of_node(node)
@@ -103,15 +100,19 @@ class OnnxFacts(FrontEnd[OnnxValue]):
             order.extend(made)
         for place, value in enumerate(self.graph.outputs):
             if value not in self._values:
-                outer.append(self._new("constant" if self.constants.holds(value) else "input", value, None))
+                outer.append(self._from_outside(value))
             end = OnnxValue(self._free(f"output of {value.name} {place}"), "output", None, None)
             end.inputs = (self._values[value],)
             order.append(end)
         order = outer + order
         for reader in order:
-            for value in reader.inputs:
-                self._users.setdefault(value, []).append(reader)
+            for read_value in reader.inputs:
+                self._users.setdefault(read_value, []).append(reader)
         return order
+
+    def _from_outside(self, value: ir.Value) -> OnnxValue:
+        """The value for an input, an initializer, or what is captured from the graph around this one."""
+        return self._new("constant" if self.constants.holds(value) else "input", value, None)
 
     def _of_node(self, node: ir.Node) -> list[OnnxValue]:
         """The values of a node: one, or one for all of its results and one for each."""
@@ -152,7 +153,7 @@ class OnnxFacts(FrontEnd[OnnxValue]):
             if not is_standard(node) or node.op_type != "Add" or len(node.inputs) != 2:
                 continue
             for product, added in (node.inputs, reversed(node.inputs)):
-                if self._is_bias(node, product, added):
+                if self._is_bias(product, added):
                     assert product is not None
                     maker = product.producer()
                     assert maker is not None
@@ -161,7 +162,7 @@ class OnnxFacts(FrontEnd[OnnxValue]):
                     break
         return found
 
-    def _is_bias(self, node: ir.Node, product: ir.Value | None, added: ir.Value | None) -> bool:
+    def _is_bias(self, product: ir.Value | None, added: ir.Value | None) -> bool:
         maker = None if product is None else product.producer()
         if maker is None or product is None or added is None or maker.graph is not self.graph:
             return False

@@ -77,9 +77,7 @@ def inferred(model: ir.Model) -> InferredShapes:
     """Return the shapes of a model's values; empty where the inference does not take the model."""
     skeleton = _skeleton(model)
     inputs = {str(value.name): value for value in model.graph.inputs}
-    symbolic: dict[ir.Value, Symbolic] = {}
-    for value, shape in _inferred(model, skeleton, _named(inputs)):
-        symbolic[value] = shape
+    symbolic = dict(_inferred(model, skeleton, _named(inputs)))
     tried: list[dict[ir.Value, tuple[int, ...]]] = []
     for batch, size in _TRIED:
         whole = {}

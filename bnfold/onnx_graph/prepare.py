@@ -45,6 +45,11 @@ def _read(given: Any) -> ir.Model:
 
         return read_onnx(given)
     if isinstance(given, onnx.ModelProto):
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in given.graph.initializer):
+            raise UsageError(
+                "The onnx.ModelProto has weights in another file, and does not say where that lies.",
+                fix="Give the path of its .onnx file.",
+            )
         try:
             return ir.from_proto(given)
         except Exception as error:

@@ -150,10 +150,14 @@ class _Rewriter:
     def _constant(self, name: str) -> Tensor:
         call = self.facts.call(self.by_name[name])
         assert isinstance(call, ops.BatchNorm)
-        parts = [self.facts.constant(s) for s in (call.running_mean, call.running_var, call.weight, call.bias)]
+        mean, variance, weight, bias = (
+            self.facts.constant(source) for source in (call.running_mean, call.running_var, call.weight, call.bias)
+        )
         x = self.facts.constant(call.input)
         assert x is not None
-        return affine_of_statistics(*parts, call.eps)(x.double(), call.dim)  # type: ignore[arg-type]
+        assert mean is not None
+        assert variance is not None
+        return affine_of_statistics(mean, variance, weight, bias, call.eps)(x.double(), call.dim)
 
     def _term(self, term: str, total: str) -> tuple[ir.Node, int]:
         """The sum that loses a term, and which of its inputs that is."""
@@ -225,7 +229,7 @@ class _Rewriter:
             wanted = f"{wanted}_folded"
         return self._registered(self.names.free(wanted), numbers)
 
-    def _registered(self, name: str, numbers: ir.Tensor) -> ir.Value:
+    def _registered(self, name: str, numbers: ir.Tensor[Any]) -> ir.Value:
         numbers.name = name
         value = ir.Value(
             name=name, shape=ir.Shape(numbers.shape.numpy()), type=ir.TensorType(numbers.dtype), const_value=numbers
@@ -285,7 +289,7 @@ class _Rewriter:
             maker = source.producer()
             returned = any(value is output for value in self.graph.outputs)
             free = maker is not None and maker.graph is self.graph and not source.is_graph_output()
-            if not returned or not free or len(output.uses()) and self._returned_inside(output):
+            if not returned or not free or (len(output.uses()) and self._returned_inside(output)):
                 self._become(node, "Identity", [source], [])
                 return
             name = str(output.name)
@@ -317,9 +321,9 @@ class _Rewriter:
     def _sweep(self) -> None:
         """Remove what nobody needs any more, if somebody did."""
         for node in reversed(self.live):
-            if node.graph is self.graph and not any(self.facts.is_used(output) for output in node.outputs):
-                if is_standard(node):
-                    self.graph.remove(node, safe=True)
+            unused = node.graph is self.graph and not any(self.facts.is_used(output) for output in node.outputs)
+            if unused and is_standard(node):
+                self.graph.remove(node, safe=True)
         inputs = set(self.graph.inputs)
         for value in self.used:
             name = str(value.name)

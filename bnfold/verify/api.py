@@ -222,6 +222,12 @@ def _witnesses(
         if weights is not None:
             proven = weights.passed
             yield 0.45, weights
+    elif folding is not None:
+        from bnfold.verify.onnx_original import OnnxOriginal, of_onnx_algebra
+
+        if isinstance(original, OnnxOriginal) and original.has_float64:
+            clock("float64 algebra", "applying the plan in float64", 0.4)
+            yield 0.4, of_onnx_algebra(folding, original)
     exported: Any = candidate
     if not _is_onnx(candidate):
         weights_alone, plain = of_weights(_module(candidate)), of_module(_module(candidate))

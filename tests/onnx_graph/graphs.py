@@ -44,7 +44,7 @@ class Small:
 GRAPHS: list[Small] = []
 
 
-def graph(*shapes: tuple[tuple[int, ...], ...], left: int = 0, affines: int = 0, opset: int = 17):  # noqa: ANN201
+def graph(*shapes: tuple[tuple[int, ...], ...], left: int = 0, affines: int = 0, opset: int = 17):
     """Add a graph to the suite."""
 
     def add(make: Callable[[Net], str]) -> Callable[[Net], str]:

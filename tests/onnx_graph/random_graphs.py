@@ -31,10 +31,8 @@ class _Grower:
             self.step()
         if self.random.random() < 0.3:
             self.head()
-        outputs = [self.latest]
-        for name in self.shapes:
-            if name not in ("x", self.latest) and self.random.random() < 0.04:
-                outputs.append(name)
+        more = [name for name in self.shapes if name not in ("x", self.latest) and self.chance(0.04)]
+        outputs = [self.latest, *more]
         model = self.net.model(*outputs)
         dims = model.graph.input[0].type.tensor_type.shape.dim
         dims[0].dim_param = "batch"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from bnfold.onnx_graph.api import OnnxFolding, fold_onnx
 from bnfold.verify.onnx_double import evaluator
@@ -67,7 +67,7 @@ class Net:
         return str(self.node("Conv", given, **attributes))
 
     def bn(self, x: str, channels: int, positive: bool = False, shift: bool = True, **attributes: Any) -> str:
-        """With random statistics; scales of both signs unless ``positive``; and without a shift where it is unwanted."""
+        """Random statistics; scales of both signs unless ``positive``; without a shift where it is unwanted."""
         scale, mean, variance = (
             self.weight(channels, positive=positive),
             self.numbers(channels),

@@ -6,7 +6,7 @@ A reader that finds anything it does not know to the letter returns None, or rai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bnfold import ops
 from bnfold.onnx_graph.arguments import NodeArguments
@@ -17,10 +17,11 @@ __all__ = ["READERS", "Reader"]
 
 Reader = Callable[[OnnxValue, NodeArguments], "ops.Operation | None"]
 
-READERS: dict[str, Reader] = {
-    **weighted.READERS,
-    **windows.READERS,
-    **elementwise.READERS,
-    **arranging.READERS,
-}
+_FAMILIES: tuple[Mapping[str, Reader], ...] = (
+    weighted.READERS,
+    windows.READERS,
+    elementwise.READERS,
+    arranging.READERS,
+)
+READERS = {operator: reader for family in _FAMILIES for operator, reader in family.items()}
 """By the name of the operator, of the domains ``""`` and ``ai.onnx``."""

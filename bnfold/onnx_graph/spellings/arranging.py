@@ -44,10 +44,8 @@ def _split(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
     rank, axis, count = a.rank(), a.integer("axis", 0), len(a.node.outputs)
     if not -rank <= axis < rank:
         return None
-    if a.version < 13:
-        pieces = a.integers("split")
-    else:
-        pieces = a.whole_numbers(1) if a.has(1) else None
+    listed = a.version >= 13 and a.has(1)
+    pieces = a.whole_numbers(1) if listed else a.integers("split")
     if pieces is not None:
         return ops.Split(node, a.value(), axis % rank, pieces, None) if len(pieces) == count else None
     whole = a.facts.channels(a.value(), axis % rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -137,7 +138,7 @@ def _concatenate(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
     return ops.Concatenate(node, tuple(a.value(place) for place in range(len(a.node.inputs))), axis % rank)
 
 
-READERS = {
+READERS: dict[str, Callable[[OnnxValue, NodeArguments], ops.Operation | None]] = {
     "Add": partial(_arithmetic, "Add"),
     "Cast": _cast,
     "Concat": _concatenate,

@@ -112,12 +112,12 @@ def _resize(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
         return None
     if str(a.attribute("keep_aspect_ratio_policy", "stretch")) != "stretch":
         return None
-    if not _keeps_channels(node, a, 1 if a.version < 11 else 2):
+    if not _keeps_channels(a, 1 if a.version < 11 else 2):
         return None
     return ops.Interpolate(node, a.value(), mode)
 
 
-def _keeps_channels(node: OnnxValue, a: NodeArguments, scales: int) -> bool:
+def _keeps_channels(a: NodeArguments, scales: int) -> bool:
     """Whether batch and channels keep their sizes, and so their places."""
     rank = a.rank()
     axes = a.integers("axes")
