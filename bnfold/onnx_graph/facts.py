@@ -298,7 +298,10 @@ class OnnxFacts(FrontEnd[OnnxValue]):
     def sizes_asked(self, node: ir.Node, place: int) -> tuple[Any, ...] | None:
         """Return the sizes that a node asks for by an input; None where they are not known."""
         value = node.inputs[place] if place < len(node.inputs) else None
-        return None if value is None else self._sizes.numbers(value)
+        if value is None:
+            return None
+        self._sizes.of(self.of(value))  # which follows the numbers up to there
+        return self._sizes.numbers(value)
 
     def rank(self, value: OnnxValue) -> int | None:
         """Return the number of dimensions, if the graph tells it."""

@@ -292,6 +292,10 @@ def _resize(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, An
     ):
         y = F.interpolate(_tensor(x), size[2:], mode="bilinear", align_corners=coordinates == "align_corners")
         return (y.numpy(),)
+    cubic = mode == "cubic" and attributes.get("cubic_coeff_a") in (None, -0.75)
+    if cubic and coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners") and min(size[2:]) > 1:
+        y = F.interpolate(_tensor(x), size[2:], mode="bicubic", align_corners=coordinates == "align_corners")
+        return (y.numpy(),)
     if mode == "nearest" and coordinates == "asymmetric" and str(attributes.get("nearest_mode")) == "floor":
         return (F.interpolate(_tensor(x), size[2:], mode="nearest").numpy(),)
     return None

@@ -214,7 +214,8 @@ class _Grower:
             more = {"mode": mode}
             if mode == "nearest":
                 more |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-            self.put(self.net.node("Resize", [x, "", self.net.constant(scales)], **more))
+            region = self.net.constant(np.zeros(0, np.float32)) if self.net.opset < 13 else ""
+            self.put(self.net.node("Resize", [x, region, self.net.constant(scales)], **more))
 
     def pixels(self) -> None:
         x = self.value()

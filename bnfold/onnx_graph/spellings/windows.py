@@ -133,7 +133,11 @@ def _keeps_channels(a: NodeArguments, scales: int) -> bool:
         elif not a.has(scales + 1):
             return False
     before, after = a.facts.sizes(a.value()), a.facts.sizes_asked(a.node, scales + 1)
-    return before is not None and after is not None and len(after) == rank and after[:2] == tuple(before[:2])
+    if before is None or after is None or len(after) != rank:
+        return False
+    return all(
+        entry in (size, size.number) and entry is not None for entry, size in zip(after[:2], before, strict=False)
+    )
 
 
 def _upsample(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
