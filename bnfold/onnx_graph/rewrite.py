@@ -12,7 +12,7 @@ from torch import Tensor
 from bnfold import ops
 from bnfold.affine import ChannelAffine, affine_of_statistics
 from bnfold.fold.plan import Absorption, Explicit, Plan
-from bnfold.fold.weights import absorbed_weights
+from bnfold.fold.rounded import absorbed_weights
 from bnfold.onnx_graph.constants import array_of, is_standard
 from bnfold.onnx_graph.facts import OnnxFacts
 from bnfold.onnx_graph.values import OnnxValue
