@@ -22,6 +22,7 @@ from bnfold.files.words import reason_of, shown_path
 
 __all__ = ["keeps_weights_apart", "read_onnx", "write_onnx"]
 
+_APART = "bnfold.weights_apart"
 _LARGEST = 2**31 - 1  # bytes of one protobuf message
 _TYPED: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
@@ -65,6 +66,8 @@ def read_onnx(path: Path) -> ir.Model:
     from onnx_ir.external_data import set_base_dir
 
     set_base_dir(model.graph, os.fspath(path.resolve().parent))
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto)):
+        model.meta[_APART] = True
     return model  # type: ignore[no-any-return]
 
 
@@ -200,7 +203,8 @@ def keeps_weights_apart(model: ir.Model) -> bool:
     """Whether a model is written with its weights in a file beside it: as they were, or since they are too many."""
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     held = [tensor for tensor in tensors if tensor is not None]
-    return any(isinstance(tensor, ir.ExternalTensor) for tensor in held) or sum(t.nbytes for t in held) > 2**31 - 2**20
+    apart = model.meta.get(_APART, False) or any(isinstance(tensor, ir.ExternalTensor) for tensor in held)
+    return apart or sum(tensor.nbytes for tensor in held) > 2**31 - 2**20
 
 
 def write_onnx(model: Any, path: Path, *, inputs: Sequence[Path] = (), force: bool = False) -> list[Written]:

@@ -59,7 +59,8 @@ class OnnxFolding:
         """
         from bnfold.verify.onnx_double import in_double
 
-        original = in_double(ir.to_proto(prepared(self.given, freeze=self.freeze_inputs)))
+        given = onnx.load(self.given) if isinstance(self.given, Path) else self.given
+        original = in_double(ir.to_proto(prepared(given, freeze=self.freeze_inputs)))
         model = ir.from_proto(original)
         _rewritten(_Reading(model, frozen=self.freeze_inputs, shapes=self.shapes), self.plan)
         return original, ir.to_proto(model)

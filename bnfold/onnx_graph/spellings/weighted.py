@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bnfold import ops
+from bnfold.errors import RefusedFileError
 from bnfold.onnx_graph.arguments import NodeArguments
 from bnfold.onnx_graph.values import OnnxValue
 from bnfold.ops.operation import STOPS
@@ -73,6 +74,12 @@ def _conv(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
     groups, channels = a.integer("group", 1), a.shape(1)[0]
     if groups < 1 or channels % groups:
         raise NotStaticError("groups that do not fit")
+    taken, given = a.shape(1)[1] * groups, a.facts.channels(a.value(), 1)
+    if given not in (None, taken):
+        raise RefusedFileError(
+            f"The ONNX model does not fit together: `{a.facts.name(node)}` takes {taken} channels and is given {given}.",
+            fix="Check it with ONNX Runtime, or export it again.",
+        )
     pads = _explicit_pads(a, dims)
     reach = [dilation * (size - 1) for dilation, size in zip(dilations, kernel, strict=True)]
     if pads is None and set(strides) == {1} and all(total % 2 == 0 for total in reach):

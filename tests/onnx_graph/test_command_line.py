@@ -1,0 +1,205 @@
+"""``bnfold fold``, ``explain``, ``verify`` and ``bench`` of an .onnx file, by their exit codes and what they write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from bnfold.cli import main
+from tests.onnx_graph.graphs import GRAPHS
+from tests.onnx_graph.support import Net, left
+
+SMALL = ("--input-shape", "2,4,8,8")  # cheap
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def written(path: Path, name: str = "concat_bn") -> Path:
+    model = next(small for small in GRAPHS if small.name == name).model()
+    onnx.save(model, path)
+    return path
+
+
+def test_fold_writes_a_proven_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = written(tmp_path / "net.onnx")
+    assert run("fold", source, "--report", tmp_path / "report.json", *SMALL) == 0
+    assert left(onnx.load(tmp_path / "net.folded.onnx")) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["capture"] == "onnx"
+    assert report["summary"] == {"fold": 1, "affine": 0, "keep": 0}
+    assert [decision["kind"] for decision in report["batchnorms"]] == ["batchnorm"]
+    names = [comparison["name"] for comparison in report["verification"]["comparisons"]]
+    assert names == ["float64 algebra", "ONNX Runtime, optimisations off", "ONNX Runtime, optimisations on"]
+    assert report["verification"]["passed"]
+    assert all("and" in comparison["compared_on"] for comparison in report["verification"]["comparisons"])
+    assert [Path(output["path"]).name for output in report["outputs"]] == ["net.folded.onnx"]
+    assert "equivalent" in capsys.readouterr().out
+
+
+def test_verify_and_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = written(tmp_path / "net.onnx", "conv_pool_mul_add")
+    assert run("explain", source) == 0
+    told = capsys.readouterr().out
+    assert "mul6" in told
+    assert "conv3" in told
+    assert run("fold", source, "-q", *SMALL) == 0
+    assert run("verify", source, tmp_path / "net.folded.onnx", *SMALL) == 0
+    assert run("explain", source, "mul7") == 2
+    assert "Did you mean" in capsys.readouterr().err
+
+
+def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = written(tmp_path / "net.onnx")
+    assert run("bench", source, "--seconds", "0", "--input-shape", "1,4,8,8") == 0
+    assert "ONNX Runtime" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (("--opset", "17"), 2),
+        (("--dynamic", "batch"), 2),
+        (("-o", "out.pt2"), 2),
+        (("--keep", "nothing"), 2),
+        (("--strict",), 0),
+    ],
+)
+def test_options_that_mean_nothing_here_are_usage_errors(tmp_path: Path, options: tuple[str, ...], code: int) -> None:
+    source = written(tmp_path / "net.onnx")
+    assert run("fold", source, "-q", *options, *SMALL) == code
+    assert (tmp_path / "net.folded.onnx").exists() == (code == 0)
+
+
+def test_strict_counts_normalisations_and_not_affines(tmp_path: Path) -> None:
+    net = Net()
+    x = net.node("Mul", [net.node("Sigmoid", [net.input(["n", 4, 8, 8])]), net.weight(4, 1, 1)])
+    onnx.save(net.model(net.node("Sigmoid", [net.bn(net.conv(x, 4, 6, pads=[1] * 4), 6)])), tmp_path / "net.onnx")
+    assert run("fold", tmp_path / "net.onnx", "-q", "--strict", *SMALL) == 0
+    source = written(tmp_path / "other.onnx", "bn_alone")
+    assert run("fold", source, "-q", "--strict") == 4
+    assert not (tmp_path / "other.folded.onnx").exists()
+
+
+def test_a_wrong_fold_is_caught_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold.onnx_graph import rewrite
+
+    right = rewrite.absorbed_weights
+
+    def wrong(*given: object, **named: object) -> object:
+        weight, bias = right(*given, **named)  # type: ignore[arg-type]
+        weight.data.view(-1)[:1] *= 1.001
+        return weight, bias
+
+    monkeypatch.setattr(rewrite, "absorbed_weights", wrong)
+    source = written(tmp_path / "net.onnx", "conv_bn")
+    assert run("fold", source, "-q", *SMALL) == 1
+    assert not (tmp_path / "net.folded.onnx").exists()
+
+
+# --- files from strangers ----------------------------------------------------------------------------------------
+
+
+def external(folder: Path, location: str = "net.data") -> Path:
+    source = written(folder / "net.onnx")
+    model = onnx.load(source)
+    onnx.save_model(
+        model, source, save_as_external_data=True, location="net.data", size_threshold=0, all_tensors_to_one_file=True
+    )
+    if location != "net.data":
+        model = onnx.load(source, load_external_data=False)
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = location
+        source.write_bytes(model.SerializeToString())
+    return source
+
+
+def broken(folder: Path, how: str) -> Path:
+    source = written(folder / "net.onnx")
+    model = onnx.load(source)
+    if how == "cut":
+        source.write_bytes(source.read_bytes()[:-200])
+        return source
+    if how == "missing initializer":
+        del model.graph.initializer[0]
+    elif how == "cycle":
+        model.graph.node[0].input[0] = model.graph.node[-1].output[0]
+    elif how == "negative size":
+        model.graph.initializer[0].dims[0] = -4
+    elif how == "more declared than held":
+        model.graph.initializer[0].dims[0] = 2**40
+    elif how == "two of one name":
+        model.graph.node[1].output[0] = model.graph.node[0].output[0]
+    elif how == "an output that nothing gives":
+        model.graph.output[0].name = "nothing"
+    elif how == "no graph":
+        model.ClearField("graph")
+    elif how == "sparse":
+        model.graph.sparse_initializer.add()
+    elif how == "of no type":
+        model.graph.initializer[0].data_type = 99
+    elif how == "wrong shape":
+        model.graph.initializer[0].CopyFrom(
+            numpy_helper.from_array(np.zeros((6, 5, 3, 3), np.float32), model.graph.initializer[0].name)
+        )
+    elif how == "opset":
+        model.opset_import[0].version = 5
+    source.write_bytes(model.SerializeToString())
+    return source
+
+
+HOWS = [
+    *("cut", "missing initializer", "cycle", "negative size", "more declared than held", "two of one name"),
+    *("an output that nothing gives", "no graph", "sparse", "of no type", "wrong shape", "opset"),
+]
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_broken_file_is_refused_in_one_sentence(tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fold", broken(tmp_path, how), "-q") == 3
+    told = capsys.readouterr()
+    assert "Traceback" not in told.err
+    assert told.out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.onnx"]
+
+
+@pytest.mark.parametrize("location", ["../net.data", "/etc/passwd", "elsewhere/../../net.data", "nothing.data"])
+def test_weights_outside_of_the_folder_are_refused(
+    tmp_path: Path, location: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    source = external(folder, location)
+    (tmp_path / "net.data").write_bytes((folder / "net.data").read_bytes())
+    assert run("fold", source, "-q", *SMALL) == 3
+    assert "folder" in capsys.readouterr().err or location == "nothing.data"
+    assert not (folder / "net.folded.onnx").exists()
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    source = external(folder)
+    (folder / "net.data").rename(tmp_path / "net.data")
+    (folder / "net.data").symlink_to(tmp_path / "net.data")
+    assert run("fold", source, "-q", *SMALL) == 3
+
+
+def test_weights_in_another_file_stay_in_one(tmp_path: Path) -> None:
+    source = external(tmp_path)
+    before = (tmp_path / "net.data").read_bytes()
+    assert run("fold", source, "-q", *SMALL) == 0
+    assert (tmp_path / "net.data").read_bytes() == before
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["net.data", "net.folded.onnx", "net.folded.onnx.data", "net.onnx"]
+    assert run("verify", source, tmp_path / "net.folded.onnx", *SMALL) == 0
+    (tmp_path / "net.data").unlink()
+    assert left(onnx.load(tmp_path / "net.folded.onnx")) == 0
