@@ -14,10 +14,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-__all__ = ["Constants", "array_of", "is_standard", "tensor_of"]
+__all__ = ["Constants", "array_of", "is_standard", "tensor_of", "torch_type"]
 
 _RENAMED = frozenset({"Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten"})
-_COMPUTED = frozenset("Cast Concat Slice Gather Neg Sqrt Reciprocal Exp Pow Mul Add Sub Div Shape".split())
+_COMPUTED = frozenset(
+    "Cast Concat Slice Gather Neg Sqrt Reciprocal Exp Pow Mul Add Sub Div Expand ConstantOfShape".split()
+)
+_ASKED = frozenset({"CastLike", "Shape"})
 _LARGEST = 1 << 20  # elements that something is computed of; what is only renamed may be larger
 _DEEPEST = 64  # nodes in a row
 
@@ -49,6 +52,11 @@ def tensor_of(numbers: Any) -> Tensor | None:
             return torch.from_numpy(array if all(stride >= 0 for stride in array.strides) else array.copy())
     except TypeError:
         return None
+
+
+def torch_type(dtype: ir.DataType) -> torch.dtype:
+    """Return the type of torch for one of ONNX."""
+    return _TYPES[dtype]
 
 
 def array_of(tensor: Tensor, dtype: ir.DataType) -> ir.Tensor[Any]:
@@ -91,9 +99,11 @@ class Constants:
             if numbers is not None:
                 self._held[output] = numbers
             return
-        if node.op_type not in _RENAMED | _COMPUTED or not node.inputs:
+        if node.op_type not in _RENAMED | _COMPUTED | _ASKED or not node.inputs:
             return
         read = [value for value in node.inputs if value is not None]
+        if node.op_type == "CastLike":
+            read = read[:1]  # of the other it takes the type
         if not all(value in self._held for value in read):
             return
         depth = 1 + max(self._depth.get(value, 0) for value in read)
@@ -108,12 +118,14 @@ class Constants:
             self._depth[output] = depth
 
     def _computed(self, node: ir.Node, version: int) -> np.ndarray[Any, Any] | None:
-        arrays = [None if value is None else self.numbers(value) for value in node.inputs]
-        if node.op_type == "Cast":
+        if node.op_type in ("Cast", "CastLike"):
             return self._cast(node)
+        if node.op_type == "Shape":
+            return self._shape(node)
+        arrays = [None if value is None else self.numbers(value) for value in node.inputs]
         if node.op_type in _COMPUTED:
             arrays = [_wide(array) for array in arrays]
-            if node.op_type != "Shape" and not _is_small(node, arrays):
+            if not _is_small(node, arrays):
                 return None
         try:
             return _run(node, arrays, version)
@@ -122,14 +134,27 @@ class Constants:
 
     def _cast(self, node: ir.Node) -> np.ndarray[Any, Any] | None:
         """A cast that rounds no number."""
-        (source,) = node.inputs
-        assert source is not None
-        to, numbers = ir.DataType(node.attributes["to"].as_int()), self.numbers(source)
-        if to not in _TYPES or to == ir.DataType.BFLOAT16 or numbers is None:
+        if node.op_type == "Cast":
+            to: ir.DataType | None = ir.DataType(node.attributes["to"].as_int())
+        else:
+            to = None if node.inputs[1] is None else self.dtype(node.inputs[1])
+        numbers = self.numbers(node.inputs[0])
+        if to is None or to not in _TYPES or to == ir.DataType.BFLOAT16 or numbers is None:
             return None
         with np.errstate(all="ignore"):
             cast = numbers.astype(to.numpy())
             return cast if bool(np.all(cast.astype(np.float64) == numbers.astype(np.float64))) else None
+
+    def _shape(self, node: ir.Node) -> np.ndarray[Any, Any] | None:
+        """The shape of a constant, which is not read for that."""
+        shape = self.shape(node.inputs[0])
+        if shape is None:
+            return None
+        start, end = (
+            node.attributes[name].as_int() if name in node.attributes else default
+            for name, default in (("start", 0), ("end", len(shape)))
+        )
+        return np.asarray(shape[start:end], dtype=np.int64)
 
     def holds(self, value: ir.Value | None) -> bool:
         """Whether a value is the same in each run."""
@@ -176,6 +201,9 @@ def _is_small(node: ir.Node, arrays: list[np.ndarray[Any, Any] | None]) -> bool:
             return bool(np.prod(np.broadcast_shapes(*(array.shape for array in given))) <= _LARGEST)
         except ValueError:
             return False
+    if node.op_type in ("Expand", "ConstantOfShape"):
+        wanted = given[-1]
+        return wanted.dtype.kind in "iu" and float(np.prod(np.maximum(wanted, 1), dtype=float)) <= _LARGEST
     if node.op_type == "Gather":
         return given[0].size * max(given[1].size, 1) <= _LARGEST * 16
     return True

@@ -361,6 +361,10 @@ class OnnxFacts(FrontEnd[OnnxValue]):
                 self._torch[source] = known
         return known
 
+    def forget(self, source: Any) -> None:
+        """Let go of a parameter's tensor; it is read again if it is asked for."""
+        self._torch.pop(source, None)
+
     def _tensor(self, made: Parameter) -> Tensor | None:
         numbers = made.numbers if made.value is None else self.constants.numbers(made.value)
         tensor = None if numbers is None else tensor_of(numbers)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -11,9 +13,10 @@ from torch import Tensor
 
 from bnfold import ops
 from bnfold.affine import ChannelAffine, affine_of_statistics
+from bnfold.errors import NotFiniteError
 from bnfold.fold.plan import Absorption, Explicit, Plan
 from bnfold.fold.rounded import absorbed_weights
-from bnfold.onnx_graph.constants import array_of, is_standard
+from bnfold.onnx_graph.constants import array_of, is_standard, torch_type
 from bnfold.onnx_graph.facts import OnnxFacts
 from bnfold.onnx_graph.values import OnnxValue
 
@@ -21,6 +24,32 @@ __all__ = ["Names", "rewrite"]
 
 _DEPTHWISE = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 """The types for which a convolution is the best form of an affine; ONNX Runtime has no kernel for the others."""
+
+
+_LARGE = 1 << 26
+"""From so many bytes on a new weight is computed where it is written, and not held."""
+
+
+@dataclass(frozen=True, eq=False)
+class Later:
+    """A weight that is computed each time that it is asked for.
+
+    Attributes:
+        make: computes it.
+        shape: of it.
+        turned: whether it is the transpose of what is computed.
+    """
+
+    make: Callable[[], Tensor]
+    shape: tuple[int, ...]
+    turned: bool = False
+
+    def t(self) -> Later:
+        """Return its transpose."""
+        return replace(self, shape=tuple(reversed(self.shape)), turned=not self.turned)
+
+    def __call__(self) -> Tensor:
+        return self.make().t() if self.turned else self.make()
 
 
 class Names:
@@ -105,7 +134,32 @@ class _Rewriter:
         assert isinstance(call, ops.BatchNorm)
         return list(self._node(name).inputs).index(call.input.value)
 
-    def _absorbed(self, name: str, absorptions: list[Absorption]) -> tuple[Tensor, Tensor | None]:
+    def _absorbed(self, name: str, absorptions: list[Absorption]) -> tuple[Tensor | Later, Tensor | None]:
+        """Weight and bias with what they absorb; a large weight is only tried."""
+        weight, bias = self._weights(name, absorptions)
+        if weight.nbytes < _LARGE:
+            return weight, bias
+        shape = tuple(weight.shape)
+        del weight
+        self._forget(name)
+
+        def make() -> Tensor:
+            made = self._weights(name, absorptions)[0]
+            self._forget(name)
+            return made
+
+        return Later(make, shape), bias
+
+    def _forget(self, name: str) -> None:
+        """Give back the memory into which a weight in another file is mapped."""
+        call: Any = self.facts.call(self.by_name[name])
+        value = self.facts.parameters[call.weight].value if isinstance(call.weight, str) else None
+        self.facts.forget(call.weight)
+        if value is not None and isinstance(value.const_value, ir.ExternalTensor):
+            with contextlib.suppress(BufferError):  # somebody looks at it
+                value.const_value.release()
+
+    def _weights(self, name: str, absorptions: list[Absorption]) -> tuple[Tensor, Tensor | None]:
         call = self.facts.call(self.by_name[name])
         assert isinstance(call, ops.Absorber)
         site = self.facts.call(self.by_name[self.plan[absorptions[0].batchnorm].site])
@@ -113,20 +167,25 @@ class _Rewriter:
         statistics = self.facts.constant(site.running_mean)
         assert statistics is not None
         weight, bias = self.facts.constant(call.weight), self.facts.constant(call.bias)
-        wanted = self._rounded_to(call)
-        if weight is not None and wanted is not None and weight.dtype != wanted:  # computed, and not rounded yet
-            weight = weight.double()
         new = absorbed_weights(call, weight, bias, absorptions, statistics, self.facts.name(call.node))
-        return new[0].detach(), None if new[1] is None else new[1].detach()
+        dtype = self._rounded_to(call)
+        rounded = [None if part is None else part.detach().to(dtype) for part in new]
+        if not all(part is None or bool(torch.isfinite(part).all()) for part in rounded):
+            error = NotFiniteError(
+                f"A weight of `{self.facts.name(call.node)}` is not finite in {dtype} after folding.",
+                fix="Keep the BatchNormalization that folds into it, or convert the model to a wider type first.",
+            )
+            error.node = name  # type: ignore[attr-defined]
+            raise error
+        assert rounded[0] is not None
+        return rounded[0], rounded[1]
 
-    def _rounded_to(self, call: ops.Absorber) -> torch.dtype | None:
-        value = self.facts.parameters[call.weight].value if isinstance(call.weight, str) else None
-        found = None if value is None else self.facts.constants.numbers(value)
-        return (
-            None
-            if found is None or found.dtype.name not in ("float16", "float32")
-            else getattr(torch, found.dtype.name)
-        )
+    def _rounded_to(self, call: ops.Absorber) -> torch.dtype:
+        """The type that a weight has in the graph: what is computed of constants is in float64 here."""
+        assert isinstance(call.weight, str)
+        value = self.facts.parameters[call.weight].value
+        found = None if value is None else self.facts.constants.dtype(value)
+        return torch.float32 if found is None else torch_type(found)
 
     def _affine(self, name: str, explicit: Explicit) -> tuple[ChannelAffine | None, int, int | None]:
         """The affine that a site becomes, its dimension, and the number of dimensions; None to leave the node alone."""
@@ -166,7 +225,7 @@ class _Rewriter:
 
     # --- weights --------------------------------------------------------------------------------------------------
 
-    def _absorb(self, value: OnnxValue, weight: Tensor, bias: Tensor | None) -> None:
+    def _absorb(self, value: OnnxValue, weight: Tensor | Later, bias: Tensor | None) -> None:
         node = value.maker
         assert node is not None
         product = self.facts.product_before(node)
@@ -189,7 +248,7 @@ class _Rewriter:
             self._set(node, 1, weight)
             self._set(node, 2, bias)
 
-    def _set(self, node: ir.Node, place: int, tensor: Tensor | None) -> ir.DataType:
+    def _set(self, node: ir.Node, place: int, tensor: Tensor | Later | None) -> ir.DataType:
         """Give a node another constant, in the type that its weight has."""
         old = node.inputs[place] if place < len(node.inputs) else None
         weight = old if old is not None else node.inputs[1]
@@ -217,9 +276,16 @@ class _Rewriter:
                 return value.const_value.dtype
         return ir.DataType.FLOAT
 
-    def _held(self, wanted: str, tensor: Tensor, dtype: ir.DataType, instead: ir.Value | None = None) -> ir.Value:
+    def _held(
+        self, wanted: str, tensor: Tensor | Later, dtype: ir.DataType, instead: ir.Value | None = None
+    ) -> ir.Value:
         """Return a new initializer; it has the name of the old one where nobody else reads that."""
-        numbers = array_of(tensor, dtype)
+        numbers: ir.TensorProtocol
+        if isinstance(tensor, Later):
+            later = tensor
+            numbers = ir.LazyTensor(lambda: array_of(later(), dtype), dtype, ir.Shape(later.shape))
+        else:
+            numbers = array_of(tensor, dtype)
         if instead is not None and instead.is_initializer() and not instead.is_graph_input():
             alone = len(instead.uses()) == 1 and not instead.is_graph_output() and instead.graph is self.graph
             if alone:
@@ -229,7 +295,7 @@ class _Rewriter:
             wanted = f"{wanted}_folded"
         return self._registered(self.names.free(wanted), numbers)
 
-    def _registered(self, name: str, numbers: ir.Tensor[Any]) -> ir.Value:
+    def _registered(self, name: str, numbers: ir.TensorProtocol) -> ir.Value:
         numbers.name = name
         value = ir.Value(
             name=name, shape=ir.Shape(numbers.shape.numpy()), type=ir.TensorType(numbers.dtype), const_value=numbers

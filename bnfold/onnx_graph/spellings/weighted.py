@@ -77,7 +77,7 @@ def _conv(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
     taken, given = a.shape(1)[1] * groups, a.facts.channels(a.value(), 1)
     if given not in (None, taken):
         raise RefusedFileError(
-            f"The ONNX model does not fit together: `{a.facts.name(node)}` takes {taken} channels and is given {given}.",
+            f"The ONNX model is broken: `{a.facts.name(node)}` takes {taken} channels, and is given {given}.",
             fix="Check it with ONNX Runtime, or export it again.",
         )
     pads = _explicit_pads(a, dims)
