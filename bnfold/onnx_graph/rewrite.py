@@ -170,7 +170,10 @@ class _Rewriter:
         new = absorbed_weights(call, weight, bias, absorptions, statistics, self.facts.name(call.node))
         dtype = self._rounded_to(call)
         rounded = [None if part is None else part.detach().to(dtype) for part in new]
-        if not all(part is None or bool(torch.isfinite(part).all()) for part in rounded):
+        narrowed = [
+            part for part, before in zip(rounded, new, strict=True) if before is not None and before.dtype != dtype
+        ]
+        if not all(bool(torch.isfinite(part).all()) for part in narrowed if part is not None):
             error = NotFiniteError(
                 f"A weight of `{self.facts.name(call.node)}` is not finite in {dtype} after folding.",
                 fix="Keep the BatchNormalization that folds into it, or convert the model to a wider type first.",
