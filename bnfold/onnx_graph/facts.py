@@ -309,14 +309,30 @@ class OnnxFacts(FrontEnd[OnnxValue]):
 
     def graph_rank(self, value: OnnxValue) -> int | None:
         """Return the number of dimensions, if the graph tells it: as inferred, or as the node demands it."""
-        if value.value is None:
-            return None
-        if value.value in self.inferred.symbolic:
+        chain: list[OnnxValue] = []
+        each, answer = value, self._own_rank(value)
+        while answer is None:
+            chain.append(each)
+            call = self.call(each)
+            dims = getattr(call, "spatial_dims", None)
+            if dims is not None:
+                answer = dims + 2
+            elif call is None or not call.keeps_rank or not call.inputs:
+                break
+            else:
+                each = call.inputs[0]
+                answer = self._own_rank(each)
+        self._ranks.update(dict.fromkeys(chain, answer))
+        return answer
+
+    def _own_rank(self, value: OnnxValue) -> int | None:
+        """The number of dimensions as far as the shapes tell it, or it was asked for before."""
+        if value.value is not None and value.value in self.inferred.symbolic:
             return len(self.inferred.symbolic[value.value])
         if value.kind == "constant":
             shape = self.constants.shape(value.value)
             return None if shape is None else len(shape)
-        return None
+        return self._ranks.get(value)
 
     def channels(self, value: OnnxValue, dim: int) -> int | None:
         """Return a size, if the graph tells it for every input."""

@@ -294,6 +294,22 @@ def test_a_batchnorm_at_input_and_output_becomes_something_with_its_name() -> No
     assert [decision.action for decision in folding.plan] == ["affine"]
 
 
+def test_an_input_of_no_known_shape() -> None:
+    net = Net(3)
+    net.inputs.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, None))
+    x = net.bn(net.node("MaxPool", [net.conv("x", 4, 6)], kernel_shape=[2, 2]), 6, positive=True)
+    x = net.node("Relu", [net.bn(net.node("Relu", [x]), 6)])
+    ends = [helper.make_tensor_value_info(x, TensorProto.FLOAT, None)]
+    graph = helper.make_graph(net.nodes, "g", net.inputs, ends, net.initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    folding = fold_onnx(model)
+    assert [decision.action for decision in folding.plan] == ["fold", "affine"]
+    assert left(folding.model) == 0
+    original, exact = folding.in_float64()
+    inputs = drawn(IMAGE)
+    assert peak_error(answers(exact, inputs), answers(original, inputs)) <= ALGEBRA
+
+
 @pytest.mark.parametrize("seed", range(3000, 3012))
 def test_random_graphs(seed: int) -> None:
     model, shapes = random_graph(seed)

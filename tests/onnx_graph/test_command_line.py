@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
+from bnfold import ops
 from bnfold.cli import main
+from bnfold.onnx_graph import rewrite
+from bnfold.onnx_graph.facts import OnnxFacts
+from bnfold.onnx_graph.spellings import READERS
 from tests.onnx_graph.graphs import GRAPHS
 from tests.onnx_graph.support import Net, left
 
@@ -87,19 +93,65 @@ def test_strict_counts_normalisations_and_not_affines(tmp_path: Path) -> None:
     assert not (tmp_path / "other.folded.onnx").exists()
 
 
-def test_a_wrong_fold_is_caught_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold.onnx_graph import rewrite
-
+def spoiled(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any, Any], tuple[Any, Any]]) -> None:
     right = rewrite.absorbed_weights
+    monkeypatch.setattr(rewrite, "absorbed_weights", lambda *given: change(*right(*given)))
 
-    def wrong(*given: object, **named: object) -> object:
-        weight, bias = right(*given, **named)  # type: ignore[arg-type]
+
+def one_weight(monkeypatch: pytest.MonkeyPatch) -> str:
+    def change(weight: Any, bias: Any) -> tuple[Any, Any]:
         weight.data.view(-1)[:1] *= 1.001
         return weight, bias
 
-    monkeypatch.setattr(rewrite, "absorbed_weights", wrong)
-    source = written(tmp_path / "net.onnx", "conv_bn")
-    assert run("fold", source, "-q", *SMALL) == 1
+    spoiled(monkeypatch, change)
+    return "conv_bn"
+
+
+def no_shift(monkeypatch: pytest.MonkeyPatch) -> str:
+    spoiled(monkeypatch, lambda weight, bias: (weight, bias * 0))
+    return "conv_average_pool_bn"
+
+
+def another_order_of_pixels(monkeypatch: pytest.MonkeyPatch) -> str:
+    def wrong(node: Any, a: Any) -> Any:
+        return ops.PixelShuffle(node, a.value(), a.integer("blocksize", 0), False)
+
+    monkeypatch.setitem(READERS, "DepthToSpace", wrong)
+    return "conv_depth_to_space_bn"
+
+
+def padding_that_nobody_sees(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(ops.Convolution, "shift_stops", lambda *_: None)
+    return "bn_conv_that_pads_one_side"
+
+
+def maxima_of_negative_scales(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(ops.MaxPool, "rule", ops.Passing.rule)
+    return "conv_max_pool_bn_of_negative_scales"
+
+
+def a_beta_that_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> str:
+    right = OnnxFacts.parameter
+    monkeypatch.setattr(
+        OnnxFacts, "parameter", lambda self, value, **made: right(self, value, **{**made, "factor": 1.0})
+    )
+    return "gemm_with_alpha_and_beta_bn"
+
+
+MUTANTS = [
+    *(one_weight, no_shift, another_order_of_pixels, padding_that_nobody_sees, maxima_of_negative_scales),
+    a_beta_that_is_forgotten,
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_wrong_fold_is_caught_and_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutant: Callable[[pytest.MonkeyPatch], str]
+) -> None:
+    name = mutant(monkeypatch)
+    source = written(tmp_path / "net.onnx", name)
+    shape = "4,5" if name.startswith("gemm") else "2,4,8,8"
+    assert run("fold", source, "-q", "--input-shape", shape) == 1
     assert not (tmp_path / "net.folded.onnx").exists()
 
 
