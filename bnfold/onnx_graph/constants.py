@@ -79,6 +79,7 @@ class Constants:
         self.overridable: list[str] = []
         self._held: dict[ir.Value, np.ndarray[Any, Any] | None] = {}  # None: the initializer tells
         self._depth: dict[ir.Value, int] = {}
+        self._types: dict[ir.Value, ir.DataType] = {}
 
     def note_initializers(self, graph: ir.Graph) -> None:
         """Look at the initializers of a graph."""
@@ -98,6 +99,7 @@ class Constants:
             numbers = _written(node)
             if numbers is not None:
                 self._held[output] = numbers
+                self._types[output] = ir.DataType.from_numpy(numbers.dtype)
             return
         if node.op_type not in _RENAMED | _COMPUTED | _ASKED or not node.inputs:
             return
@@ -116,6 +118,17 @@ class Constants:
         if found is not None:
             self._held[output] = found
             self._depth[output] = depth
+            kind = self._type_after(node, found)
+            if kind is not None:
+                self._types[output] = kind
+
+    def _type_after(self, node: ir.Node, found: np.ndarray[Any, Any]) -> ir.DataType | None:
+        """The type that what a node computes has in the graph: floats are held in float64."""
+        if node.op_type in ("Cast", "CastLike", "Shape") or found.dtype.kind in "iub":
+            return ir.DataType.from_numpy(found.dtype)
+        if node.op_type == "ConstantOfShape":
+            return None
+        return None if node.inputs[0] is None else self.dtype(node.inputs[0])
 
     def _computed(self, node: ir.Node, version: int) -> np.ndarray[Any, Any] | None:
         if node.op_type in ("Cast", "CastLike"):
@@ -182,6 +195,8 @@ class Constants:
 
     def dtype(self, value: ir.Value) -> ir.DataType | None:
         """Return the type of a constant in the graph, where its numbers or the graph tell it."""
+        if value in self._types:
+            return self._types[value]
         if value.const_value is not None and self._held.get(value, 0) is None:
             return value.const_value.dtype
         return value.dtype

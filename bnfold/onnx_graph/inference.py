@@ -127,8 +127,13 @@ def _named(inputs: Mapping[str, ir.Value]) -> Sizes:
         (name, dim): f"{OPEN}{position}_{dim}"
         for position, (name, value) in enumerate(inputs.items())
         for dim, size in enumerate(value.shape or ())
-        if not isinstance(size, int)
+        if _is_open(size)
     }
+
+
+def _is_open(size: int | ir.SymbolicDim) -> bool:
+    """Whether a declared size is none: a name, nothing, or a number that is no size, as Paddle writes -1."""
+    return not isinstance(size, int) or size <= 0
 
 
 def _numbered(inputs: Mapping[str, ir.Value], batch: int, other: int) -> Sizes:
@@ -137,7 +142,7 @@ def _numbered(inputs: Mapping[str, ir.Value], batch: int, other: int) -> Sizes:
     found: dict[tuple[str, int], int] = {}
     for name, value in inputs.items():
         for dim, size in enumerate(value.shape or ()):
-            if isinstance(size, int):
+            if not _is_open(size):
                 continue
             called = size.value if isinstance(size, ir.SymbolicDim) else None
             number = batch if dim == 0 else other

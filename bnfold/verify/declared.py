@@ -37,7 +37,11 @@ def declared_batch(model: Any) -> int | None:
     weights = {tensor.name for tensor in model.graph.initializer}
     shapes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in weights]
     first = [shape[0] for shape in shapes if shape]
-    return int(first[0].dim_value) if first and all(dim.HasField("dim_value") for dim in first) else None
+    return (
+        int(first[0].dim_value)
+        if first and all(dim.HasField("dim_value") and dim.dim_value > 0 for dim in first)
+        else None
+    )
 
 
 def program_refuses(program: Any, inputs: Sequence[Any]) -> str | None:

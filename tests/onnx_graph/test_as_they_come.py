@@ -176,6 +176,17 @@ def test_other_types_keep_theirs(dtype: Any) -> None:
     assert peak_error(answers(exact, inputs), answers(original, inputs)) <= ALGEBRA
 
 
+def test_a_weight_of_a_constant_node_keeps_its_type() -> None:
+    net = Net(3, dtype=np.float16)
+    value = numpy_helper.from_array(net.numbers(6, 4, 1, 1))
+    x = net.node("Conv", [net.input(["n", 4, 8, 8]), net.node("Constant", [], value=value)])
+    model = net.model(net.node("Relu", [net.bn(x, 6)]))
+    del model.graph.value_info[:]
+    folding = fold_onnx(model)
+    assert left(folding.model) == 0
+    assert {tensor.data_type for tensor in folding.model.graph.initializer} == {TensorProto.FLOAT16}
+
+
 def test_bfloat16_keeps_its_type() -> None:
     net = plain(opset=22)
     model = net.model(net.end)  # type: ignore[attr-defined]
