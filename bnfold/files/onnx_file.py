@@ -15,10 +15,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from bnfold.errors import RefusedFileError
+from bnfold.errors import RefusedFileError, first_line
 from bnfold.files.kinds import Kind, open_regular, refusal, sniff
 from bnfold.files.save import Output, Written, write_outputs, write_staged
-from bnfold.files.words import reason_of, shown_path
+from bnfold.printable import shown_path
 
 __all__ = ["keeps_weights_apart", "read_onnx", "write_onnx"]
 
@@ -56,13 +56,13 @@ def read_onnx(path: Path) -> ir.Model:
     try:
         proto = onnx.ModelProto.FromString(content)
     except Exception as error:
-        raise _refused(path, f"is a broken protobuf: {reason_of(error)}") from error
+        raise _refused(path, f"is a broken protobuf: {first_line(error, typed=True)}") from error
     del content
     _check(proto, path)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
-        raise _refused(path, f"cannot be read as an ONNX model: {reason_of(error)}") from error
+        raise _refused(path, f"cannot be read as an ONNX model: {first_line(error, typed=True)}") from error
     from onnx_ir.external_data import set_base_dir
 
     set_base_dir(model.graph, os.fspath(path.resolve().parent))
@@ -214,7 +214,7 @@ def write_onnx(model: Any, path: Path, *, inputs: Sequence[Path] = (), force: bo
         FileAccessError: the file exists and ``force`` is not given, or it cannot be written.
     """
     if isinstance(model, onnx.ModelProto):
-        from bnfold.files.outputs import onnx_output
+        from bnfold.files.formats import onnx_output
 
         return write_outputs([onnx_output(path, model)], inputs=inputs, force=force)
     if not keeps_weights_apart(model):
