@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bnfold.fold.api import Folding, fold, plan
     from bnfold.fold.decision import Decision
     from bnfold.fold.plan import Plan
+    from bnfold.onnx_graph.api import OnnxFolding, fold_onnx
     from bnfold.verify import assert_equivalent, verify
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "NotEquivalentError",
     "NotFiniteError",
     "NotFoldedError",
+    "OnnxFolding",
     "Plan",
     "RefusedFileError",
     "TrainingModeError",
@@ -62,6 +64,7 @@ __all__ = [
     "export_onnx",
     "extend",
     "fold",
+    "fold_onnx",
     "fold_program",
     "plan",
     "verify",
@@ -75,6 +78,8 @@ _HOME = {
     "Folding": "bnfold.fold.api",
     "fold": "bnfold.fold.api",
     "plan": "bnfold.fold.api",
+    "OnnxFolding": "bnfold.onnx_graph.api",
+    "fold_onnx": "bnfold.onnx_graph.api",
     "Decision": "bnfold.fold.decision",
     "Plan": "bnfold.fold.plan",
     "assert_equivalent": "bnfold.verify",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rich.text import Text
 
+from bnfold.cli.onnx_models import bench_onnx, is_onnx
 from bnfold.cli.request import ModelRequest
 from bnfold.cli.run import Run, blaming_inputs
 from bnfold.cli.terminal import Terminal
@@ -50,7 +51,7 @@ class BenchRequest:
 def run(request: BenchRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
     with Run(request, terminal, _STAGES) as run:
-        document = run.write(_document(request, run))
+        document = run.write(bench_onnx(request, run) if is_onnx(request.about.model) else _document(request, run))
     difference = (document.bench or {})["difference"]
     if difference is not None and difference > _TOO_FAR:
         terminal.warn(

@@ -145,6 +145,7 @@ def bnfold(context: click.Context) -> None:
 @click.option("--opset", type=int, metavar="N", help="Of the .onnx.  [default: the exporter's]")
 @_keep
 @_merge
+@click.option("--freeze-inputs", is_flag=True, help="Of an .onnx: make constants of inputs that have a default.")
 @click.option("--flush-denormals", is_flag=True, help="Set weights that the fold made denormal to zero.")
 @click.option("--strict", is_flag=True, help="Exit 4, and write no model, unless every BatchNorm folded.")
 @_reports
@@ -156,7 +157,7 @@ def bnfold(context: click.Context) -> None:
 def fold(**options: Any) -> int:
     """Fold MODEL, verify the result, write it.
 
-    MODEL is a file (a pickled module, or weights with --model), or a SPEC such as timm:densenet121.
+    MODEL is a file (a pickled module, weights with --model, an .onnx), or a SPEC such as timm:densenet121.
 
     \b
     Examples:

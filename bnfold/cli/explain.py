@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
+from bnfold.cli.onnx_models import explain_onnx, is_onnx
 from bnfold.cli.request import ModelRequest
 from bnfold.cli.run import Run
 from bnfold.cli.terminal import Terminal
@@ -44,6 +45,9 @@ class ExplainRequest:
 def run(request: ExplainRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
     with Run(request, terminal, _STAGES) as run:
+        if is_onnx(request.about.model):
+            document = run.write(explain_onnx(request, run))
+            return run.tell(document, *render_decisions(document, every=True))
         model = run.load()
         plan, inputs = _plan(request, model, run)
         document = Document(

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from bnfold.cli import outputs as files
+from bnfold.cli.onnx_models import fold_onnx_file, is_onnx, onnx_output_path
 from bnfold.cli.packages import check_witnesses, require_for
 from bnfold.cli.request import ModelRequest
 from bnfold.cli.run import Run, blaming_inputs
 from bnfold.cli.terminal import Terminal
+from bnfold.errors import UsageError
 from bnfold.export.dynamic import Wanted, wanted
 from bnfold.files.code import looks_like_spec
 from bnfold.files.save import Output
@@ -56,6 +58,7 @@ class FoldRequest:
     opset: int | None = None
     keep: tuple[str, ...] = ()
     merge: bool = False
+    freeze_inputs: bool = False
     flush_denormals: bool = False
     strict: bool = False
     reports: tuple[str, ...] = ()
@@ -66,13 +69,23 @@ class FoldRequest:
 
 def run(request: FoldRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
-    run = _FoldRun(request, terminal)
-    with run:
-        document = run.document()
+    run: Run
+    if is_onnx(request.about.model):
+        path = onnx_output_path(request)
+        run = Run(request, terminal, _STAGES, models=[path])
+        with run:
+            document = fold_onnx_file(request, path, run)
+    elif request.freeze_inputs:
+        raise UsageError("--freeze-inputs is about ONNX models.", fix="Leave it out.")
+    else:
+        run = of_torch = _FoldRun(request, terminal)
+        with run:
+            document = of_torch.document()
     notes = [] if document.inputs is None else ["The inputs are {} ({}).".format(*document.inputs)]
     run.tell(document, *_told(document, verbose=terminal.verbose), notes=notes)
     if document.exit_code == 4:
-        total, folded = len(document.batchnorms), document.summary["fold"]
+        every = [decision for decision in document.batchnorms if decision.kind == "batchnorm"]
+        total, folded = len(every), sum(decision.action == "fold" for decision in every)
         terminal.error(
             f"--strict: {total - folded} of {counted(total, 'BatchNorm')} did not fold. No model was written.",
             "See why in the table above, or leave --strict out.",

@@ -82,13 +82,23 @@ def write(
     *,
     inputs: Sequence[Path],
     force: bool,
+    made: Sequence[OutputFile] = (),
 ) -> Document:
     """Write the models and the reports about them: all of them, or none.
+
+    Args:
+        outputs: the models.
+        document: what is to be told.
+        reports: where.
+        terminal: for a report on stdout.
+        inputs: the files that were read; none of them is written to.
+        force: whether a file that exists is replaced.
+        made: models that were written before.
 
     Returns:
         The document with the files written in it.
     """
-    files = [_described(name, content) for output in outputs for name, content in _contents(output)]
+    files = [*made, *(_described(name, content) for output in outputs for name, content in _contents(output))]
     document = document.with_results(outputs=tuple(files))
     paths = [Path(report) for report in reports if report != "-"]
     told = [Output(path, content_for(path, document)) for path in paths]

@@ -20,7 +20,7 @@ from bnfold.files.code import looks_like_spec
 from bnfold.files.kinds import open_regular
 from bnfold.files.save import Output
 from bnfold.report.console import render_outputs, render_seconds
-from bnfold.report.document import Document
+from bnfold.report.document import Document, OutputFile
 
 if TYPE_CHECKING:
     from bnfold.files.load import LoadedModel
@@ -147,13 +147,25 @@ class Run:
         """Whether one of the reports is an HTML page, for which more is gathered than for the others."""
         return any(Path(report).suffix == ".html" for report in self.request.reports)
 
-    def write(self, document: Document, models: Sequence[Output] = ()) -> Document:
-        """Write the models and the reports; return the document with the files and the seconds in it."""
+    def write(self, document: Document, models: Sequence[Output] = (), *, made: Sequence[OutputFile] = ()) -> Document:
+        """Write the models and the reports; return the document with the files and the seconds in it.
+
+        Args:
+            document: what is to be told.
+            models: to be written.
+            made: models that were written before.
+        """
         request = self.request
         with self.stages("write"):
             document = document.with_results(seconds=dict(self.stages.seconds))
             document = outputs.write(
-                models, document, request.reports, self.terminal, inputs=self.files_read, force=request.force
+                models,
+                document,
+                request.reports,
+                self.terminal,
+                inputs=self.files_read,
+                force=request.force,
+                made=made,
             )
         return document.with_results(seconds=self.stages.seconds)
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.text import Text
 
+from bnfold.cli.onnx_models import is_onnx, onnx_found_inputs
 from bnfold.cli.packages import check_witnesses
 from bnfold.cli.request import ModelRequest
-from bnfold.cli.run import Run, refuse_two_sources
+from bnfold.cli.run import Run
 from bnfold.cli.terminal import Terminal
-from bnfold.files.code import looks_like_spec
-from bnfold.files.kinds import Kind, open_regular, sniff
-from bnfold.printable import shown_path
 from bnfold.report.console import render_comparisons, render_outcome
 from bnfold.report.document import Document
-
-if TYPE_CHECKING:
-    from bnfold.inputs.search import FoundInputs
 
 __all__ = ["VerifyRequest", "run"]
 
@@ -49,13 +44,13 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
     with Run(request, terminal, _STAGES, candidate=request.candidate) as run:
         check_witnesses(request.witnesses, proof=True)
         original: Any = Path(about.model)
-        if _is_onnx(about.model):
-            found = _onnx_inputs(about, run)
+        if is_onnx(about.model):
+            found = onnx_found_inputs(about, run)
         else:
             first = run.load()
             original, found = first.model, run.find_inputs(first)
         candidate: Any = Path(request.candidate)
-        if not _is_onnx(request.candidate):
+        if not is_onnx(request.candidate):
             candidate = run.load(about.of(request.candidate)).model
         with run.stage("verify"):
             from bnfold.inputs.search import shapes_in_words
@@ -87,39 +82,3 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
             document = document.with_results(details=Details(seed=about.seed, files=files_read(run.files_read)))
         document = run.write(document)
     return run.tell(document, *render_comparisons(document), Text(), render_outcome(document))
-
-
-def _onnx_inputs(about: ModelRequest, run: Run) -> FoundInputs:
-    """Return example inputs for an ONNX original: given, or of the shapes that it declares."""
-    path = Path(about.model)
-    with run.stages("import"):
-        import torch  # noqa: F401
-
-        from bnfold.inputs.search import FoundInputs
-        from bnfold.verify.runtime import require_onnxruntime
-    require_onnxruntime()
-    refuse_two_sources(about)
-    with run.stage("inputs"):
-        from bnfold.inputs.from_file import read_tensors
-        from bnfold.verify.onnx_inputs import given_inputs, onnx_inputs
-        from bnfold.verify.runtime import OrtModel
-
-        if about.inputs is not None:
-            names = OrtModel(path, "off").input_names
-            return FoundInputs(
-                given_inputs(path, read_tensors(names, about.inputs)), f"from {shown_path(str(about.inputs))}"
-            )
-        how = "given with --input-shape" if about.shapes else "as the ONNX model declares them"
-        return FoundInputs(onnx_inputs(path, about.shapes, seed=about.seed), how)
-
-
-def _is_onnx(model: str) -> bool:
-    """Whether a model is an ONNX file, by its content.
-
-    Raises:
-        FileAccessError: there is no such file.
-    """
-    if looks_like_spec(model):
-        return False
-    with open_regular(model) as file:
-        return sniff(file) is Kind.ONNX

@@ -85,7 +85,7 @@ _PYTHON = re.compile(rb"^\s*(#!.*python|import \w|from \w[\w.]* import |class \w
 _UNPACK = "Unpack it first, and give the file that is inside."
 _RESAVE = "Save it again as"
 _HOW_TO_USE_IT: dict[Kind, str] = {
-    Kind.ONNX: "Folding needs the PyTorch model; an ONNX file can be the CANDIDATE of `bnfold verify`.",
+    Kind.ONNX: "Give it to `bnfold fold`, or to bnfold.fold_onnx.",
     Kind.OTHER_ZIP: _UNPACK,
     Kind.BROKEN_ZIP: "Download or copy it again.",
     Kind.LEGACY_PICKLE: "Save its weights again: "

@@ -22,7 +22,7 @@ from bnfold.files.signals import Held, Interrupted
 from bnfold.files.staging import Staging, sweep
 from bnfold.printable import shown_path
 
-__all__ = ["Output", "Sidecar", "Written", "check_targets", "write_outputs"]
+__all__ = ["Output", "Sidecar", "Written", "check_targets", "write_outputs", "write_staged"]
 
 _CHUNK = 4 << 20
 
@@ -126,6 +126,54 @@ def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: b
         raise cannot_write(where, error, size) from None
     done = {file.target: file for file in files}
     return [Written(path, done[target_of(path)].sha256, done[target_of(path)].content.nbytes) for path in paths]
+
+
+def write_staged(
+    paths: Sequence[Path], write: Callable[[Path], None], *, inputs: Sequence[Path], force: bool
+) -> list[Written]:
+    """Write files that are too large to be held in memory: all of them, or none.
+
+    Args:
+        paths: in one folder, the file that needs the others first.
+        write: is given a temporary folder on the same file system, and writes all of them there under their names.
+        inputs: the files that were read; none of them is written to.
+        force: whether a file that exists is replaced.
+
+    Raises:
+        UsageError: an output is one of the inputs.
+        FileAccessError: as for :func:`write_outputs`.
+        KeyboardInterrupt: the user stopped it; nothing was written, or everything.
+    """
+    check_targets(paths, inputs=inputs, force=force)
+    targets = [target_of(path) for path in paths]
+    folder = targets[0].parent
+    sweep(folder)
+    try:
+        with Held() as signals, Staging(folder) as stage:
+            write(stage.path)
+            files = [
+                _File(target, memoryview(b""), stage.path / path.name)
+                for path, target in zip(paths, targets, strict=True)
+            ]
+            for file in files:
+                _seal(file, signals)
+            _place_all(list(reversed(files)), force=force)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    except OSError as error:
+        raise cannot_write(targets[0], error, 0) from None
+    return [Written(path, file.sha256, file.target.stat().st_size) for path, file in zip(paths, files, strict=True)]
+
+
+def _seal(file: _File, signals: Held) -> None:
+    """Flush a staged file, and read it."""
+    found = hashlib.sha256()
+    with open(file.staged, "rb") as back:
+        os.fsync(back.fileno())
+        while read := back.read(_CHUNK):
+            signals.check()
+            found.update(read)
+    file.sha256 = found.hexdigest()
 
 
 def _paths(output: Output) -> list[Path]:

@@ -34,6 +34,7 @@ class Decision:
         source: ``file:line`` of the call in the user's code, or None where the capture did not keep it.
         added_bytes: memory that this fold added because a layer or a parameter is shared and had to be copied.
         because: why it did not fold: the end of the sentence, without the full stop; empty for a fold. Not in reports.
+        kind: ``"batchnorm"``, or ``"affine"`` for a multiplication, a division or a sum by constants of each channel.
     """
 
     batchnorm: str
@@ -47,6 +48,7 @@ class Decision:
     source: str | None = None
     added_bytes: int = 0
     because: str = field(default="", compare=False)
+    kind: Literal["batchnorm", "affine"] = "batchnorm"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the decision as plain JSON types."""
@@ -57,6 +59,7 @@ class Decision:
     def staying(self, because: str) -> Decision:
         """Return the same decision about what did not fold, for another reason in words."""
         became = "became an explicit affine" if self.action == "affine" else "stays a BatchNorm"
+        became = "stays an affine" if self.kind == "affine" else became
         return replace(self, because=because, detail=f"{self.batchnorm} {became}: {because}.")
 
 

@@ -278,7 +278,7 @@ class _Planner:
     def _form(self, node: Value, call: ops.BatchNorm, affine: ChannelAffine) -> ChannelForm:
         """The affine as a form, with what is known of the number of dimensions."""
         sure = self.facts.graph_rank(node) or call.rank
-        return ChannelForm(affine, 1, sure or self.facts.rank(node), unsure=sure is None, fixed=call.fixed)
+        return ChannelForm(affine, call.dim, sure or self.facts.rank(node), unsure=sure is None, fixed=call.fixed)
 
     def _affine(self, call: ops.BatchNorm) -> ChannelAffine | Refusal:
         """The layer's affine, or why it has none that could be folded."""
@@ -357,9 +357,14 @@ class _Planner:
         detail: str,
     ) -> None:
         source = self.facts.source(node)
+        kind: Literal["batchnorm", "affine"] = "affine" if self._by_constants(node) else "batchnorm"
         self.decisions.append(
-            Decision(name, action, direction, into, through, reason, detail, site=node.name, source=source)
+            Decision(name, action, direction, into, through, reason, detail, site=node.name, source=source, kind=kind)
         )
+
+    def _by_constants(self, node: Value) -> bool:
+        call = self.facts.call(node)
+        return isinstance(call, ops.BatchNorm) and call.by_constants
 
     def _with_added_bytes(self) -> list[Decision]:
         """Fill in what the folds add in memory, where weights are shared with a call that keeps them."""

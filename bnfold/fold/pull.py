@@ -178,7 +178,7 @@ def _visit(state: State, value: Value, form: ChannelForm, way: Way) -> tuple[tup
         statistics = facts.constant(call.running_mean) if isinstance(call, ops.BatchNorm) else None
         if (
             blocked is not None
-            or form.dim != 1
+            or form.dim != getattr(call, "dim", 1)
             or (statistics is not None and statistics.numel() != form.affine.channels)
         ):
             return Refusal("channel-dimension", "`{value}` has its channels in another dimension", value=value)

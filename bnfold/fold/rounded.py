@@ -130,10 +130,13 @@ def _scaled_rows(weight: Tensor, scale: Tensor) -> tuple[Tensor, bool]:
     count = weight.shape[0]
     size = weight.numel() // max(1, count)  # of a row
     source, target = _as_rows(weight, size), _as_rows(new, size)
-    if source is None or target is None:
-        new.copy_(weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1)))
-        return new, _all_finite(new)
     rows = max(1, _PIECE * torch.get_num_threads() // max(1, size))
+    if source is None or target is None:
+        factors = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        for start in range(0, count, rows):
+            end = min(start + rows, count)
+            new[start:end].copy_(weight[start:end].double() * factors[start:end])
+        return new, _all_finite(new)
     column = scale.reshape(-1, 1)
     product = torch.empty((min(rows, count), size), dtype=torch.float64, device=weight.device)
     finite = True

@@ -49,6 +49,8 @@ def sideways(state: State, start: Value, affine: ChannelAffine) -> Sideways | Re
     facts = state.facts
     call = facts.call(start)
     assert isinstance(call, ops.BatchNorm)
+    if call.dim != 1:
+        return Refusal("no-convolution-beside", "its channels are not those of a convolution")
     term, seen = _term(state, start)
     readers = facts.readers(seen)
     total = facts.call(readers[0]) if len(readers) == 1 else None

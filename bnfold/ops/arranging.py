@@ -60,16 +60,21 @@ def _third_last(call: Any, form: ChannelForm, facts: GraphFacts) -> Refusal | No
 def pixels_of_channels(
     call: PixelShuffle, form: ChannelForm, facts: GraphFacts, here: Side
 ) -> Correspondence | Refusal:
-    """Output channel ``c`` reads the ``r * r`` input channels ``c r r ... c r r + r r - 1``."""
+    """Output channel ``c`` reads the ``r * r`` input channels ``c r r ... c r r + r r - 1``, or each C-th one."""
     repeat = call.factor**2
     channels = form.affine.channels if here == "output" else form.affine.channels // repeat
-    copies = torch.arange(channels).repeat_interleave(repeat)
+    numbers = torch.arange(channels)
+    copies = numbers.repeat(repeat) if call.pixels_first else numbers.repeat_interleave(repeat)
     return _third_last(call, form, facts) or Correspondence(copies, channels, copies="input")
 
 
 @dataclass(frozen=True, eq=False)
 class PixelShuffle(Arranging):
-    """Channels ``c * r**2 + k`` become positions inside the pixel of channel ``c``."""
+    """Channels ``c * r**2 + k`` become positions inside the pixel of channel ``c``.
+
+    Attributes:
+        pixels_first: whether they are numbered ``k * C + c`` instead, as ONNX does in its mode DCR.
+    """
 
     words = "pixel shuffle"
     keeps_rank = True
@@ -77,6 +82,7 @@ class PixelShuffle(Arranging):
     rule = renumbers("output channel c reads r*r adjacent inputs", pixels_of_channels)
 
     factor: int
+    pixels_first: bool = False
 
     def sizes(self, before: Shape, sight: Sight) -> Shape:  # noqa: ARG002
         """Channels become pixels."""
@@ -87,15 +93,17 @@ class PixelShuffle(Arranging):
 def channels_of_pixels(
     call: PixelUnshuffle, form: ChannelForm, facts: GraphFacts, here: Side
 ) -> Correspondence | Refusal:
-    """Output channels ``c r r ... c r r + r r - 1`` all come from input channel ``c``."""
+    """Output channels ``c r r ... c r r + r r - 1`` all come from input channel ``c``, or each C-th one."""
     repeat = call.factor**2
     channels = form.affine.channels if here == "input" else form.affine.channels // repeat
-    return _third_last(call, form, facts) or Correspondence(torch.arange(channels).repeat_interleave(repeat), channels)
+    numbers = torch.arange(channels)
+    copies = numbers.repeat(repeat) if call.pixels_first else numbers.repeat_interleave(repeat)
+    return _third_last(call, form, facts) or Correspondence(copies, channels)
 
 
 @dataclass(frozen=True, eq=False)
 class PixelUnshuffle(Arranging):
-    """The inverse of :class:`PixelShuffle`."""
+    """The inverse of :class:`PixelShuffle`, numbered as there."""
 
     words = "pixel unshuffle"
     keeps_rank = True
@@ -103,6 +111,7 @@ class PixelUnshuffle(Arranging):
     rule = renumbers("r*r adjacent outputs read input channel c", channels_of_pixels)
 
     factor: int
+    pixels_first: bool = False
 
     def sizes(self, before: Shape, sight: Sight) -> Shape:  # noqa: ARG002
         """Pixels become channels."""

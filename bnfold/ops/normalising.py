@@ -19,13 +19,15 @@ __all__ = ["SPELLINGS", "AffineNormalization", "BatchNorm", "ExplicitAffine"]
 
 @dataclass(frozen=True, eq=False)
 class BatchNorm(Operation):
-    """A batch normalisation, channels in dimension 1.
+    """A batch normalisation; or any other affine by constants, of mean 0 and variance 1.
 
     Attributes:
         uses_batch_statistics: whether it computes mean and variance from its input, even in eval mode.
         name: qualified name of the layer, None for a bare function call whose statistics have no name.
         rank: the number of dimensions an input must have for the channels to be in dimension 1; None for any.
         fixed: whether it takes so many channels and no others; arithmetic of the user's own stretches one channel.
+        dim: the dimension that its channels run along.
+        by_constants: whether it is an affine by constants, and no normalisation.
     """
 
     words = "BatchNorm"
@@ -44,10 +46,12 @@ class BatchNorm(Operation):
     name: str | None
     rank: int | None = None
     fixed: bool = True
+    dim: int = 1
+    by_constants: bool = False
 
     def own_channels(self, facts: GraphFacts) -> int | None:
         """The statistics tell."""
-        shape = facts.shape_of(self.running_mean) if isinstance(self.running_mean, str) else None
+        shape = facts.shape_of(self.running_mean) if isinstance(self.running_mean, str) and self.dim == 1 else None
         return None if shape is None else shape[0]
 
     def sizes(self, before: Shape, sight: Sight) -> Shape:

@@ -178,12 +178,17 @@ class _OverSpace(Absorber):
 
 @dataclass(frozen=True, eq=False)
 class Convolution(_OverSpace):
-    """``conv1d`` to ``conv3d``: weight ``(C_out, C_in / groups, *kernel)``, channels in dimension 1."""
+    """``conv1d`` to ``conv3d``: weight ``(C_out, C_in / groups, *kernel)``, channels in dimension 1.
+
+    Attributes:
+        uneven: whether it pads one side more than the other, or as its input asks; ``padding`` then tells nothing.
+    """
 
     words = "convolution"
     takes = frozenset(("after", "before", "beside"))
 
     padding_mode: str = "zeros"
+    uneven: bool = False
 
     def input_channels(self, weight: Tensor) -> int:
         """Those of the weight."""
@@ -202,6 +207,8 @@ class Convolution(_OverSpace):
         return Refusal("zero-padding", "{count} not zero and {op} pads with zeros", op=self)
 
     def _pads(self, kernel: tuple[int, ...]) -> bool:
+        if self.uneven:
+            return True
         if isinstance(self.padding, str):
             return self.padding == "same" and any(size != 1 for size in kernel)
         return not _all(self.padding, 0)
@@ -213,6 +220,8 @@ class Convolution(_OverSpace):
         dilation``, and the size stays if ``2 * padding = dilation * (kernel - 1)``.
         """
         taps = []
+        if self.uneven:
+            return None
         for dim, size in enumerate(kernel):
             stride, dilation = _at(self.stride, dim), _at(self.dilation, dim)
             reach = dilation * (size - 1)

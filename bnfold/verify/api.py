@@ -196,6 +196,15 @@ def _original(model: Model, example: tuple[Any, ...]) -> Original:
     return OnnxOriginal(Path(model) if isinstance(model, str) else model, example)
 
 
+def _onnx_algebra(original: Original, folding: Any, clock: _Clock) -> Iterator[tuple[float, Witness]]:
+    """Yield the witness of a plan applied to an ONNX original in float64, where that has such a form."""
+    from bnfold.verify.onnx_original import OnnxOriginal, of_onnx_algebra
+
+    if isinstance(original, OnnxOriginal) and original.has_float64:
+        clock("float64 algebra", "applying the plan in float64", 0.4)
+        yield 0.4, of_onnx_algebra(folding, original)
+
+
 def _witnesses(
     original: Original,
     candidate: Model,
@@ -223,6 +232,8 @@ def _witnesses(
         if weights is not None:
             proven = weights.passed
             yield 0.45, weights
+    elif folding is not None:
+        yield from _onnx_algebra(original, folding, clock)
     exported: Any = candidate
     if not _is_onnx(candidate):
         weights_alone, plain = of_weights(_module(candidate)), of_module(_module(candidate))

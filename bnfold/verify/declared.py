@@ -32,7 +32,11 @@ def declared_batch(model: Any) -> int | None:
     except Exception:  # what is wrong with it is said where it is run
         return None
     first = [shape[0] for shape in shapes if shape]
-    return int(first[0].dim_value) if first and all(dim.HasField("dim_value") for dim in first) else None
+    return (
+        int(first[0].dim_value)
+        if first and all(dim.HasField("dim_value") and dim.dim_value > 0 for dim in first)
+        else None
+    )
 
 
 def declared_axes(model: Any, example: Sequence[Any]) -> tuple[Axis, ...]:

@@ -164,6 +164,8 @@ def _quick(reference: Any, schema: Any, kernel: Kernel) -> Any:
     """Return the reference implementation of an operator, with ``kernel`` before it."""
 
     def run(self: Any, *args: Any, **attributes: Any) -> Arrays:
+        if schema.name == "Resize" and not attributes.get("keep_aspect_ratio_policy"):
+            attributes["keep_aspect_ratio_policy"] = "stretch"  # before opset 18 there was no other
         with torch.no_grad():
             answer = kernel(self.onnx_node, args, attributes)
         return reference._run(self, *args, **attributes) if answer is None else answer
@@ -175,39 +177,55 @@ def _tensor(array: Any) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _space(attributes: dict[str, Any], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]] | None:
-    """Return strides, dilations and the padding, where it is explicit and the same on both sides; else None."""
+def _window(attributes: dict[str, Any], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]] | None:
+    """Return strides, dilations and pads, first those before, where they are explicit; else None."""
     dims = len(kernel)
     pads = list(attributes.get("pads") or [0] * (2 * dims))
-    if attributes.get("auto_pad") not in (None, "", "NOTSET") or pads[:dims] != pads[dims:] or dims > 3:
+    if attributes.get("auto_pad") not in (None, "", "NOTSET") or dims > 3:
         return None
     strides, dilations = (list(attributes.get(name) or [1] * dims) for name in ("strides", "dilations"))
-    return strides, dilations, pads[:dims]
+    return strides, dilations, pads
+
+
+def _space(attributes: dict[str, Any], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]] | None:
+    """Return strides, dilations and the padding, where it is explicit and the same on both sides; else None."""
+    space, dims = _window(attributes, kernel), len(kernel)
+    if space is None or space[2][:dims] != space[2][dims:]:
+        return None
+    return space[0], space[1], space[2][:dims]
 
 
 def _conv(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
     x, weight, bias = (*args, None)[:3]
-    space = _space(attributes, weight.shape[2:])
+    space = _window(attributes, weight.shape[2:])
     if space is None:
         return None
     strides, dilations, pads = space
-    function: Any = (F.conv1d, F.conv2d, F.conv3d)[len(pads) - 1]
-    given = None if bias is None else _tensor(bias)
-    y = function(_tensor(x), _tensor(weight), given, strides, pads, dilations, attributes.get("group") or 1)
+    dims = len(strides)
+    function: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
+    given, before = None if bias is None else _tensor(bias), _tensor(x)
+    if pads[:dims] != pads[dims:]:
+        before = F.pad(before, [side for dim in reversed(range(dims)) for side in (pads[dim], pads[dim + dims])])
+        pads = [0] * (2 * dims)
+    y = function(before, _tensor(weight), given, strides, pads[:dims], dilations, attributes.get("group") or 1)
     return (y.numpy(),)
 
 
 def _conv_transpose(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
     x, weight, bias = (*args, None)[:3]
-    space = _space(attributes, weight.shape[2:])
+    space = _window(attributes, weight.shape[2:])
     if space is None or attributes.get("output_shape"):
         return None
     strides, dilations, pads = space
-    function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(pads) - 1]
-    extra = list(attributes.get("output_padding") or [0] * len(pads))
+    dims = len(strides)
+    function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+    extra = list(attributes.get("output_padding") or [0] * dims)
     given = None if bias is None else _tensor(bias)
     group = attributes.get("group") or 1
-    return (function(_tensor(x), _tensor(weight), given, strides, pads, extra, group, dilations).numpy(),)
+    y = function(_tensor(x), _tensor(weight), given, strides, 0, extra, group, dilations)
+    for dim in range(dims):
+        y = y.narrow(dim + 2, pads[dim], y.shape[dim + 2] - pads[dim] - pads[dim + dims])
+    return (y.numpy(),)
 
 
 def _max_pool(node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
@@ -273,6 +291,10 @@ def _resize(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, An
         and min(size[2:]) > 1
     ):
         y = F.interpolate(_tensor(x), size[2:], mode="bilinear", align_corners=coordinates == "align_corners")
+        return (y.numpy(),)
+    cubic = mode == "cubic" and attributes.get("cubic_coeff_a") in (None, -0.75)
+    if cubic and coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners") and min(size[2:]) > 1:
+        y = F.interpolate(_tensor(x), size[2:], mode="bicubic", align_corners=coordinates == "align_corners")
         return (y.numpy(),)
     if mode == "nearest" and coordinates == "asymmetric" and str(attributes.get("nearest_mode")) == "floor":
         return (F.interpolate(_tensor(x), size[2:], mode="nearest").numpy(),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from bnfold.verify.runtime import OrtModel, counted
 __all__ = ["given_inputs", "onnx_inputs"]
 
 BATCH = 2
-_SIZES = (224, 256, 128, 64, 32, 299, 512, 1024, 16000, 16, 8, 4)
+_SIZES = (224, 256, 128, 64, 32, 299, 512, 1024, 16000, 48, 320, 16, 8, 4)
+_MOST = 2**25  # elements of a guess
 _FIX = "Give the shape with --input-shape, one for each input in their order, or give real inputs with --inputs."
 
 
@@ -48,11 +50,16 @@ def onnx_inputs(path: Path, shapes: Sequence[Sequence[int]] = (), *, seed: int =
     if all(isinstance(size, int) for dims in every for size in dims[1:]):
         return _drawn([_filled(dims, 0) for dims in every], dtypes, seed)
     for size in _SIZES:
-        inputs = _drawn([_filled(dims, size) for dims in every], dtypes, seed)
+        tried = [_filled(dims, size) for dims in every]
+        if max(math.prod(shape) for shape in tried) > _MOST:
+            continue
+        inputs = _drawn(tried, dtypes, seed)
         try:
-            session(*inputs)
+            answers = session(*inputs)
         except RuntimeError:
             continue
+        if any(answer.numel() == 0 for answer in answers):
+            continue  # too small to leave anything
         return inputs
     name, dims = next((n, d) for n, _, d in declared if any(not isinstance(size, int) for size in d[1:]))
     told = "x".join("?" if size is None else str(size) for size in dims)

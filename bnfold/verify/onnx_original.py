@@ -24,8 +24,9 @@ from bnfold.verify.onnx_double import FLOATS, evaluator, in_double, named_tensor
 from bnfold.verify.original import MOVED, Run, finest, moved_by_an_ulp
 from bnfold.verify.reference import in_float64
 from bnfold.verify.runtime import OrtModel
+from bnfold.verify.witness import Witness
 
-__all__ = ["OnnxOriginal"]
+__all__ = ["OnnxOriginal", "of_onnx_algebra"]
 
 OWN_DRAW = -1  # the seed of the moved weights whose answer stands for the original's own, where there is no float64
 ALL = 1 / 2  # then all weights move, half of them up: what else is rounded on the way has no other part in the floor
@@ -81,6 +82,11 @@ class OnnxOriginal:
                 "oracle, and how far that moves with the last place of the weights is the noise floor.",
             )
 
+    @property
+    def has_float64(self) -> bool:
+        """Whether its oracle computes in float64."""
+        return self._double is not None
+
     def run(self, inputs: Sequence[Any]) -> list[Leaf]:
         """Answer in the model's own precision."""
         return self._leaves(self._session, inputs) if self._own is None else self._own(inputs)
@@ -89,9 +95,13 @@ class OnnxOriginal:
         """Answer in float64 throughout, or else as it is, to be compared in float64."""
         if self._double is None:
             return [Leaf(leaf.name, in_float64(leaf.value)) for leaf in self._leaves(self._session, inputs)]
+        return self.answered(self._double, inputs)
+
+    def answered(self, evaluator: Any, inputs: Sequence[Any]) -> list[Leaf]:
+        """Return what an evaluator of a model with the same inputs and outputs answers in float64."""
         tensors = [in_float64(value) for value in inputs if isinstance(value, Tensor)]
         feed = {name: value.cpu().numpy() for name, value in zip(self.input_names, tensors, strict=True)}
-        outputs = self._double.run(None, feed)
+        outputs = evaluator.run(None, feed)
         named = zip(self._session.output_names, outputs, strict=True)
         return [Leaf(name, torch.from_numpy(np.array(output))) for name, output in named]
 
@@ -112,6 +122,24 @@ class OnnxOriginal:
     @staticmethod
     def _leaves(session: OrtModel, inputs: Sequence[Any]) -> list[Leaf]:
         return [Leaf(name, value) for name, value in zip(session.output_names, session(*inputs), strict=True)]
+
+
+def of_onnx_algebra(folding: Any, original: OnnxOriginal) -> Witness:
+    """Return the witness of a plan applied to an ONNX model in float64.
+
+    Args:
+        folding: a :class:`bnfold.onnx_graph.api.OnnxFolding` of the original.
+        original: has a float64 form.
+    """
+    exact = evaluator(folding.in_float64()[1])
+    return Witness(
+        "float64 algebra",
+        "fold",
+        lambda case: original.answered(exact, case.inputs),
+        None,
+        in_float64=True,
+        exported=True,
+    )
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -37,6 +37,8 @@ def leaf_of(
         return Refusal("kept-by-request", "the caller asked to keep {op}", op=call)
     if facts.hooked(node):
         return Refusal("hooks", "{op} carries hooks", op=call)
+    if call.uneven:
+        return Refusal("uneven-padding", "{op} pads one side more than the other", op=call)
     weight = weight_of(facts, call)
     if isinstance(weight, Refusal):
         return weight

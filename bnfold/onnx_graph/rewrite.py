@@ -1,0 +1,400 @@
+"""Change what a plan says, in an ONNX graph that may be changed; decide nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from bnfold import ops
+from bnfold.affine import ChannelAffine, affine_of_statistics
+from bnfold.errors import NotFiniteError
+from bnfold.fold.plan import Absorption, Explicit, Plan
+from bnfold.fold.rounded import absorbed_weights
+from bnfold.onnx_graph.constants import array_of, is_standard, torch_type
+from bnfold.onnx_graph.facts import OnnxFacts
+from bnfold.onnx_graph.values import OnnxValue
+
+__all__ = ["Names", "rewrite"]
+
+_DEPTHWISE = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+"""The types for which a convolution is the best form of an affine; ONNX Runtime has no kernel for the others."""
+
+
+_LARGE = 1 << 26
+"""From so many bytes on a new weight is computed where it is written, and not held."""
+
+
+@dataclass(frozen=True, eq=False)
+class Later:
+    """A weight that is computed each time that it is asked for.
+
+    Attributes:
+        make: computes it.
+        shape: of it.
+        turned: whether it is the transpose of what is computed.
+    """
+
+    make: Callable[[], Tensor]
+    shape: tuple[int, ...]
+    turned: bool = False
+
+    def t(self) -> Later:
+        """Return its transpose."""
+        return replace(self, shape=tuple(reversed(self.shape)), turned=not self.turned)
+
+    def __call__(self) -> Tensor:
+        return self.make().t() if self.turned else self.make()
+
+
+class Names:
+    """All names of values in a model."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.taken: set[str] = set()
+        for graph in model.graphs():
+            self.taken.update(str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
+            self.taken.update(str(output.name) for node in graph for output in node.outputs)
+
+    def free(self, wanted: str) -> str:
+        """Return a name that nothing has yet, as near to a wanted one as can be."""
+        name, count = wanted, 1
+        while name in self.taken:
+            name, count = f"{wanted}_{count}", count + 1
+        self.taken.add(name)
+        return name
+
+
+def rewrite(facts: OnnxFacts, plan: Plan, names: Names) -> None:
+    """Carry out a plan in the graph of ``facts``, which are not to be asked any more afterwards.
+
+    Args:
+        facts: of the graph that is changed; the plan was made of it, or of the same graph in another type.
+        plan: what to do.
+        names: of the whole model; new ones are added.
+
+    Raises:
+        NotFiniteError: a weight overflowed when rounded; ``error.node`` names the value. Nothing is changed then.
+    """
+    _Rewriter(facts, plan, names).run()
+
+
+class _Rewriter:
+    def __init__(self, facts: OnnxFacts, plan: Plan, names: Names) -> None:
+        self.facts = facts
+        self.graph = facts.graph
+        self.plan = plan
+        self.names = names
+        self.by_name = {value.name: value for value in facts.index}
+        self.live = [node for node in self.graph if any(facts.is_used(output) for output in node.outputs)]
+        self.used = [value for value in self.graph.initializers.values() if facts.is_used(value)]
+
+    def run(self) -> None:
+        steps = self.plan.steps
+        sites = [*steps.removed, *steps.explicit, *steps.constant]
+        places = {name: self._place(name) for name in sites}
+        weights = {name: self._absorbed(name, taken) for name, taken in steps.absorbed.items()}
+        affines = {name: self._affine(name, explicit) for name, explicit in steps.explicit.items()}
+        values = {name: self._constant(name) for name in steps.constant}
+        drops = [self._term(*step) for step in steps.dropped.values()]
+        for name, (weight, bias) in weights.items():
+            self._absorb(self.by_name[name], weight, bias)
+        for name, (affine, dim, rank) in affines.items():
+            if affine is not None:
+                self._make_explicit(self.by_name[name], affine, dim, rank, places[name])
+        for name, value in values.items():
+            node = self._node(name)
+            self._put_through(node, self._held(f"{name}.value", value, self._dtype(node)))
+        for total, place in drops:
+            rest = total.inputs[1 - place]
+            assert rest is not None
+            self._put_through(total, rest)
+        for name in steps.removed:
+            node = self._node(name)
+            source = node.inputs[places[name]]
+            assert source is not None
+            self._put_through(node, source)
+        self._sweep()
+
+    # --- what is known before anything changes --------------------------------------------------------------------
+
+    def _node(self, name: str) -> ir.Node:
+        node = self.by_name[name].maker
+        assert node is not None
+        return node
+
+    def _place(self, name: str) -> int:
+        """Which input of its node a BatchNorm normalises."""
+        call = self.facts.call(self.by_name[name])
+        assert isinstance(call, ops.BatchNorm)
+        return list(self._node(name).inputs).index(call.input.value)
+
+    def _absorbed(self, name: str, absorptions: list[Absorption]) -> tuple[Tensor | Later, Tensor | None]:
+        """Weight and bias with what they absorb; a large weight is only tried."""
+        weight, bias = self._weights(name, absorptions)
+        if weight.nbytes < _LARGE:
+            return weight, bias
+        shape = tuple(weight.shape)
+        del weight
+        self._forget(name)
+
+        def make() -> Tensor:
+            made = self._weights(name, absorptions)[0]
+            self._forget(name)
+            return made
+
+        return Later(make, shape), bias
+
+    def _forget(self, name: str) -> None:
+        """Give back the memory into which a weight in another file is mapped."""
+        call: Any = self.facts.call(self.by_name[name])
+        value = self.facts.parameters[call.weight].value if isinstance(call.weight, str) else None
+        self.facts.forget(call.weight)
+        if value is not None and isinstance(value.const_value, ir.ExternalTensor):
+            with contextlib.suppress(BufferError):  # somebody looks at it
+                value.const_value.release()
+
+    def _weights(self, name: str, absorptions: list[Absorption]) -> tuple[Tensor, Tensor | None]:
+        call = self.facts.call(self.by_name[name])
+        assert isinstance(call, ops.Absorber)
+        site = self.facts.call(self.by_name[self.plan[absorptions[0].batchnorm].site])
+        assert isinstance(site, ops.BatchNorm)
+        statistics = self.facts.constant(site.running_mean)
+        assert statistics is not None
+        weight, bias = self.facts.constant(call.weight), self.facts.constant(call.bias)
+        new = absorbed_weights(call, weight, bias, absorptions, statistics, self.facts.name(call.node))
+        dtype = self._rounded_to(call)
+        rounded = [None if part is None else part.detach().to(dtype) for part in new]
+        narrowed = [
+            part for part, before in zip(rounded, new, strict=True) if before is not None and before.dtype != dtype
+        ]
+        if not all(bool(torch.isfinite(part).all()) for part in narrowed if part is not None):
+            error = NotFiniteError(
+                f"A weight of `{self.facts.name(call.node)}` is not finite in {dtype} after folding.",
+                fix="Keep the BatchNormalization that folds into it, or convert the model to a wider type first.",
+            )
+            error.node = name  # type: ignore[attr-defined]
+            raise error
+        assert rounded[0] is not None
+        return rounded[0], rounded[1]
+
+    def _rounded_to(self, call: ops.Absorber) -> torch.dtype:
+        """The type that a weight has in the graph: what is computed of constants is in float64 here."""
+        assert isinstance(call.weight, str)
+        value = self.facts.parameters[call.weight].value
+        found = None if value is None else self.facts.constants.dtype(value)
+        return torch.float32 if found is None else torch_type(found)
+
+    def _affine(self, name: str, explicit: Explicit) -> tuple[ChannelAffine | None, int, int | None]:
+        """The affine that a site becomes, its dimension, and the number of dimensions; None to leave the node alone."""
+        call = self.facts.call(self.by_name[name])
+        assert isinstance(call, ops.BatchNorm)
+        rank = self.facts.graph_rank(self.by_name[name])
+        if call.by_constants and not explicit.composed:
+            return None, call.dim, rank
+        mean, variance, weight, bias = (
+            self.facts.constant(source) for source in (call.running_mean, call.running_var, call.weight, call.bias)
+        )
+        assert mean is not None
+        assert variance is not None
+        affine = affine_of_statistics(mean, variance, weight, bias, call.eps)
+        for later in explicit.composed:
+            affine = later.after(affine)
+        if not affine.is_finite:
+            return None, call.dim, rank
+        return affine, call.dim, rank
+
+    def _constant(self, name: str) -> Tensor:
+        call = self.facts.call(self.by_name[name])
+        assert isinstance(call, ops.BatchNorm)
+        mean, variance, weight, bias = (
+            self.facts.constant(source) for source in (call.running_mean, call.running_var, call.weight, call.bias)
+        )
+        x = self.facts.constant(call.input)
+        assert x is not None
+        assert mean is not None
+        assert variance is not None
+        return affine_of_statistics(mean, variance, weight, bias, call.eps)(x.double(), call.dim)
+
+    def _term(self, term: str, total: str) -> tuple[ir.Node, int]:
+        """The sum that loses a term, and which of its inputs that is."""
+        node = self._node(total)
+        return node, list(node.inputs).index(self.by_name[term].value)
+
+    # --- weights --------------------------------------------------------------------------------------------------
+
+    def _absorb(self, value: OnnxValue, weight: Tensor | Later, bias: Tensor | None) -> None:
+        node = value.maker
+        assert node is not None
+        product = self.facts.product_before(node)
+        if product is not None:  # a product, and the sum after it
+            self._set(product, 1, weight.t())
+            assert bias is not None
+            self._set(node, 0 if node.inputs[1] is product.outputs[0] else 1, bias)
+        elif node.op_type == "MatMul":
+            dtype = self._set(node, 1, weight.t())
+            if bias is not None and bool((bias != 0).any()):
+                held = self._held(f"{node.name or value.name}.bias", bias, dtype)
+                self._insert_after(node, "Add", held)
+        elif node.op_type == "Gemm":
+            turned = "transB" not in node.attributes or not node.attributes["transB"].as_int()
+            for name in ("alpha", "beta"):
+                node.attributes.pop(name, None)
+            self._set(node, 1, weight.t() if turned else weight)
+            self._set(node, 2, bias)
+        else:
+            self._set(node, 1, weight)
+            self._set(node, 2, bias)
+
+    def _set(self, node: ir.Node, place: int, tensor: Tensor | Later | None) -> ir.DataType:
+        """Give a node another constant, in the type that its weight has."""
+        old = node.inputs[place] if place < len(node.inputs) else None
+        weight = old if old is not None else node.inputs[1]
+        assert weight is not None
+        dtype = self._dtype_of(weight, node)
+        if tensor is None:
+            return dtype
+        wanted = f"{node.name or node.outputs[0].name}.bias" if old is None else str(old.name)
+        new = self._held(wanted, tensor, dtype, instead=old)
+        if place >= len(node.inputs):
+            node.resize_inputs(place + 1)
+        node.replace_input_with(place, new)
+        return dtype
+
+    def _dtype_of(self, value: ir.Value, node: ir.Node) -> ir.DataType:
+        dtype = self.facts.constants.dtype(value)
+        return dtype if dtype is not None else self._dtype(node)
+
+    def _dtype(self, node: ir.Node) -> ir.DataType:
+        """The type of a node's result, or of what it reads."""
+        for value in (*node.outputs, *node.inputs):
+            if value is not None and value.dtype is not None:
+                return value.dtype
+            if value is not None and value.const_value is not None:
+                return value.const_value.dtype
+        return ir.DataType.FLOAT
+
+    def _held(
+        self, wanted: str, tensor: Tensor | Later, dtype: ir.DataType, instead: ir.Value | None = None
+    ) -> ir.Value:
+        """Return a new initializer; it has the name of the old one where nobody else reads that."""
+        numbers: ir.TensorProtocol
+        if isinstance(tensor, Later):
+            later = tensor
+            numbers = ir.LazyTensor(lambda: array_of(later(), dtype), dtype, ir.Shape(later.shape))
+        else:
+            numbers = array_of(tensor, dtype)
+        if instead is not None and instead.is_initializer() and not instead.is_graph_input():
+            alone = len(instead.uses()) == 1 and not instead.is_graph_output() and instead.graph is self.graph
+            if alone:
+                name = str(instead.name)
+                del self.graph.initializers[name]  # and not renamed: its tensor may be the caller's
+                return self._registered(name, numbers)
+            wanted = f"{wanted}_folded"
+        return self._registered(self.names.free(wanted), numbers)
+
+    def _registered(self, name: str, numbers: ir.TensorProtocol) -> ir.Value:
+        numbers.name = name
+        value = ir.Value(
+            name=name, shape=ir.Shape(numbers.shape.numpy()), type=ir.TensorType(numbers.dtype), const_value=numbers
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    # --- nodes ----------------------------------------------------------------------------------------------------
+
+    def _make_explicit(self, value: OnnxValue, affine: ChannelAffine, dim: int, rank: int | None, place: int) -> None:
+        """Turn a node into the form of an affine that is best where it will run."""
+        node = value.maker
+        assert node is not None
+        dtype = self._dtype(node)
+        stem = node.name or value.name
+        rounded = [array_of(part, dtype).numpy() for part in (affine.scale, affine.shift)]
+        if not all(bool(torch.isfinite(torch.from_numpy(part.astype("float64"))).all()) for part in rounded):
+            return
+        source = node.inputs[place]
+        if rank is None:
+            if node.op_type == "BatchNormalization":
+                ones, zeros = torch.ones_like(affine.scale), torch.zeros_like(affine.scale)
+                for position, part in enumerate((affine.scale, affine.shift, zeros, ones), start=1):
+                    kind = self._dtype_of(node.inputs[position], node)  # type: ignore[arg-type]
+                    node.replace_input_with(position, self._held(f"{stem}.{position}", part, kind))
+                node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
+            return
+        channels = affine.channels
+        if dim == 1 and 3 <= rank <= 5 and dtype in _DEPTHWISE:
+            weight = self._held(f"{stem}.weight", affine.scale.reshape(channels, 1, *[1] * (rank - 2)), dtype)
+            bias = self._held(f"{stem}.bias", affine.shift, dtype)
+            self._become(node, "Conv", [source, weight, bias], [ir.AttrInt64("group", channels)])
+            return
+        shape = (channels, *[1] * (rank - 1 - dim))
+        bias = self._held(f"{stem}.bias", affine.shift.reshape(shape), dtype)
+        weight = self._held(f"{stem}.weight", affine.scale.reshape(shape), dtype)
+        product = ir.Node("", "Mul", [source, weight], name=self.names.free(f"{stem}.product"))
+        product.outputs[0].name = self.names.free(f"{value.name}.product")
+        product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        self.graph.insert_before(node, product)
+        self._become(node, "Add", [product.outputs[0], bias], [])
+
+    def _become(self, node: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: list[Any]) -> None:
+        """Let a node compute something else; its name, its place and its result stay."""
+        node.domain, node.op_type = "", op
+        node.resize_outputs(1)
+        node.resize_inputs(len(inputs))
+        for place, value in enumerate(inputs):
+            node.replace_input_with(place, value)
+        node.attributes.clear()
+        node.attributes.update({attribute.name: attribute for attribute in attributes})
+
+    def _put_through(self, node: ir.Node, source: ir.Value) -> None:
+        """Let a value stand in the place of a node's result, and keep the names of what the graph returns."""
+        (output, *_) = node.outputs
+        if output.is_graph_output():
+            maker = source.producer()
+            returned = any(value is output for value in self.graph.outputs)
+            free = maker is not None and maker.graph is self.graph and not source.is_graph_output()
+            if not returned or not free or (len(output.uses()) and self._returned_inside(output)):
+                self._become(node, "Identity", [source], [])
+                return
+            name = str(output.name)
+            output.name = self.names.free(f"{name}_unfolded")
+            source.name, source.type, source.shape = name, output.type, output.shape
+            source.doc_string = output.doc_string or source.doc_string
+        output.replace_all_uses_with(source, replace_graph_outputs=True)
+        self.graph.remove(node, safe=True)
+
+    def _returned_inside(self, output: ir.Value) -> bool:
+        """Whether a graph inside of a node returns a value, which is captured there."""
+        return any(
+            value is output for graph in self.graph.subgraphs() if graph is not self.graph for value in graph.outputs
+        )
+
+    def _insert_after(self, node: ir.Node, op: str, second: ir.Value) -> None:
+        """Let all readers of a node's result read that of another node, which reads it."""
+        output = node.outputs[0]
+        added = ir.Node("", op, [None, second], name=self.names.free(f"{node.name or output.name}.{op.lower()}"))
+        new = added.outputs[0]
+        new.type, new.shape = output.type, output.shape
+        name = str(output.name)
+        output.name = self.names.free(f"{name}_unfolded")
+        new.name = name
+        output.replace_all_uses_with(new, replace_graph_outputs=True)
+        added.replace_input_with(0, output)
+        self.graph.insert_after(node, added)
+
+    def _sweep(self) -> None:
+        """Remove what nobody needs any more, if somebody did."""
+        for node in reversed(self.live):
+            unused = node.graph is self.graph and not any(self.facts.is_used(output) for output in node.outputs)
+            if unused and is_standard(node):
+                self.graph.remove(node, safe=True)
+        inputs = set(self.graph.inputs)
+        for value in self.used:
+            name = str(value.name)
+            if self.graph.initializers.get(name) is value and not self.facts.is_used(value) and value not in inputs:
+                del self.graph.initializers[name]
