@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 __all__ = ["OPEN", "InferredShapes", "NamedShapes", "inferred"]
 
@@ -91,6 +92,13 @@ def inferred(model: ir.Model) -> InferredShapes:
 def _skeleton(model: ir.Model) -> onnx.ModelProto:
     """Return the model without large weights, and without what it says of values between."""
     clone = model.clone()
+    for node in clone.graph.all_nodes():  # the inference looks for axes among initializers
+        tensor = (
+            node.attributes["value"].as_tensor() if node.op_type == "Constant" and "value" in node.attributes else None
+        )
+        if tensor is not None and tensor.dtype != ir.DataType.STRING:  # not the caller's, which would get another name
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(tensor.numpy(), dtype=tensor.dtype))
+    clone = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clone).model
     for value in list(clone.graph.initializers.values()):
         tensor = value.const_value
         if tensor is not None and tensor.size > _SMALL:
@@ -179,11 +187,10 @@ def _matched(graph: ir.Graph, proto: onnx.GraphProto) -> Iterator[tuple[ir.Value
     for value in _values(graph):
         if value.name in told:
             yield value, told[value.name]
-    for node, other in zip(graph, proto.node, strict=True):
-        bodies = {attribute.name: attribute for attribute in other.attribute}
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _matched(attribute.as_graph(), bodies[attribute.name].g)
+    bodies = [attribute.g for other in proto.node for attribute in other.attribute if attribute.HasField("g")]
+    inside = (attribute for node in graph for attribute in node.attributes.values())
+    for attribute, body in zip((each for each in inside if each.type == ir.AttributeType.GRAPH), bodies, strict=True):
+        yield from _matched(attribute.as_graph(), body)
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
