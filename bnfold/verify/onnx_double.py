@@ -231,12 +231,18 @@ def _conv_transpose(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict
 def _max_pool(node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
     kernel = list(attributes["kernel_shape"])
     space = _space(attributes, kernel)
-    plain = len([name for name in node.output if name]) == 1 and not attributes.get("ceil_mode")
+    plain = len([name for name in node.output if name]) == 1
     if space is None or not plain or any(2 * pad > size for pad, size in zip(space[2], kernel, strict=True)):
         return None
     strides, dilations, pads = space
+    ceil = bool(attributes.get("ceil_mode"))
+    if ceil and any(
+        pad + stride > dilation * (size - 1) + 1
+        for pad, stride, dilation, size in zip(pads, strides, dilations, kernel, strict=True)
+    ):
+        return None  # a window may lie in the padding alone, which torch leaves out
     function: Any = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel) - 1]
-    return (function(_tensor(args[0]), kernel, strides, pads, dilations).numpy(),)
+    return (function(_tensor(args[0]), kernel, strides, pads, dilations, ceil).numpy(),)
 
 
 def _average_pool(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
