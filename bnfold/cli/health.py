@@ -34,6 +34,8 @@ PACKAGES = {
     "rich": "13.9",
     "jinja2": "3.1",
     "markupsafe": "2.1",
+    "pebble": "5.1",
+    "psutil": "7",
 }
 """What bnfold needs, and the first version that it works with; the same as in pyproject.toml."""
 

@@ -48,8 +48,11 @@ def only_for_torch(about: ModelRequest, **options: Any) -> None:
         )
 
 
-def onnx_found_inputs(about: ModelRequest, run: Run) -> FoundInputs:
-    """Return example inputs for an ONNX model: given, or of the shapes that it declares."""
+def onnx_found_inputs(about: ModelRequest, run: Run, candidate: Path | None = None) -> FoundInputs:
+    """Return example inputs for an ONNX model: given, or of the shapes that it declares.
+
+    Sizes that it leaves open are those that the ``candidate`` declares, where that is an ONNX model too.
+    """
     path = Path(about.model)
     with run.stages("import"):
         import torch  # noqa: F401
@@ -69,7 +72,7 @@ def onnx_found_inputs(about: ModelRequest, run: Run) -> FoundInputs:
                 given_inputs(path, read_tensors(names, about.inputs)), f"from {shown_path(str(about.inputs))}"
             )
         how = "given with --input-shape" if about.shapes else "as the ONNX model declares them"
-        return FoundInputs(onnx_inputs(path, about.shapes, seed=about.seed), how)
+        return FoundInputs(onnx_inputs(path, about.shapes, seed=about.seed, candidate=candidate), how)
 
 
 # --- fold --------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def run(request: VerifyRequest, terminal: Terminal) -> int:
         check_witnesses(request.witnesses, proof=True)
         original: Any = Path(about.model)
         if is_onnx(about.model):
-            found = onnx_found_inputs(about, run)
+            found = onnx_found_inputs(about, run, Path(request.candidate) if is_onnx(request.candidate) else None)
         else:
             first = run.load()
             original, found = first.model, run.find_inputs(first)

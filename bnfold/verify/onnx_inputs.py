@@ -20,7 +20,9 @@ _MOST = 2**25  # elements of a guess
 _FIX = "Give the shape with --input-shape, one for each input in their order, or give real inputs with --inputs."
 
 
-def onnx_inputs(path: Path, shapes: Sequence[Sequence[int]] = (), *, seed: int = 0) -> tuple[Tensor, ...]:
+def onnx_inputs(
+    path: Path, shapes: Sequence[Sequence[int]] = (), *, seed: int = 0, candidate: Path | None = None
+) -> tuple[Tensor, ...]:
     """Return inputs that an ONNX model takes: standard normal values; zeros and ones for integers and booleans.
 
     Args:
@@ -28,6 +30,8 @@ def onnx_inputs(path: Path, shapes: Sequence[Sequence[int]] = (), *, seed: int =
         shapes: one for each input; where none are given, those that the model declares, with a batch of 2. Sizes that
             it leaves open are tried, the most common first, until it runs.
         seed: of the values.
+        candidate: an ONNX model to be compared with it: where that declares a size that this one leaves open, it is
+            the size.
 
     Raises:
         UsageError: the model leaves sizes open, none is given and it runs at none of those tried; or the shapes given
@@ -47,6 +51,13 @@ def onnx_inputs(path: Path, shapes: Sequence[Sequence[int]] = (), *, seed: int =
     if shapes:
         return _drawn([tuple(shape) for shape in shapes], dtypes, seed)
     every = [dims for _, _, dims in declared]
+    if candidate is not None:
+        others = [dims for _, _, dims in OrtModel(candidate, "off").declared]
+        if [len(dims) for dims in others] == [len(dims) for dims in every]:
+            every = [
+                [one if isinstance(one, int) else other for one, other in zip(dims, also, strict=True)]
+                for dims, also in zip(every, others, strict=True)
+            ]
     if all(isinstance(size, int) for dims in every for size in dims[1:]):
         return _drawn([_filled(dims, 0) for dims in every], dtypes, seed)
     for size in _SIZES:

@@ -135,7 +135,7 @@ CASES = (
     content("TorchScript", _torchscript, "TorchScript", "cannot fold"),
     content("exported program", _program, "unpickles", "--trust", file="model.pt2"),
     content("exported program called model.pt", _program, "exported program", "--trust"),
-    content("ONNX", _onnx, "ONNX model", "verify", file="model.onnx"),
+    content("ONNX", _onnx, "ONNX model", "fold", file="model.onnx"),
     content("ONNX called model.pt", _onnx, "ONNX model"),
     content("cut in half", lambda: (data := saved(nn.Linear(9, 9)))[: len(data) // 2], "without an end record"),
     content("last byte missing", lambda: saved(nn.Linear(9, 9))[:-1], "without an end record"),

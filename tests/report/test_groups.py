@@ -8,12 +8,12 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from tests.report.test_tables import printed
 
 from bnfold.fold.decision import Decision
 from bnfold.report.console import render_decisions
 from bnfold.report.groups import FEWEST, grouped, pattern
 from tests.report.samples import NASTY, decision, document
+from tests.report.test_console import printed
 
 
 def affine(name: str, why: str, **changes: Any) -> Decision:

@@ -558,7 +558,7 @@ def test_a_file_that_fails_is_set_beside_the_original_s_own_export(monkeypatch):
     assert [c.passed for c in report.comparisons] == [False, False, True]
 
     blame = import_module("bnfold.verify.blame")
-    monkeypatch.setattr(blame.OwnExport, "_model", wrong)  # an exporter that is as wrong
+    monkeypatch.setattr(blame.OwnExport, "model", wrong)  # an exporter that is as wrong
     report = verify(model, wrong, inputs)
     assert report.verdict == "failed"
     assert "folded by nobody, is as far off" in report.reason
