@@ -229,7 +229,9 @@ def test_torchs_own_dynamic_shapes_serve_several_inputs() -> None:
         to_onnx(module, inputs, dynamic={"wave": {0: batch, 2: time}, "weight": {0: batch, 1: None}})
 
 
-@pytest.mark.parametrize("opset", [15, 17, 21, 24])
+@pytest.mark.parametrize(
+    "opset", [15, pytest.param(17, marks=pytest.mark.long), 21, pytest.param(24, marks=pytest.mark.long)]
+)
 def test_an_opset_is_written_as_asked(opset: int) -> None:
     x = normal(2, 3, 8, 8)
     module = folded(layers(2, nn.ReLU(), nn.AdaptiveAvgPool2d(1)), x)
@@ -301,7 +303,16 @@ class Branch(nn.Module):
 
 @pytest.mark.parametrize(
     "question",
-    ["w < 20", "w == 600", "w > 600", "h * w == 50176", "h * w == 1000", "h < w", "h == w", "h % 8 != 0", "n == 64"],
+    [
+        "w < 20",
+        "h * w == 50176",
+        "h < w",
+        "n == 64",
+        *(
+            pytest.param(question, marks=pytest.mark.long)
+            for question in ("w == 600", "w > 600", "h * w == 1000", "h == w", "h % 8 != 0")
+        ),
+    ],
 )
 def test_no_file_is_wrong_at_a_size_that_it_says_it_takes(question: str) -> None:
     """The file is for the sizes at which the model answers as at the example's, or not free at all."""
@@ -334,7 +345,7 @@ def _takes(axes: tuple[Axis, ...], shape: tuple[int, int, int]) -> bool:
     return all(size == {0: 2, 2: 32, 3: 32}[dim] for dim, size in sizes.items())
 
 
-@pytest.mark.parametrize("size", [4, 7])
+@pytest.mark.parametrize("size", [pytest.param(4, marks=pytest.mark.long), 7])
 def test_an_adaptive_pool_whose_shape_is_hidden_is_found_by_uneven_sizes(size: int) -> None:
     class Hidden(nn.Module):
         def __init__(self) -> None:
