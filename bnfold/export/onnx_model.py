@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from bnfold.errors import ExportError, MissingPackageError
-from bnfold.export.axes import Axis, words_of
+from bnfold.export.axes import Axis, free_sizes, words_of
 from bnfold.export.dynamic import DEFAULT, Dynamic, wanted
 from bnfold.export.opset import FOR_BFLOAT16, asked_of_exporter, at_opset
 from bnfold.export.program import ProgramExport, conditions, export_program, first_sentence, warn_if_static
@@ -157,23 +157,14 @@ def onnx_of(
     if not isinstance(module, nn.Module):
         made = _converted(ProgramExport(module), module, inputs, opset=opset, optimize=optimize)
         return replace(made, model=at_opset(made.model, opset))
-    if program is None:
-        with _in_onnx_export():
-            program = export_program(module, inputs, dynamic=want)
-    sized = any(axis.name != "batch" for axis in program.axes)
-    try:
-        made = _converted(program, module, inputs, opset=opset, optimize=optimize)
-        small = weight_bytes(made.model) < PROTOBUF_LIMIT
-        wrong = rounded_scale(made.model) if sized else None
-        if wrong is None and sized and small:
-            wrong = goes_wrong(made.model, module, inputs, made.axes)
-    except ExportError as error:
-        if not sized:
-            raise
-        wrong = error.what.removeprefix("The ONNX exporter failed: ").rstrip(".")
-    if wrong is None:
-        return replace(made, model=at_opset(made.model, opset))
-    why = _adaptive_pool(module) or wrong
+    why = _adaptive_pool(module) if want.size else None
+    if why is None or not free_sizes(module, inputs).axes:  # else known before it is tried, which takes a minute
+        if program is None:
+            with _in_onnx_export():
+                program = export_program(module, inputs, dynamic=want)
+        free, why = _tried(program, module, inputs, opset=opset, optimize=optimize)
+        if free is not None:
+            return replace(free, model=at_opset(free.model, opset))
     if "size" in want.by_name or want.shapes is not None:
         raise ExportError(
             f"The size cannot stay free in ONNX, although the model takes others: {why}.",
@@ -184,6 +175,23 @@ def onnx_of(
     smaller = _converted(program, module, inputs, opset=opset, optimize=optimize)
     note = f"The size in the .onnx is fixed at that of the example, although the model takes others: {why}."
     return replace(smaller, model=at_opset(smaller.model, opset), notes=(*smaller.notes, note))
+
+
+def _tried(
+    program: ProgramExport, module: nn.Module, inputs: tuple[Any, ...], *, opset: int | None, optimize: bool
+) -> tuple[OnnxExport | None, str | None]:
+    """Return the export of a program; or, where its sizes cannot be free in ONNX, None and why."""
+    sized = any(axis.name != "batch" for axis in program.axes)
+    try:
+        made = _converted(program, module, inputs, opset=opset, optimize=optimize)
+    except ExportError as error:
+        if not sized:
+            raise
+        return None, error.what.removeprefix("The ONNX exporter failed: ").rstrip(".")
+    wrong = rounded_scale(made.model) if sized else None
+    if wrong is None and sized and weight_bytes(made.model) < PROTOBUF_LIMIT:
+        wrong = goes_wrong(made.model, module, inputs, made.axes)
+    return (made, None) if wrong is None else (None, _adaptive_pool(module) or wrong)
 
 
 def _converted(
