@@ -7,11 +7,9 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-import jinja2
 from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
@@ -19,12 +17,11 @@ from rich.text import Text
 from bnfold._version import __version__
 from bnfold.batch.records import RESULTS, Record
 from bnfold.batch.units import memory_in_words, seconds_in_words
-from bnfold.errors import UsageError
 from bnfold.files.save import Output, write_outputs
-from bnfold.printable import shown_path
 from bnfold.report.escape import for_markdown, for_xml, for_xml_attribute, visible
+from bnfold.report.templates import page_source, page_template
 
-__all__ = ["OUTCOMES", "by_outcome", "check_overview_path", "overview", "write_overview"]
+__all__ = ["OUTCOMES", "by_outcome", "overview", "write_overview"]
 
 OUTCOMES = (
     "equivalent",
@@ -86,19 +83,6 @@ def write_overview(folder: Path, records: Sequence[Record]) -> None:
     write_outputs(made, inputs=[], force=True)
 
 
-def check_overview_path(path: Path) -> None:
-    """Raise unless a report of this name can be written.
-
-    Raises:
-        UsageError: the suffix names no format.
-    """
-    if path.suffix not in _FORMATS:
-        raise UsageError(
-            f"The suffix of the report {shown_path(path)} names no format.",
-            fix="Use .html, .json, .md or .xml (JUnit), or - for JSON on standard output.",
-        )
-
-
 def overview(path: Path, records: Sequence[Record], folder: Path) -> bytes:
     """Return the bytes of a report on all models; the suffix of ``path`` says in which format.
 
@@ -151,27 +135,23 @@ def markdown(records: Sequence[Record]) -> str:
 
 def html(records: Sequence[Record], folder: Path, path: Path) -> str:
     """Return the page: a table of all models to sort, filter and follow links from; it needs nothing but itself."""
-    script = _source("batch.js")
+    script = page_source("batch.js")
     base = folder.absolute() if path.is_absolute() or path.parent != Path() else Path()
     calls, folded = _calls(records)
     bad = sum(record["outcome"] != "equivalent" for record in records)
-    return (
-        _environment()
-        .get_template("batch.html.j2")
-        .render(
-            rows=[_row(record, folder, base) for record in records],
-            outcomes=by_outcome(records),
-            bad=bad,
-            calls=calls,
-            folded=folded,
-            total=len(records),
-            version=__version__,
-            results=RESULTS,
-            visible=visible,
-            style=Markup(_source("style.css")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    return page_template("batch.html.j2").render(
+        rows=[_row(record, folder, base) for record in records],
+        outcomes=by_outcome(records),
+        bad=bad,
+        calls=calls,
+        folded=folded,
+        total=len(records),
+        version=__version__,
+        results=RESULTS,
+        visible=visible,
+        style=Markup(page_source("style.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -209,21 +189,3 @@ _FORMATS: dict[str, Callable[[Sequence[Record], Path, Path], str]] = {
     ".md": lambda records, _folder, _path: markdown(records),
     ".xml": lambda records, _folder, _path: junit(records),
 }
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("bnfold.report", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-@cache
-def _source(name: str) -> str:
-    loader = _environment().loader
-    assert loader is not None
-    return loader.get_source(_environment(), name)[0]

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from rich.text import Text
 
-from bnfold.batch.overview import as_json, by_outcome, check_overview_path, overview, render_overview
+from bnfold.batch.overview import as_json, by_outcome, overview, render_overview
 from bnfold.batch.progress import OnStderr
 from bnfold.batch.running import run as run_all
 from bnfold.cli.terminal import Terminal
 from bnfold.files.destinations import check_folders
 from bnfold.files.save import Output, check_targets, write_outputs
 from bnfold.printable import shown_path
+from bnfold.report.files import check_report_path
 from bnfold.report.words import counted
 
 __all__ = ["BatchRequest", "run"]
@@ -40,7 +41,7 @@ def run(request: BatchRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code: 0 where every model is equivalent, else 1."""
     paths = [Path(report) for report in request.reports if report != "-"]
     for path in paths:
-        check_overview_path(path)
+        check_report_path(path)
     force = bool(request.options.get("force"))
     check_targets(paths, inputs=[request.manifest], force=force)
     check_folders(paths)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bnfold.export.refusals import Place, holds_graph, refusal_of
 from bnfold.graph.batch_dimension import batch_positions
 
-__all__ = ["Axis", "Free", "batch_axis", "free_sizes", "resized", "shape_in_words", "stepped", "words_of"]
+__all__ = ["Axis", "Free", "batch_axis", "free_sizes", "resized", "shape_in_words", "stepped", "with_sizes", "words_of"]
 
 _NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 _DIMENSIONS: dict[int, tuple[tuple[int, ...], ...]] = {
@@ -122,8 +122,12 @@ def free_sizes(module: nn.Module, inputs: Sequence[Any]) -> Free:
         return Free((), {"size": "no input has a size besides the batch and the channels"})
     if not holds_graph(module):
         return Free(layouts[0], {})
-    found = [_asked(module, inputs, axes) for axes in layouts]
-    return next((free for free in found if not free.why_fixed), next((free for free in found if free.axes), found[0]))
+    found: list[Free] = []
+    for axes in layouts:  # the next is asked only where this one is not taken whole
+        found.append(_asked(module, inputs, axes))
+        if not found[-1].why_fixed:
+            return found[-1]
+    return next((free for free in found if free.axes), found[0])
 
 
 def stepped(axis: Axis, takes: Takes) -> Axis | None:
@@ -155,7 +159,19 @@ def resized(inputs: Sequence[Any], axes: Sequence[Axis], generator: torch.Genera
     places = {place: size for n, axis in enumerate(sizes) for place, size in axis.at(axis.other(larger=n > 0)).items()}
     if all(int(inputs[position].shape[dim]) == size for (position, dim), size in places.items()):
         return None
-    places |= {place: 1 for axis in axes if axis.name == "batch" for place in axis.places}
+    return with_sizes(
+        inputs, places | {place: 1 for axis in axes if axis.name == "batch" for place in axis.places}, generator
+    )
+
+
+def with_sizes(inputs: Sequence[Any], places: Mapping[Place, int], generator: torch.Generator) -> tuple[Any, ...]:
+    """Return inputs with other sizes at some places: standard normal values, and zeros for integers.
+
+    Args:
+        inputs: positional inputs; those whose shape stays are returned as they are.
+        places: the sizes.
+        generator: of the values.
+    """
     made = []
     for position, value in enumerate(inputs):
         shape = [places.get((position, dim), size) for dim, size in enumerate(getattr(value, "shape", ()))]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfold.errors import ExportError, OtherInputError
-from bnfold.export.axes import Axis, Free, batch_axis, free_sizes
+from bnfold.export.axes import Axis, Free, batch_axis, free_sizes, with_sizes
 from bnfold.export.budget import SECONDS, OverBudgetError, within
 from bnfold.export.dynamic import DEFAULT, Dynamic, Wanted, wanted
 from bnfold.export.guards import narrowed
@@ -46,6 +46,9 @@ __all__ = [
     "to_program",
     "warn_if_static",
 ]
+
+
+_DECIDED = "torch.export finds that the model's code decides on it"
 
 
 class StaticBatchWarning(UserWarning):
@@ -194,20 +197,14 @@ def _sized_at(
             continue
         wrong = program_goes_wrong(program, module, grown, kept)
         return ProgramExport(program, kept) if wrong is None else f"its export does not: {wrong}"
-    return "torch.export finds that the model's code decides on it"
+    return _DECIDED
 
 
 def _twice(inputs: tuple[Any, ...], sizes: tuple[Axis, ...]) -> tuple[tuple[Any, ...], tuple[Axis, ...]]:
     """Return inputs of more than 64 in each size, and the sizes of these."""
     grown = tuple(replace(axis, own=axis.own * (64 // axis.own + 1)) for axis in sizes)
     places = {place: axis.own for axis in grown for place in axis.places}
-    made = [
-        torch.zeros([places.get((at, dim), size) for dim, size in enumerate(value.shape)]).to(value)
-        if isinstance(value, Tensor)
-        else value
-        for at, value in enumerate(inputs)
-    ]
-    return tuple(made), grown
+    return with_sizes(inputs, places, torch.Generator().manual_seed(0)), grown
 
 
 def _without_sizes(want: Wanted, free: Free, why: str) -> tuple[str, ...]:
@@ -306,7 +303,7 @@ def _named_axes(shapes: Any, inputs: tuple[Any, ...], module: nn.Module) -> tupl
 
 def _why_static(error: Exception) -> str:
     if "Constraints violated" in str(error):  # it goes on about its own settings
-        return "torch.export finds that the model's code decides on it"
+        return _DECIDED
     return first_sentence(error).rstrip(".")
 
 

@@ -17,7 +17,7 @@ from bnfold.onnx_graph.constants import Constants, is_standard, tensor_of
 from bnfold.onnx_graph.inference import InferredShapes
 from bnfold.onnx_graph.sizes import OnnxSizes
 from bnfold.onnx_graph.spellings import READERS
-from bnfold.onnx_graph.values import OnnxValue
+from bnfold.onnx_graph.values import OnnxValue, free_name
 from bnfold.ops.interface import FrontEnd
 from bnfold.ops.spelling import NotStaticError
 from bnfold.ops.symbolic import Size
@@ -139,11 +139,7 @@ class OnnxFacts(FrontEnd[OnnxValue]):
         return made
 
     def _free(self, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self._names:
-            name, count = f"{wanted}_{count}", count + 1
-        self._names.add(name)
-        return name
+        return free_name(wanted, self._names)
 
     def _joined(self) -> dict[ir.Value, ir.Node]:
         """Products with a constant matrix that only a sum with a constant reads: by the product, the sum."""

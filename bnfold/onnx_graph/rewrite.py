@@ -18,7 +18,7 @@ from bnfold.fold.plan import Absorption, Explicit, Plan
 from bnfold.fold.rounded import absorbed_weights
 from bnfold.onnx_graph.constants import array_of, is_standard, torch_type
 from bnfold.onnx_graph.facts import OnnxFacts
-from bnfold.onnx_graph.values import OnnxValue
+from bnfold.onnx_graph.values import OnnxValue, free_name
 
 __all__ = ["Names", "rewrite"]
 
@@ -63,11 +63,7 @@ class Names:
 
     def free(self, wanted: str) -> str:
         """Return a name that nothing has yet, as near to a wanted one as can be."""
-        name, count = wanted, 1
-        while name in self.taken:
-            name, count = f"{wanted}_{count}", count + 1
-        self.taken.add(name)
-        return name
+        return free_name(wanted, self.taken)
 
 
 def rewrite(facts: OnnxFacts, plan: Plan, names: Names) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["Kind", "OnnxValue"]
+__all__ = ["Kind", "OnnxValue", "free_name"]
 
 Kind: TypeAlias = Literal["input", "constant", "node", "several", "item", "output"]
 """What a value is: an input of the graph, or captured from the graph around it; a constant; what a node computes, if it
@@ -36,3 +36,12 @@ class OnnxValue:
 
     def __repr__(self) -> str:
         return f"OnnxValue({self.name!r}, {self.kind!r})"
+
+
+def free_name(wanted: str, taken: set[str]) -> str:
+    """Return a name that nothing has yet, as near to a wanted one as can be; it is taken from then on."""
+    name, count = wanted, 1
+    while name in taken:
+        name, count = f"{wanted}_{count}", count + 1
+    taken.add(name)
+    return name

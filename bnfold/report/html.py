@@ -12,10 +12,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
 from bnfold.fold.decision import Decision, MergeDecision
@@ -27,6 +25,7 @@ from bnfold.report.document import Document, versions
 from bnfold.report.escape import visible
 from bnfold.report.groups import Group, grouped
 from bnfold.report.picture import drawn
+from bnfold.report.templates import page_source, page_template
 from bnfold.report.words import (
     became,
     counted,
@@ -58,8 +57,8 @@ def html(document: Document) -> str:
     low, high = error_range(document.comparisons)
     mood = _MOODS.get(document.outcome, "open" if document.command == "explain" else "bad")
     names = [visible(name_of(decision, document.batchnorms)) for decision in document.batchnorms]
-    script = _source("page.js")
-    return _template().render(
+    script = page_source("page.js")
+    return page_template("page.html.j2").render(
         document=document,
         outcome="explained" if document.command == "explain" else document.outcome,
         mood=mood,
@@ -98,7 +97,7 @@ def html(document: Document) -> str:
         counted=counted,
         versions=versions(),
         data=_json([squeezed(affine) for affine in details.affines]),
-        style=Markup(_source("style.css")),
+        style=Markup(page_source("style.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -201,25 +200,3 @@ def _json(data: Any) -> Markup:
     """Return JSON that may stand in a script element: ASCII, and no character that could end it."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("bnfold.report", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _template() -> jinja2.Template:
-    return _environment().get_template("page.html.j2")
-
-
-@cache
-def _source(name: str) -> str:
-    environment = _environment()
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from bnfold.capture.nests import flatten
 from bnfold.fold.whole import unfolded_model
 from bnfold.report.details import SiteError
-from bnfold.verify.locate import distance, twins
+from bnfold.verify.locate import distance, twins, values_at
 from bnfold.verify.reference import everything_in_float64, exact_arithmetic, fresh, fresh_in_float64
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def site_errors_of(folding: Folding, inputs: Sequence[Any]) -> tuple[tuple[SiteE
     ]
     try:
         with exact_arithmetic():
-            keeper = _Keeper(oracle, {one for _, sides in pairs for side in sides for one, _ in side})
+            wanted = {one for _, sides in pairs for side in sides for one, _ in side}
             with everything_in_float64():
-                keeper.run(*fresh_in_float64(inputs))
-            floors = _errors(original, [sides[0] for _, sides in pairs], keeper.kept, inputs)
-            errors = _errors(folded, [sides[1] for _, sides in pairs], keeper.kept, inputs)
+                kept = values_at(oracle, wanted, fresh_in_float64(inputs))
+            floors = _errors(original, [sides[0] for _, sides in pairs], kept, inputs)
+            errors = _errors(folded, [sides[1] for _, sides in pairs], kept, inputs)
     except Exception as error:
         return (), (f"Errors at each site could not be measured: {type(error).__name__}.",)
     found = zip((number for number, _ in pairs), floors, errors, strict=True)
@@ -73,21 +73,6 @@ def _errors(
     judge = _Judge(graph, sources, kept)
     judge.run(*fresh(inputs))
     return [max((judge.errors[pair] for pair in side), default=math.nan) for side in sites]
-
-
-class _Keeper(fx.Interpreter):
-    """Runs a graph and keeps the values of some nodes."""
-
-    def __init__(self, module: fx.GraphModule, wanted: set[fx.Node]) -> None:
-        super().__init__(module)
-        self.wanted = wanted
-        self.kept: dict[fx.Node, list[Tensor]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self.wanted:
-            self.kept[n] = [leaf.value.detach().clone() for leaf in flatten(value) if leaf.is_tensor]
-        return value
 
 
 class _Judge(fx.Interpreter):

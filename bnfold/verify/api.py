@@ -202,7 +202,7 @@ def _onnx_algebra(original: Original, folding: Any, clock: _Clock) -> Iterator[t
 
     if isinstance(original, OnnxOriginal) and original.has_float64:
         clock("float64 algebra", "applying the plan in float64", 0.4)
-        yield 0.4, of_onnx_algebra(folding, original)
+        yield 0.4, of_onnx_algebra(folding)
 
 
 def _witnesses(

@@ -72,8 +72,8 @@ def site_errors(
     theirs = {node.name: node for node in candidate.graph.nodes}
     pairs = [(d, twins(ours[d.site], d.direction, theirs)) for d in decisions if d.site in ours]
     pairs.sort(key=lambda pair: max((order[one] for one, _ in pair[1]), default=0))
-    left = _values(original, {one for _, twins in pairs for one, _ in twins}, inputs)
-    right = _values(candidate, {other for _, twins in pairs for _, other in twins}, inputs)
+    left = values_at(original, {one for _, twins in pairs for one, _ in twins}, inputs)
+    right = values_at(candidate, {other for _, twins in pairs for _, other in twins}, inputs)
     return [
         (decision, max(distance(left.get(one), right.get(other)) for one, other in twins))
         for decision, twins in pairs
@@ -176,13 +176,13 @@ def _arguments(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-class _Recorder(fx.Interpreter):
+class _Keeper(fx.Interpreter):
     """Runs a graph and keeps the values of some nodes."""
 
     def __init__(self, module: fx.GraphModule, wanted: set[fx.Node]) -> None:
         super().__init__(module)
         self.wanted = wanted
-        self.kept: dict[fx.Node, Any] = {}
+        self.kept: dict[fx.Node, list[Tensor]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -192,10 +192,11 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def _values(module: fx.GraphModule, wanted: set[fx.Node], inputs: Sequence[Any]) -> dict[fx.Node, Any]:
-    recorder = _Recorder(module, wanted)
-    recorder.run(*inputs)
-    return recorder.kept
+def values_at(module: fx.GraphModule, wanted: set[fx.Node], inputs: Sequence[Any]) -> dict[fx.Node, list[Tensor]]:
+    """Return copies of the tensors at some nodes of a graph, in one run on ``inputs``."""
+    keeper = _Keeper(module, wanted)
+    keeper.run(*inputs)
+    return keeper.kept
 
 
 def distance(left: list[Tensor] | None, right: list[Tensor] | None) -> float:

@@ -9,7 +9,6 @@ written to be read; its slowest operators are replaced here by torch's in float6
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,14 +36,13 @@ class DoubleModel:
     """An ONNX model in float64, called like the module it was exported from.
 
     Args:
-        model: the model, or the path of its file.
+        wide: the model, made by :func:`in_double`.
 
     Raises:
-        Exception: it has no float64 form; see :func:`evaluator`.
+        Exception: an operator has no float64 form; see :func:`evaluator`.
     """
 
-    def __init__(self, model: onnx.ModelProto | Path) -> None:
-        wide = in_double(onnx.load(model) if isinstance(model, Path) else model)
+    def __init__(self, wide: onnx.ModelProto) -> None:
         weights = {tensor.name for tensor in wide.graph.initializer}
         self._inputs = [value for value in wide.graph.input if value.name not in weights]
         self._names = [value.name for value in wide.graph.output]

@@ -12,15 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import Tensor
 
 from bnfold.capture.nests import Leaf
 from bnfold.errors import RefusedFileError, UsageError, first_line
-from bnfold.verify.onnx_double import FLOATS, evaluator, in_double, named_tensors
+from bnfold.verify.onnx_double import FLOATS, DoubleModel, in_double, named_tensors
 from bnfold.verify.original import MOVED, Run, finest, moved_by_an_ulp
 from bnfold.verify.reference import in_float64
 from bnfold.verify.runtime import OrtModel
@@ -67,11 +65,11 @@ class OnnxOriginal:
         self.eps = finest(
             _DTYPES[tensor.data_type] for tensor in named_tensors(self._model.graph) if tensor.data_type in _DTYPES
         )
-        self._double: Any = None
+        self._double: DoubleModel | None = None
         self._own: Run | None = None
         self._share = MOVED
         try:
-            self._double = evaluator(in_double(self._model))
+            self._double = DoubleModel(in_double(self._model))
             self.exact(example)
         except Exception as error:
             self._double, self._share = None, ALL
@@ -95,15 +93,7 @@ class OnnxOriginal:
         """Answer in float64 throughout, or else as it is, to be compared in float64."""
         if self._double is None:
             return [Leaf(leaf.name, in_float64(leaf.value)) for leaf in self._leaves(self._session, inputs)]
-        return self.answered(self._double, inputs)
-
-    def answered(self, evaluator: Any, inputs: Sequence[Any]) -> list[Leaf]:
-        """Return what an evaluator of a model with the same inputs and outputs answers in float64."""
-        tensors = [in_float64(value) for value in inputs if isinstance(value, Tensor)]
-        feed = {name: value.cpu().numpy() for name, value in zip(self.input_names, tensors, strict=True)}
-        outputs = evaluator.run(None, feed)
-        named = zip(self._session.output_names, outputs, strict=True)
-        return [Leaf(name, torch.from_numpy(np.array(output))) for name, output in named]
+        return [Leaf(name, value) for name, value in self._double(inputs)]
 
     def moved(self, seed: int) -> Run:
         """Return the model with some of its weights moved by one unit in the last place."""
@@ -124,18 +114,17 @@ class OnnxOriginal:
         return [Leaf(name, value) for name, value in zip(session.output_names, session(*inputs), strict=True)]
 
 
-def of_onnx_algebra(folding: Any, original: OnnxOriginal) -> Witness:
+def of_onnx_algebra(folding: Any) -> Witness:
     """Return the witness of a plan applied to an ONNX model in float64.
 
     Args:
-        folding: a :class:`bnfold.onnx_graph.api.OnnxFolding` of the original.
-        original: has a float64 form.
+        folding: a :class:`bnfold.onnx_graph.api.OnnxFolding` of an original that has a float64 form.
     """
-    exact = evaluator(folding.in_float64()[1])
+    exact = DoubleModel(folding.in_float64()[1])
     return Witness(
         "float64 algebra",
         "fold",
-        lambda case: original.answered(exact, case.inputs),
+        lambda case: [Leaf(name, value) for name, value in exact(case.inputs)],
         None,
         in_float64=True,
         exported=True,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -153,10 +154,12 @@ def of_reference(model: Any, names: Sequence[str] = ()) -> Witness | None:
         model: the ``ModelProto``, or the path of its file.
         names: of the original's inputs; see :func:`of_onnx`.
     """
-    from bnfold.verify.onnx_double import DoubleModel
+    import onnx
+
+    from bnfold.verify.onnx_double import DoubleModel, in_double
 
     try:
-        double = DoubleModel(model)
+        double = DoubleModel(in_double(onnx.load(model) if isinstance(model, Path) else model))
     except Exception:  # an operator that the reference implementation lacks, or computes in float32
         return None
 

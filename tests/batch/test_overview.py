@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bnfold.batch.overview import by_outcome, check_overview_path, overview, write_overview
+from bnfold.batch.overview import by_outcome, overview, write_overview
 from bnfold.errors import UsageError
+from bnfold.report.files import check_report_path
 from tests.report.pages import CHROMIUM, browse
 
 EVIL = "</td><script>document.title='broken out'</script><img src=x onerror=alert(1)>\u202e"
@@ -112,7 +113,7 @@ def test_markdown_and_json_tell_the_same(records: list[dict[str, Any]], tmp_path
     assert data["outcomes"] == by_outcome(records) == {"equivalent": 2, "timeout": 1, "out-of-memory": 1}
     assert data["models"] == records
     with pytest.raises(UsageError, match="names no format"):
-        check_overview_path(Path("a.txt"))
+        check_report_path(Path("a.txt"))
 
 
 def test_no_models_make_a_page_too(tmp_path: Path) -> None:

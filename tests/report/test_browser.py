@@ -80,9 +80,9 @@ def asked(
 
     The page stands in a frame, since no window of the browser is as narrow as a telephone.
     """
-    source = page_of._source
+    source = page_of.page_source
     answer = f"\n;document.title = JSON.stringify((() => {{ {script} }})());"
-    monkeypatch.setattr(page_of, "_source", lambda name: source(name) + (answer if name == "page.js" else ""))
+    monkeypatch.setattr(page_of, "page_source", lambda name: source(name) + (answer if name == "page.js" else ""))
     path = folder / "asked.html"
     frame = f'<iframe width="{width}" height="900" srcdoc="{escape(html(document))}"></iframe>'
     tell = "<script>onload = () => { document.title = frames[0].document.title; }</script>"
