@@ -47,7 +47,7 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
     with Run(request, terminal, _STAGES) as run:
         if is_onnx(request.about.model):
             document = run.write(explain_onnx(request, run))
-            return run.tell(document, *render_decisions(document, every=True))
+            return run.tell(document, *render_decisions(document, every=True), *_merges(document))
         model = run.load()
         plan, inputs = _plan(request, model, run)
         document = Document(
@@ -65,10 +65,14 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
             parts = _explained(request, model.model, document, inputs, plain=plain)
         else:
             parts = [*render_decisions(document, every=terminal.verbose or len(document.batchnorms) <= 24)]
-            if document.merges is not None:
-                parts += [Text(), *render_merges(document, every=True)]
+            parts += _merges(document)
         document = run.write(document)
     return run.tell(document, *parts)
+
+
+def _merges(document: Document) -> list[Any]:
+    """Return the parts that tell of merges, where these were asked for."""
+    return [] if document.merges is None else [Text(), *render_merges(document, every=True)]
 
 
 def _details(request: ExplainRequest, model: Any, inputs: Any, way: str, run: Run) -> Details:

@@ -118,6 +118,7 @@ def fold_onnx_file(request: Any, path: Path, run: Run) -> Document:
         model=about.model,
         capture=folding.plan.capture,
         batchnorms=folding.plan.decisions,
+        merges=folding.plan.merges if request.merge else None,
         notes=folding.plan.notes,
         strict=request.strict,
     )
@@ -201,6 +202,7 @@ def explain_onnx(request: Any, run: Run) -> Document:
         model=about.model,
         capture=plan.capture,
         batchnorms=decisions,
+        merges=plan.merges if request.merge else None,
         notes=plan.notes,
     )
 
@@ -241,6 +243,7 @@ def bench_onnx(request: Any, run: Run) -> Document:
         inputs=(shapes_in_words(found.inputs), found.how),
         capture=folding.plan.capture,
         batchnorms=folding.plan.decisions,
+        merges=folding.plan.merges if request.merge else None,
         notes=folding.plan.notes,
         bench=measured.to_dict(),
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bnfold import ops
 from bnfold.affine import ChannelAffine
 from bnfold.errors import NotFiniteError
+from bnfold.fold.merge.found import factor_of
 from bnfold.fold.plan import Absorption
 from bnfold.ops.interface import GraphFacts
 from bnfold.ops.weighted import Weights
@@ -110,8 +111,10 @@ class FoldedWeights:
         return weight, self.facts.constant(call.bias)
 
     def factor(self, node: str) -> Tensor:
-        """Return the constant that a node computes."""
-        value = self.facts.constant(self.nodes[node])
+        """Return the constants that a node multiplies by."""
+        factor = factor_of(self.facts, self.nodes[node])
+        assert factor is not None
+        value = self.facts.constant(factor.by)
         assert value is not None
         return value
 

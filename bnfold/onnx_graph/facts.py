@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from bnfold import ops
 from bnfold.onnx_graph.arguments import NodeArguments
-from bnfold.onnx_graph.constants import Constants, is_standard, tensor_of
+from bnfold.onnx_graph.constants import Constants, is_standard, tensor_of, torch_type
 from bnfold.onnx_graph.inference import InferredShapes
 from bnfold.onnx_graph.sizes import OnnxSizes
 from bnfold.onnx_graph.spellings import READERS
 from bnfold.onnx_graph.values import OnnxValue, free_name
-from bnfold.ops.interface import FrontEnd
+from bnfold.ops.interface import FrontEnd, WeightType
 from bnfold.ops.spelling import NotStaticError
 from bnfold.ops.symbolic import Size
 
@@ -372,6 +373,14 @@ class OnnxFacts(FrontEnd[OnnxValue]):
             if known is not None:
                 self._torch[source] = known
         return known
+
+    def weight_type(self, source: Any) -> WeightType | None:
+        """Return the type that a parameter has in the graph: what is computed of constants is in float64 here."""
+        value = self.parameters[source].value if isinstance(source, str) else getattr(source, "value", None)
+        if value is None:
+            return None
+        found = self.constants.dtype(value)
+        return super().weight_type(source) if found is None else (torch_type(found), torch.device("cpu"))
 
     def forget(self, source: Any) -> None:
         """Let go of a parameter's tensor; it is read again if it is asked for."""

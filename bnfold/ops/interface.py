@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from bnfold.ops.refusal import Refusal
     from bnfold.ops.symbolic import Size
 
-__all__ = ["FrontEnd", "GraphFacts", "HiddenBatchNorm", "Source", "Value"]
+__all__ = ["FrontEnd", "GraphFacts", "HiddenBatchNorm", "Source", "Value", "WeightType"]
 
 
 Value: TypeAlias = Any
@@ -38,6 +39,10 @@ Its attribute ``name`` is a name that no other value of the graph has. A :class:
 
 Source: TypeAlias = "str | Value | None"
 """Where a parameter comes from: the name of a tensor that the model holds; the value that computes it; or nowhere."""
+
+
+WeightType: TypeAlias = tuple[torch.dtype, torch.device]
+"""The type of a parameter's numbers in the model, and their device."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,11 @@ class FrontEnd(ABC, Generic[V]):
     @abstractmethod
     def constant(self, source: Any) -> Tensor | None:
         """Return the tensor of a source: held by the model, or computed from what it holds; None for None."""
+
+    def weight_type(self, source: Any) -> WeightType | None:
+        """Return the type in which a parameter is held, and where; None where it stands in the model nowhere."""
+        tensor = self.constant(source)
+        return None if tensor is None else (tensor.dtype, tensor.device)
 
     @abstractmethod
     def shape_of(self, source: Any) -> tuple[int, ...] | None:
