@@ -38,6 +38,7 @@ class ExplainRequest:
     name: str | None = None
     keep: tuple[str, ...] = ()
     merge: bool = False
+    affines: bool = False
     reports: tuple[str, ...] = ()
     force: bool = False
 
@@ -81,7 +82,8 @@ def _details(request: ExplainRequest, model: Any, inputs: Any, way: str, run: Ru
     from bnfold.report.gather import details_of
 
     with run.stages("report"):
-        folding = fold(model, inputs, keep=request.keep, merge=request.merge, capture=way, check=False)
+        options: dict[str, Any] = {"keep": request.keep, "merge": request.merge, "affines": request.affines}
+        folding = fold(model, inputs, capture=way, check=False, **options)
         return details_of(folding, None, seed=request.about.seed, files=run.files_read)
 
 
@@ -103,7 +105,8 @@ def _plan(request: ExplainRequest, loaded: Any, run: Run) -> tuple[Any, Any]:
     with run.stage("plan"):
         way = "auto" if inputs is not None else "symbolic"  # not searched for a second time
         try:
-            return make_plan(loaded.model, inputs, keep=request.keep, merge=request.merge, capture=way), inputs
+            options: dict[str, Any] = {"keep": request.keep, "merge": request.merge, "affines": request.affines}
+            return make_plan(loaded.model, inputs, capture=way, **options), inputs
         except NeedsInputsError as error:
             raise missing or error from None
 
@@ -141,7 +144,7 @@ def _chains(request: ExplainRequest, model: Any, inputs: Any, way: str, decision
     from bnfold.fold.api import fold
     from bnfold.report.gather import chain_of
 
-    folding = fold(model, inputs, keep=request.keep, capture=way, check=False)
+    folding = fold(model, inputs, keep=request.keep, affines=request.affines, capture=way, check=False)
     numbers = {decision.site: number for number, decision in enumerate(folding.plan)}
     return [chain_of(folding, numbers[d.site]) if d.site in numbers else () for d in decisions]
 

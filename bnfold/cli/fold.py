@@ -58,6 +58,7 @@ class FoldRequest:
     opset: int | None = None
     keep: tuple[str, ...] = ()
     merge: bool = False
+    affines: bool = False
     freeze_inputs: bool = False
     flush_denormals: bool = False
     strict: bool = False
@@ -84,10 +85,9 @@ def run(request: FoldRequest, terminal: Terminal) -> int:
     notes = [] if document.inputs is None else ["The inputs are {} ({}).".format(*document.inputs)]
     run.tell(document, *_told(document, verbose=terminal.verbose), notes=notes)
     if document.exit_code == 4:
-        every = [decision for decision in document.batchnorms if decision.kind == "batchnorm"]
-        total, folded = len(every), sum(decision.action == "fold" for decision in every)
+        total = sum(decision.kind == "batchnorm" for decision in document.batchnorms)
         terminal.error(
-            f"--strict: {total - folded} of {counted(total, 'BatchNorm')} did not fold. No model was written.",
+            f"--strict: {len(document.unfolded)} of {counted(total, 'BatchNorm')} did not fold. No model was written.",
             "See why in the table above, or leave --strict out.",
         )
     elif document.exit_code == 1:
@@ -131,6 +131,7 @@ class _FoldRun(Run):
                 found.inputs,
                 keep=request.keep,
                 merge=request.merge,
+                affines=request.affines,
                 flush_denormals=request.flush_denormals,
                 check=request.no_verify,  # else the proof covers it
             )
@@ -153,7 +154,7 @@ class _FoldRun(Run):
         )
         if self.wants_page:
             self.of_page = (folding, found.inputs)
-        if request.strict and document.summary["fold"] < len(document.batchnorms):
+        if request.strict and document.unfolded:
             return self._written(document.with_results(exit_code=4))
         with blaming_inputs(loaded.model, found.inputs):
             exported = self._export(folding, found.inputs, dynamic or Wanted(size=found.guessed))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -31,18 +30,16 @@ class Parameter:
     """A parameter as an operation sees it, made of a constant of the graph.
 
     Attributes:
-        value: the constant; None for numbers that stand in no graph by themselves.
+        value: the constant.
         turned: whether the constant is its transpose.
         factor: the constant is multiplied by it.
         vector: how many entries it has, if the constant is to be stretched to a vector.
-        numbers: where there is no constant.
     """
 
-    value: ir.Value | None = None
+    value: ir.Value
     turned: bool = False
     factor: float = 1.0
     vector: int | None = None
-    numbers: np.ndarray[Any, Any] | None = field(default=None, repr=False)
 
     @property
     def plain(self) -> bool:
@@ -350,12 +347,6 @@ class OnnxFacts(FrontEnd[OnnxValue]):
         self.parameters.setdefault(name, made)
         return name
 
-    def made(self, value: OnnxValue, name: str, numbers: np.ndarray[Any, Any]) -> str:
-        """Return the name of a parameter that stands in no graph by itself."""
-        called = f"{name} of {value.name}"
-        self.parameters.setdefault(called, Parameter(numbers=numbers))
-        return called
-
     def tensor(self, source: Any) -> Tensor | None:
         """Return the tensor of a parameter."""
         return self.constant(source) if isinstance(source, str) else None
@@ -367,7 +358,7 @@ class OnnxFacts(FrontEnd[OnnxValue]):
             return None if numbers is None else tensor_of(numbers)
         if source is None:
             return None
-        known = self._torch.get(source)
+        known = self._made.get(source, self._torch.get(source))
         if known is None:
             known = self._tensor(self.parameters[source])
             if known is not None:
@@ -376,6 +367,8 @@ class OnnxFacts(FrontEnd[OnnxValue]):
 
     def weight_type(self, source: Any) -> WeightType | None:
         """Return the type that a parameter has in the graph: what is computed of constants is in float64 here."""
+        if source in self._made:
+            return None
         value = self.parameters[source].value if isinstance(source, str) else getattr(source, "value", None)
         if value is None:
             return None
@@ -387,7 +380,7 @@ class OnnxFacts(FrontEnd[OnnxValue]):
         self._torch.pop(source, None)
 
     def _tensor(self, made: Parameter) -> Tensor | None:
-        numbers = made.numbers if made.value is None else self.constants.numbers(made.value)
+        numbers = self.constants.numbers(made.value)
         tensor = None if numbers is None else tensor_of(numbers)
         if tensor is None:
             return None
@@ -403,9 +396,9 @@ class OnnxFacts(FrontEnd[OnnxValue]):
         """Return the shape of a parameter."""
         if not isinstance(source, str):
             return None if source is None else self.constants.shape(source.value)
+        if source in self._made:
+            return tuple(self._made[source].shape)
         made = self.parameters[source]
-        if made.numbers is not None:
-            return tuple(made.numbers.shape)
         if made.vector is not None:
             return (made.vector,)
         shape = self.constants.shape(made.value)
@@ -418,7 +411,7 @@ class OnnxFacts(FrontEnd[OnnxValue]):
     def sharing(self, source: Any) -> Sequence[OnnxValue]:
         """Return all that read the constant that a parameter is made of."""
         made = self.parameters.get(source) if isinstance(source, str) else None
-        if made is None or made.value is None:
+        if made is None:
             return ()
         return list(self._reading(made.value))
 

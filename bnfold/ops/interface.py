@@ -82,6 +82,7 @@ class FrontEnd(ABC, Generic[V]):
 
     def __init__(self) -> None:
         self._channels: dict[V, int] = {}
+        self._made: dict[str, Tensor] = {}
 
     # --- the graph ------------------------------------------------------------------------------------------------
 
@@ -186,6 +187,18 @@ class FrontEnd(ABC, Generic[V]):
         return any(user not in (*self.readers(value), but) for user in self.users(value))
 
     # --- parameters and constants -----------------------------------------------------------------------------------
+
+    def made(self, value: V, part: str, numbers: Tensor) -> str:
+        """Return the name of a tensor that stands in the model nowhere by itself.
+
+        Args:
+            value: whose computation it is a parameter of.
+            part: which parameter.
+            numbers: the tensor.
+        """
+        name = f"{part} of {value.name}"  # type: ignore[attr-defined]  # with spaces: no parameter is called so
+        self._made[name] = numbers
+        return name
 
     @abstractmethod
     def tensor(self, source: Any) -> Tensor | None:

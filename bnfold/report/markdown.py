@@ -31,7 +31,7 @@ def markdown(document: Document) -> str:
     )
     lines = [f"## bnfold: {told}: {_SIGNS.get(document.outcome, '')} {document.outcome}".replace(":  ", ": "), ""]
     if document.capture is not None:
-        lines += [summary_line(document.summary, document.capture) + ".", ""]
+        lines += [summary_line(document) + ".", ""]
     if document.batchnorms:
         rows = (
             (

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper
+from torch import nn
 
 import bnfold
 from bnfold.cli import main
@@ -216,6 +217,32 @@ def test_random_branches_keep_their_function(seed: int) -> None:
     except TypeError:  # branches whose sizes agree at some inputs only
         return
     assert peak_error(answers(folding.model, larger), expected) <= ALGEBRA
+
+
+PLAIN = [0, 1, 4, 5, 7, 8, 27, 33, 46, 53]
+
+
+@pytest.mark.parametrize("seed", PLAIN)
+def test_both_roads_decide_the_same(seed: int) -> None:
+    """The same network as a torch module and as an ONNX graph: one planner, and the same facts."""
+    torch.set_num_threads(1)
+    net, x = random_branches(seed)
+    for layer in net.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd):
+            layer.padding_mode = "zeros"  # ONNX pads otherwise in a node of its own
+    of_torch = bnfold.plan(net, x, merge=True, affines=True, check=False)
+    of_onnx = fold_onnx(onnx_of(net, x), merge=True).plan
+    told = [
+        sorted((d.batchnorm if d.kind == "batchnorm" else d.site, d.kind, d.action, d.direction, d.into) for d in plan)
+        for plan in (of_torch, of_onnx)
+    ]
+    assert told[0] == told[1]
+    merges = [
+        sorted((m.into, sorted(m.merged), m.action, m.kind, str(m.reason), m.identity) for m in plan.merges)
+        for plan in (of_torch, of_onnx)
+    ]
+    assert merges[0] == merges[1]
+    assert merges[0]
 
 
 def test_the_command_line_merges_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
