@@ -273,6 +273,8 @@ def _stays_finite(
 
 
 def _no_rule(call: ops.Operation) -> Refusal:
+    if call.refusal is not None:
+        return call.refusal
     if isinstance(call, ops.ActiveDropout):
         return Refusal("active-dropout", "{op} is active in eval mode too", op=call)
     if isinstance(call, ops.BatchNorm):

@@ -77,6 +77,7 @@ class Constants:
     def __init__(self, *, frozen: bool) -> None:
         self.frozen = frozen
         self.overridable: list[str] = []
+        self.quantises_values = False  # and not weights alone
         self._held: dict[ir.Value, np.ndarray[Any, Any] | None] = {}  # None: the initializer tells
         self._depth: dict[ir.Value, int] = {}
         self._types: dict[ir.Value, ir.DataType] = {}
@@ -92,6 +93,9 @@ class Constants:
 
     def note(self, node: ir.Node, version: int) -> None:
         """Look at a node, after all that it reads."""
+        if "Quantize" in node.op_type or "Integer" in node.op_type or node.op_type.startswith("Q"):
+            of_weights = node.op_type == "DequantizeLinear" and self.holds(node.inputs[0])
+            self.quantises_values |= not of_weights
         if not is_standard(node) or len(node.outputs) != 1:
             return
         (output,) = node.outputs

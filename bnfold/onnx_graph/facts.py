@@ -417,7 +417,9 @@ class OnnxFacts(FrontEnd[OnnxValue]):
 
     def _reading(self, value: ir.Value) -> Iterator[OnnxValue]:
         for use in value.uses():
-            if use.node in self._nodes:
+            if is_standard(use.node) and use.node.op_type == "DequantizeLinear":  # part of the layer that it is for
+                yield from self._reading(use.node.outputs[0])
+            elif use.node in self._nodes:
                 yield self._nodes[use.node]
 
 

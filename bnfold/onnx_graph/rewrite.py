@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from bnfold.fold.rounded import absorbed_weights
 from bnfold.onnx_graph.constants import array_of, is_standard, torch_type
 from bnfold.onnx_graph.facts import OnnxFacts
 from bnfold.onnx_graph.merging import Merging
+from bnfold.onnx_graph.spellings.quantised import dequantised
 from bnfold.onnx_graph.values import OnnxValue, free_name
 
 __all__ = ["Names", "rewrite"]
@@ -236,7 +238,11 @@ class Rewriter:
         node = value.maker
         assert node is not None
         product = self.facts.product_before(node)
-        if product is not None:  # a product, and the sum after it
+        scales = dequantised(node.inputs[1])
+        if scales is not None:
+            assert isinstance(weight, Tensor)
+            self._scale(node, scales, weight, bias)
+        elif product is not None:  # a product, and the sum after it
             self.set(product, 1, weight.t())
             assert bias is not None
             self.set(node, 0 if node.inputs[1] is product.outputs[0] else 1, bias)
@@ -254,6 +260,33 @@ class Rewriter:
         else:
             self.set(node, 1, weight)
             self.set(node, 2, bias)
+
+    def _scale(self, node: ir.Node, scales: ir.Node, scale: Tensor, bias: Tensor | None) -> None:
+        """Give the weights of a convolution another scale, one for each output channel, in a node of its own."""
+        (shared,) = scales.outputs
+        if len(shared.uses()) != 1 or shared.is_graph_output() or scales.graph is not self.graph:
+            old, attributes = scales, [*scales.attributes.values()]
+            scales = ir.Node("", "DequantizeLinear", old.inputs, attributes, name=f"{old.name or shared.name}_folded")
+            output = scales.outputs[0]
+            output.name = self.names.free(f"{shared.name}_folded")
+            output.type, output.shape = shared.type, shared.shape
+            self.graph.insert_before(node, scales)
+            node.replace_input_with(1, output)
+        before = scales.inputs[1]
+        assert before is not None
+        dtype = self.dtype_of(before, scales)
+        zero = scales.inputs[2] if len(scales.inputs) > 2 else None
+        points = self.facts.constants.numbers(zero)
+        if zero is not None and points is not None and points.size == 1:  # that of all channels, for each of them
+            numbers = ir.Tensor(np.repeat(points.reshape(-1), scale.numel()), dtype=self.facts.constants.dtype(zero))
+            scales.replace_input_with(2, self._registered(self.names.free(f"{zero.name}_folded"), numbers))
+        scales.attributes["axis"] = ir.AttrInt64("axis", 1 if node.op_type == "ConvTranspose" else 0)
+        self.set(scales, 1, scale)
+        if bias is not None:
+            old_bias = node.inputs[2] if len(node.inputs) > 2 else None
+            held = self.held(f"{node.name or node.outputs[0].name}.bias", bias, dtype, instead=old_bias)
+            node.resize_inputs(3)
+            node.replace_input_with(2, held)
 
     def set(self, node: ir.Node, place: int, tensor: Tensor | Later | None) -> ir.DataType:
         """Give a node another constant, in the type that its weight has."""

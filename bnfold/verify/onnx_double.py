@@ -88,7 +88,9 @@ def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
         raise ValueError(f"the reference implementation computes {', '.join(narrow)} in float32")
     quick = [
         _quick(
-            OpRun if name in WHOLE else load_op("", name, version), onnx.defs.get_schema(name, version), KERNELS[name]
+            OpRun if name in WHOLE or version < WHOLE_BEFORE.get(name, 0) else load_op("", name, version),
+            onnx.defs.get_schema(name, version),
+            KERNELS[name],
         )
         for name in sorted(used & KERNELS.keys())
     ]
@@ -263,6 +265,21 @@ def _batch_norm(node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str,
     return (F.batch_norm(x, mean, variance, scale, bias, eps=float(attributes["epsilon"])).numpy(),)
 
 
+def _dequantise(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
+    """Whole numbers times a scale: one of all, or one along an axis."""
+    q, scale, zero = (*args, None)[:3]
+    axis, scale = attributes.get("axis"), np.asarray(scale)
+    if q.dtype.kind not in "iu" or attributes.get("block_size") or scale.ndim > 1:
+        return None
+    shape = [1] * q.ndim
+    if scale.size > 1:
+        shape[1 if axis is None else axis] = -1
+    whole = q.astype(np.float64)
+    if zero is not None:
+        whole = whole - np.asarray(zero).astype(np.float64).reshape(shape)
+    return (whole * scale.reshape(shape if scale.ndim else ()),)
+
+
 def _erf(_node: onnx.NodeProto, args: Sequence[Any], _attributes: dict[str, Any]) -> Arrays | None:
     return (torch.erf(_tensor(args[0])).numpy(),)
 
@@ -314,6 +331,7 @@ KERNELS: dict[str, Kernel] = {
     "BatchNormalization": _batch_norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DequantizeLinear": _dequantise,
     "Erf": _erf,
     "Gelu": _gelu,
     "MaxPool": _max_pool,
@@ -321,3 +339,5 @@ KERNELS: dict[str, Kernel] = {
 }
 WHOLE = frozenset({"Erf", "Gelu"})
 """Those that leave nothing to the reference."""
+WHOLE_BEFORE = {"DequantizeLinear": 19}
+"""Those that the reference knows from an opset on only."""
