@@ -138,7 +138,10 @@ class _Reading:
             self.constants.note_initializers(graph)
         for node in _nodes(model.graph):
             self.constants.note(node, self.version)
-        self.facts = [OnnxFacts(graph, self.constants, self.shapes, self.version) for graph in graphs]
+        self.facts = [
+            OnnxFacts(graph, self.constants, self.shapes, self.version, inside=graph is not model.graph)
+            for graph in graphs
+        ]
 
     def notes(self) -> tuple[str, ...]:
         """Return what is to be said about the model."""

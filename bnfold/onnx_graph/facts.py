@@ -55,12 +55,16 @@ class OnnxFacts(FrontEnd[OnnxValue]):
         constants: of the model, with all that was computed before this graph noted.
         shapes: of the model's values.
         version: of the operators.
+        inside: whether the graph is the body of a node.
     """
 
     way = "onnx"
 
-    def __init__(self, graph: ir.Graph, constants: Constants, shapes: InferredShapes, version: int) -> None:
+    def __init__(
+        self, graph: ir.Graph, constants: Constants, shapes: InferredShapes, version: int, *, inside: bool = False
+    ) -> None:
         super().__init__()
+        self.inside = inside
         self.graph = graph
         self.constants = constants
         self.inferred = shapes
@@ -266,7 +270,9 @@ class OnnxFacts(FrontEnd[OnnxValue]):
     def described(self, value: OnnxValue) -> str:
         """Return a node that nothing is known of in words."""
         if value.kind == "input":
-            return f"the model's input `{value.name}`"
+            if value.value not in self.graph.inputs:
+                return f"the captured value `{value.name}`"
+            return f"the {'body' if self.inside else 'model'}'s input `{value.name}`"
         if value.maker is None or value.kind == "item":
             return f"`{self.name(value)}`"
         domain = "" if is_standard(value.maker) else f"{value.maker.domain}."

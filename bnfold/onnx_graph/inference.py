@@ -15,6 +15,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from bnfold.onnx_graph.loops import infer
+
 __all__ = ["OPEN", "InferredShapes", "NamedShapes", "inferred"]
 
 OPEN = "bnfold_open_"  # begins the name of each open dimension of an input
@@ -172,7 +174,7 @@ def _inferred(model: ir.Model, skeleton: onnx.ModelProto, sizes: Sizes) -> Itera
             elif given is not None:
                 size.dim_value = given
     try:
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        proto = infer(proto)
     except Exception:  # it does not take the model: then nothing is known
         return
     yield from _matched(model.graph, proto.graph)
