@@ -21,6 +21,7 @@ _COMPUTED = frozenset(
     "Cast Concat Slice Gather Neg Sqrt Reciprocal Exp Pow Mul Add Sub Div Expand ConstantOfShape".split()
 )
 _ASKED = frozenset({"CastLike", "Shape"})
+_WHOLE = ("quantize", "Quantize", "QLinear", "QGemm", "QAttention", "Integer")  # in names of operators of any domain
 _LARGEST = 1 << 20  # elements that something is computed of; what is only renamed may be larger
 _DEEPEST = 64  # nodes in a row
 
@@ -93,7 +94,7 @@ class Constants:
 
     def note(self, node: ir.Node, version: int) -> None:
         """Look at a node, after all that it reads."""
-        if "Quantize" in node.op_type or "Integer" in node.op_type or node.op_type.startswith("Q"):
+        if any(part in node.op_type for part in _WHOLE):
             of_weights = node.op_type == "DequantizeLinear" and self.holds(node.inputs[0])
             self.quantises_values |= not of_weights
         if not is_standard(node) or len(node.outputs) != 1:

@@ -81,6 +81,8 @@ def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
     from onnx.reference.op_run import OpRun
     from onnx.reference.ops import load_op
 
+    from bnfold.verify.reference_loop import stacking_loop
+
     version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     used = {node.op_type for graph in _graphs(model.graph) for node in graph.node if node.domain in ("", "ai.onnx")}
     narrow = sorted(used & NARROW)
@@ -94,7 +96,8 @@ def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
         )
         for name in sorted(used & KERNELS.keys())
     ]
-    return ReferenceEvaluator(model, new_ops=quick)
+    loops = [stacking_loop(version)] if "Loop" in used else []
+    return ReferenceEvaluator(model, new_ops=[*quick, *loops])
 
 
 def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
