@@ -155,7 +155,9 @@ class _Planner:
                 self._try_sideways(index, node)
         for node in self.facts.index:
             for hidden in self.facts.hidden_batchnorms(node):
-                stays = Decision(hidden.name, "keep", None, (), (), hidden.reason, "", hidden.site, hidden.source)
+                stays = Decision(
+                    hidden.name, "keep", None, (), (), hidden.reason, "", hidden.site, hidden.source, kind=hidden.kind
+                )
                 self.decisions.append(stays.staying(hidden.because))
         for node, absorptions in self.absorbed.items():
             self.steps.absorbed[node.name] = absorptions

@@ -8,7 +8,7 @@ values that are written to.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +22,7 @@ from bnfold.ops.refusal import Refusal
 if TYPE_CHECKING:
     from bnfold.graph.facts import Facts
 
-__all__ = ["affine_by_constants"]
+__all__ = ["affine_by_constants", "affine_of_unknown_rank"]
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
@@ -32,40 +32,65 @@ def affine_by_constants(facts: Facts, call: ops.OfTwo) -> ops.Operation | None:
 
     An affine that must stay says why (``BatchNorm.stays``).
     """
-    held = [facts.is_constant(value) for value in call.inputs]
-    if held not in ([True, False], [False, True]):
+    site = _site(facts, call)
+    rank = None if site is None else facts.rank(site.value)
+    if site is None or rank is None:
         return None
-    site = _Site(facts, call, held.index(True))
-    if site.constant in facts.written_by(call.node):
-        return None
-    tensor = facts.constant(site.constant)
-    if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATS or not bool(torch.isfinite(tensor).all()):
-        return None
-    rank, shape = facts.rank(site.value), tuple(tensor.shape)
-    if rank is None:  # an example would tell which of its dimensions the channels are in
-        return site.of_unknown_rank(tensor) if ops.channel_dim((1, *shape), tensor.ndim + 1) is not None else None
-    numbers = partial(site.numbers, tensor)
-    dtype = tensor.dtype
+    tensor = site.tensor
     found = ops.by_constants(
-        call, site.place, shape, numbers, facts, name=site.name, rank=rank, fixed=False, dtype=dtype
+        call,
+        site.place,
+        tuple(tensor.shape),
+        site.numbers,
+        facts,
+        name=site.name,
+        rank=rank,
+        fixed=False,
+        dtype=tensor.dtype,
     )
     if found is None:
         return None
-    why = site.refusal(tensor)
+    why = site.refusal
     if not isinstance(found, ops.BatchNorm):
         return found if why is None else None
     return replace(found, rank=rank, stays=why)
 
 
+def affine_of_unknown_rank(facts: Facts, call: ops.OfTwo) -> ops.HiddenBatchNorm | None:
+    """Return what may be an affine by constants; an example would tell in which of its dimensions the channels are."""
+    site = _site(facts, call)
+    if site is None or facts.rank(site.value) is not None:
+        return None
+    if ops.channel_dim((1, *site.tensor.shape), site.tensor.ndim + 1) is None:
+        return None
+    because = "the number of dimensions of its input is not known without example inputs"
+    name = site.name if site.name == site.node.name else facts.capture.prefix + site.name
+    return ops.HiddenBatchNorm(name, site.node.name, "shapes-unknown", because, facts.source(site.node), kind="affine")
+
+
+def _site(facts: Facts, call: ops.OfTwo) -> _Site | None:
+    """Return a call of a value and a constant of finite numbers; None for any other."""
+    held = [facts.is_constant(value) for value in call.inputs]
+    if held not in ([True, False], [False, True]):
+        return None
+    place = held.index(True)
+    constant = call.inputs[place]
+    tensor = None if constant in facts.written_by(call.node) else facts.constant(constant)
+    if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATS or not bool(torch.isfinite(tensor).all()):
+        return None
+    return _Site(facts, call, place, tensor)
+
+
 class _Site:
     """A call of a value and a constant."""
 
-    def __init__(self, facts: Facts, call: ops.OfTwo, place: int) -> None:
+    def __init__(self, facts: Facts, call: ops.OfTwo, place: int, tensor: Tensor) -> None:
         self.facts = facts
         self.node: Node = call.node
         self.place = place
         self.value: Node = call.inputs[1 - place]
         self.constant: Node = call.inputs[place]
+        self.tensor = tensor
 
     @cached_property
     def made_of(self) -> dict[Node, None]:
@@ -93,30 +118,22 @@ class _Site:
             return self.held[0]
         return owners.pop() if len(owners) == 1 and owners != {""} else self.node.name
 
-    def numbers(self, tensor: Tensor) -> Tensor | None:
+    def numbers(self) -> Tensor | None:
         """The numbers of the constant; in float64 where they are computed."""
-        if self.constant.op == "get_attr" or tensor.dtype == torch.float64:
-            return tensor
+        if self.constant.op == "get_attr" or self.tensor.dtype == torch.float64:
+            return self.tensor
         exact = self.facts.in_double
         try:
             return exact.constant(next(node for node in exact.index if node.name == self.constant.name))
         except Exception:  # code of the user's that takes the type of its tensors for granted
             return None
 
-    def of_unknown_rank(self, tensor: Tensor) -> ops.BatchNorm:
-        """Return an affine of which nothing is known but that it stays."""
-        ones = torch.ones(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-        made = [self.facts.made(self.node, part, ones) for part in ("mean", "variance")]
-        why = Refusal("shapes-unknown", "the number of dimensions of its input is not known without example inputs")
-        return ops.BatchNorm(
-            self.node, self.value, made[0], made[1], None, None, 0.0, False, self.name, by_constants=True, stays=why
-        )
-
     # --- why it stays ---------------------------------------------------------------------------------------------
 
-    def refusal(self, tensor: Tensor) -> Refusal | None:
+    @property
+    def refusal(self) -> Refusal | None:
         """Why the call must stay as it is; None where it need not."""
-        facts = self.facts
+        facts, tensor = self.facts, self.tensor
         dtype = self.value.meta.get(DTYPE)
         if dtype is None and tensor.ndim:
             return Refusal("shapes-unknown", "the type of its input is not known without example inputs")

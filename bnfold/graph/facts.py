@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from bnfold import ops
-from bnfold.graph.affines import affine_by_constants
+from bnfold.graph.affines import affine_by_constants, affine_of_unknown_rank
 from bnfold.graph.captured import Capture
 from bnfold.graph.doubled import capture_in_double
 from bnfold.graph.doubts import doubts
@@ -290,6 +290,9 @@ class Facts(FrontEnd[Node]):
         """Yield the BatchNorms inside a module that is called as a whole, or in a region that is kept apart."""
         if value.op == "get_attr":
             yield from self._in_region(value)
+        call = self.call(value)
+        if self.capture.affines and isinstance(call, ops.OfTwo) and (affine := affine_of_unknown_rank(self, call)):
+            yield affine
         if value.op != "call_module" or self.call(value) is not None:
             return
         target = str(value.target)

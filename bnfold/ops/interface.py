@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class HiddenBatchNorm:
         reason: a stable kebab-case code: why it stays.
         because: the end of the sentence "it stays a BatchNorm: ...".
         source: ``file:line`` of the call, if known.
+        kind: ``"affine"`` for what may be an affine by constants.
     """
 
     name: str
@@ -62,6 +63,7 @@ class HiddenBatchNorm:
     reason: str
     because: str
     source: str | None = None
+    kind: Literal["batchnorm", "affine"] = "batchnorm"
 
 
 V = TypeVar("V")
