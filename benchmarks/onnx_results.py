@@ -19,7 +19,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def write_section(title: str, text: str, path: Path = RESULTS) -> None:
-    """Put a text, paragraphs and tables, in the place of the section of that title, or at the end where there is none."""
+    """Put paragraphs and tables in the place of the section of that title, or at the end where there is none."""
     whole = path.read_text(encoding="utf-8")
     parts = [part if part.startswith("|") else textwrap.fill(part, 118) for part in text.strip().split("\n\n")]
     section = "\n\n".join([f"## {title}", *parts]) + "\n"
