@@ -334,3 +334,15 @@ def test_random_graphs(seed: int) -> None:
         except Exception:  # the original does not take this size
             continue
         assert peak_error(answers(exact, inputs), expected) <= ALGEBRA
+
+
+def test_a_constant_that_takes_the_type_of_a_value_does_not_read_it() -> None:
+    """As torch's exporter writes the zeros of a convolution without a bias: of the type of what it convolves."""
+    net = Net()
+    normalised = net.bn(net.input(["batch", 4, "height", "width"]), 4)
+    zero = net.constant(np.array(0.0, np.float64))
+    zeros = net.node("Expand", [net.node("CastLike", [zero, normalised]), net.constant(np.array([5]))])
+    model = net.model(net.node("Conv", [normalised, net.weight(5, 4, 3, 3), zeros]))
+    typed = onnx.shape_inference.infer_shapes(model)
+    folding = check(typed, [(2, 4, 8, 8)])
+    assert [(decision.action, decision.direction) for decision in folding.plan] == [("fold", "forward")]
