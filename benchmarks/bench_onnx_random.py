@@ -132,9 +132,9 @@ def write_table() -> None:
         )
     head = ["graphs", "seen", "wrong", "raised", "largest error", "BatchNorms folded / affine / kept", "affines folded"]
     text = (
-        f"`python benchmarks/bench_onnx_random.py`: {total} random graphs, in float64 at two batches and, where the sizes "
-        f"are free, two sizes: {len(wrong)} wrong at 1e-9 of the peak{': ' if wrong else ''}{', '.join(wrong)}. Those that "
-        "torch's exporter or the float64 kernels do not take are counted in the last column."
+        f"`python benchmarks/bench_onnx_random.py`: {total} random graphs, in float64 at two batches and, where the "
+        f"sizes are free, two sizes: {len(wrong)} wrong at 1e-9 of the peak{': ' if wrong else ''}{', '.join(wrong)}. "
+        "Those that torch's exporter or the float64 kernels do not take are counted in the last column."
         f"\n\n{table([*head, 'left out'], rows)}"
     )
     write_section("Random graphs", text)

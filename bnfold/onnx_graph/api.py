@@ -129,8 +129,8 @@ class _Reading:
     def __init__(self, model: ir.Model, *, frozen: bool, shapes: NamedShapes | None = None) -> None:
         self.model = model
         graphs = list(_graphs(model.graph))
-        self.constants = Constants(frozen=frozen)
         self.shapes = inferred(model) if shapes is None else InferredShapes.of_copy(graphs, shapes)
+        self.constants = Constants(self.shapes, frozen=frozen)
         self.named = self.shapes.by_name(graphs)
         self.version = version_of(model)
         for graph in graphs:
