@@ -15,6 +15,7 @@ import json
 import sys
 import warnings
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from bnfold.onnx_graph.api import fold_onnx  # noqa: E402
-from tests.fold.random_graphs import random_net  # noqa: E402
-from tests.onnx_graph.random_graphs import random_graph  # noqa: E402
-from tests.onnx_graph.support import answers, drawn, peak_error, session_answers  # noqa: E402
+
+random_net: Any = import_module("tests.fold.random_graphs").random_net
+random_graph: Any = import_module("tests.onnx_graph.random_graphs").random_graph
+support: Any = import_module("tests.onnx_graph.support")
 
 RECORDS = ROOT / "build" / "onnx_random.jsonl"
 Shapes = list[list[tuple[int, ...]]]
@@ -63,16 +65,16 @@ def examine(kind: str, seed: int) -> dict[str, Any]:
     original, exact = folding.in_float64()
     worst, far = 0.0, 0.0
     for each in shapes:
-        inputs = drawn(each)
+        inputs = support.drawn(each)
         try:
-            expected = answers(original, inputs)
+            expected = support.answers(original, inputs)
         except Exception as error:
             return record | {"no_oracle": str(error).splitlines()[0][:200]}
-        worst = max(worst, peak_error(answers(exact, inputs), expected))
+        worst = max(worst, support.peak_error(support.answers(exact, inputs), expected))
         if not far:
             narrow = [value.astype(np.float32) for value in inputs]
-            own = peak_error(session_answers(model, narrow, optimised=False), expected)
-            folded = peak_error(session_answers(folding.model, narrow, optimised=False), expected)
+            own = support.peak_error(support.session_answers(model, narrow, optimised=False), expected)
+            folded = support.peak_error(support.session_answers(folding.model, narrow, optimised=False), expected)
             far = folded / max(own, 1e-7)
             record["oracle_off"] = own
     actions = Counter(f"{decision.kind} {decision.action}" for decision in folding.plan)
