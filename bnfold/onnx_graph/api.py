@@ -66,13 +66,23 @@ class OnnxFolding:
 
         The same plan is applied to a float64 copy of the model, so that the two differ by nothing but the fold.
         """
+        wide = self._wide()
+        return ir.to_proto(wide), self._folded(wide)
+
+    def folded_in_float64(self) -> onnx.ModelProto:
+        """Return the second of :meth:`in_float64` alone."""
+        return self._folded(self._wide())
+
+    def _wide(self) -> ir.Model:
         from bnfold.verify.onnx_double import in_double
 
         given = onnx.load(self.given) if isinstance(self.given, Path) else self.given
-        original = in_double(ir.to_proto(prepared(given, freeze=self.freeze_inputs)))
-        model = ir.from_proto(original)
-        _rewritten(_Reading(model, frozen=self.freeze_inputs, shapes=self.shapes), self.plan)
-        return original, ir.to_proto(model)
+        proto = given if isinstance(given, onnx.ModelProto) else ir.to_proto(given)
+        return prepared(in_double(proto), freeze=self.freeze_inputs)
+
+    def _folded(self, wide: ir.Model) -> onnx.ModelProto:
+        _rewritten(_Reading(wide, frozen=self.freeze_inputs, shapes=self.shapes), self.plan)
+        return ir.to_proto(wide)
 
 
 def plan_onnx(

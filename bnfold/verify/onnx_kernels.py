@@ -191,6 +191,10 @@ def _grid_sample(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[st
     return (F.grid_sample(_tensor(args[0]), _tensor(args[1]), mode, str(attributes["padding_mode"]), corners).numpy(),)
 
 
+def _relu(_node: onnx.NodeProto, args: Sequence[Any], _attributes: dict[str, Any]) -> Arrays | None:
+    return (torch.relu(_tensor(args[0])).numpy(),) if np.asarray(args[0]).dtype == np.float64 else None
+
+
 def _resize(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
     """Resize height and width as ``F.interpolate`` does; whatever else it is asked is left to the reference."""
     x, _, scales, sizes = (*args, None, None, None)[:4]
@@ -275,6 +279,7 @@ KERNELS: dict[str, Kernel] = {
     "Gelu": _gelu,
     "GridSample": _grid_sample,
     "MaxPool": _max_pool,
+    "Relu": _relu,
     "Resize": _resize,
 }
 WHOLE = frozenset({"Erf", "Gelu", "GridSample"})
