@@ -54,18 +54,37 @@ class OnnxFolding:
 
         write_onnx(self.model, Path(path), force=force, inputs=[self.given] if isinstance(self.given, Path) else [])
 
+    def facts_before(self) -> list[OnnxFacts]:
+        """Return the facts of each graph as it was: the model's own, and those inside of nodes."""
+        model = prepared(self.given, freeze=self.freeze_inputs)
+        return _Reading(model, frozen=self.freeze_inputs, shapes=self.shapes).facts
+
+    def facts_after(self) -> list[OnnxFacts]:
+        """Return the facts of each graph as it became."""
+        return _Reading(prepared(self.model, freeze=False), frozen=self.freeze_inputs).facts
+
     def in_float64(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         """Return the original and the folded model, both in float64 throughout.
 
         The same plan is applied to a float64 copy of the model, so that the two differ by nothing but the fold.
         """
+        wide = self._wide()
+        return ir.to_proto(wide), self._folded(wide)
+
+    def folded_in_float64(self) -> onnx.ModelProto:
+        """Return the second of :meth:`in_float64` alone."""
+        return self._folded(self._wide())
+
+    def _wide(self) -> ir.Model:
         from bnfold.verify.onnx_double import in_double
 
         given = onnx.load(self.given) if isinstance(self.given, Path) else self.given
-        original = in_double(ir.to_proto(prepared(given, freeze=self.freeze_inputs)))
-        model = ir.from_proto(original)
-        _rewritten(_Reading(model, frozen=self.freeze_inputs, shapes=self.shapes), self.plan)
-        return original, ir.to_proto(model)
+        proto = given if isinstance(given, onnx.ModelProto) else ir.to_proto(given)
+        return prepared(in_double(proto), freeze=self.freeze_inputs)
+
+    def _folded(self, wide: ir.Model) -> onnx.ModelProto:
+        _rewritten(_Reading(wide, frozen=self.freeze_inputs, shapes=self.shapes), self.plan)
+        return ir.to_proto(wide)
 
 
 def plan_onnx(
@@ -130,8 +149,8 @@ class _Reading:
     def __init__(self, model: ir.Model, *, frozen: bool, shapes: NamedShapes | None = None) -> None:
         self.model = model
         graphs = list(_graphs(model.graph))
-        self.constants = Constants(frozen=frozen)
         self.shapes = inferred(model) if shapes is None else InferredShapes.of_copy(graphs, shapes)
+        self.constants = Constants(self.shapes, frozen=frozen)
         self.named = self.shapes.by_name(graphs)
         self.version = version_of(model)
         for graph in graphs:

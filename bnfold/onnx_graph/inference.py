@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from bnfold.onnx_graph.following import follow
 from bnfold.onnx_graph.loops import infer
 
 __all__ = ["OPEN", "InferredShapes", "NamedShapes", "inferred"]
@@ -103,7 +104,7 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     clone = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clone).model
     for value in list(clone.graph.initializers.values()):
         tensor = value.const_value
-        if tensor is not None and tensor.size > _SMALL:
+        if tensor is not None and (tensor.size > _SMALL or value.is_graph_input()):  # an input may be given others
             shape, dtype = tensor.shape, tensor.dtype
             del clone.graph.initializers[str(value.name)]
             value.const_value = None
@@ -177,6 +178,7 @@ def _inferred(model: ir.Model, skeleton: onnx.ModelProto, sizes: Sizes) -> Itera
         proto = infer(proto)
     except Exception:  # it does not take the model: then nothing is known
         return
+    follow(proto, numbers_only=all(isinstance(size, int) for size in sizes.values()))
     yield from _matched(model.graph, proto.graph)
 
 

@@ -66,11 +66,13 @@ class OnnxOriginal:
             _DTYPES[tensor.data_type] for tensor in named_tensors(self._model.graph) if tensor.data_type in _DTYPES
         )
         self._double: DoubleModel | None = None
+        self._known: tuple[tuple[Any, ...], list[Leaf]] = ((), [])  # the example, and what was answered
         self._own: Run | None = None
         self._share = MOVED
         try:
             self._double = DoubleModel(in_double(self._model))
-            self.exact(example)
+            self._known = tuple(example), self.exact(example)
+            self.notes = (self._double.engines_in_words(),)
         except Exception as error:
             self._double, self._share = None, ALL
             self._own = self.moved(OWN_DRAW)
@@ -93,6 +95,13 @@ class OnnxOriginal:
         """Answer in float64 throughout, or else as it is, to be compared in float64."""
         if self._double is None:
             return [Leaf(leaf.name, in_float64(leaf.value)) for leaf in self._leaves(self._session, inputs)]
+        example, answer = self._known
+        if (
+            example
+            and len(example) == len(inputs)
+            and all(one is own for one, own in zip(example, inputs, strict=True))
+        ):
+            return answer
         return [Leaf(name, value) for name, value in self._double(inputs)]
 
     def moved(self, seed: int) -> Run:
@@ -120,7 +129,7 @@ def of_onnx_algebra(folding: Any) -> Witness:
     Args:
         folding: a :class:`bnfold.onnx_graph.api.OnnxFolding` of an original that has a float64 form.
     """
-    exact = DoubleModel(folding.in_float64()[1])
+    exact = DoubleModel(folding.folded_in_float64())
     return Witness(
         "float64 algebra",
         "fold",
