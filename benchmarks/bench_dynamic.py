@@ -6,8 +6,9 @@
 
 The error of the file under ONNX Runtime, and of the folded module in torch, is told in units of the original's own
 float32 error against float64, on the same input, in batches of 3. As in the proof, that error is measured again where
-one stands above the limit: with weights moved by an ulp, as rounding moves those of a fold. Records go to ``results/dynamic.jsonl``; models that
-have one already are passed over. Needs what ``zoo.py`` needs, with segmentation_models_pytorch and ultralytics.
+one stands above the limit: with weights moved by an ulp, as rounding moves those of a fold. Records go to
+``results/dynamic.jsonl``; models that have one already are passed over. Needs what ``zoo.py`` needs, with
+segmentation_models_pytorch and ultralytics.
 """
 
 from __future__ import annotations

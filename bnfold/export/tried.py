@@ -113,8 +113,8 @@ def _elsewhere(run: Run, module: nn.Module, inputs: Sequence[Any], axes: Sequenc
         for ours, theirs in zip(expected, answers, strict=False):
             if ours.shape != theirs.shape and not ours.is_complex():
                 return f"at another size its output is {_told(theirs)} instead of {_told(ours)}"
-        error = _error(expected, answers)
-        if not error <= max(_WORSE * usual, _LEAST) and not error <= _WORSE * _sway(module, others, expected):
+        off = _error(expected, answers)
+        if not off <= max(_WORSE * usual, _LEAST) and not off <= _WORSE * _sway(module, others, expected):
             return "at another size its output is another"
     return None
 
