@@ -34,7 +34,6 @@ from bnfold.verify.witness import (
     Witness,
     compare,
     of_algebra,
-    of_module,
     of_onnx,
     of_reference,
     of_weights,
@@ -236,7 +235,7 @@ def _witnesses(
         yield from _onnx_algebra(original, folding, clock)
     exported: Any = candidate
     if not _is_onnx(candidate):
-        weights_alone, plain = of_weights(_module(candidate)), of_module(_module(candidate))
+        weights_alone, plain = of_weights(_module(candidate))
         if is_exported(candidate):
             refuses = partial(_refuses, candidate)
             weights_alone, plain = replace(weights_alone, refuses=refuses), replace(plain, refuses=refuses)
