@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import ExportError, first_line
-from bnfold.files.save import Output, Sidecar
+from bnfold.files.save import Output, Parts, Sidecar
 from bnfold.printable import bytes_in_words, shown_path
 
 if TYPE_CHECKING:
@@ -31,18 +32,52 @@ def text_output(path: Path, text: str) -> Output:
 
 
 def weights_output(path: Path, tensors: Mapping[str, Tensor]) -> Output:
-    """Return a .safetensors file of ``tensors``; those that share memory are written each on its own."""
+    """Return a .safetensors file of ``tensors``; those that share memory are written each on its own.
+
+    The bytes are those of the format's own library, which would hold all of them once more: here each tensor is written
+    from where it lies.
+    """
     import safetensors.torch
 
-    seen: set[int] = set()
-    own: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        place = plain.untyped_storage().data_ptr()
-        own[name] = plain.clone() if place in seen else plain
-        seen.add(place)
-    content: bytes = safetensors.torch.save(own, metadata={"format": "pt"})
-    return Output(path, content, _check_weights)
+    from bnfold.files.safetensors_reader import FORMATS
+
+    names = {dtype: name for name, dtype in FORMATS.items()}
+    if any(tensor.dtype not in names or tensor.is_sparse for tensor in tensors.values()):
+        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        return Output(path, safetensors.torch.save(own, metadata={"format": "pt"}), _check_weights)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    order = sorted(tensors, key=lambda name: (-_rank(names[tensors[name].dtype]), name))
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little") + text
+        for name in order:
+            yield _bytes_of(tensors[name])
+
+    return Output(path, Parts(parts, 8 + len(text) + end), _check_weights)
+
+
+def _rank(name: str) -> int:
+    """Return where a number format stands in the library's list; the later ones are written first."""
+    return _LIBRARY_ORDER.index(name)
+
+
+_LIBRARY_ORDER = ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64")
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor, in order; a copy only where they do not lie so."""
+    import torch
+
+    plain = tensor.detach().cpu().contiguous()
+    array: Any = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b""
+    return memoryview(array)
 
 
 def program_output(path: Path, program: ExportedProgram) -> Output:
