@@ -55,11 +55,11 @@ class _Stages:
     """Reads and resets the peak whenever a stage begins."""
 
     def __init__(self) -> None:
-        self.peaks: list[tuple[str, int, int]] = []
+        self.peaks: list[tuple[str, int, int, int]] = []
         self._name = "start"
 
     def stage(self, sentence: str) -> None:
-        self.peaks.append((self._name, resident("VmHWM"), resident("VmRSS")))
+        self.peaks.append((self._name, resident("VmHWM"), resident("VmRSS"), resident("RssFile")))
         self._name = sentence
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -116,9 +116,10 @@ def peak(folder: Path, width: int, source: str, output: str, options: list[str],
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["code"] == 0, told
     if verbose:
-        for name, most, now in told["peaks"]:
-            print(f"    {most / 2**20:8.0f} MiB, {now / 2**20:8.0f} at its end: {name}", file=sys.stderr)
-    return max(int(most) for _, most, _ in told["peaks"])
+        for name, *sizes in told["peaks"]:
+            most, now, mapped = (f"{size / 2**20:6.0f}" for size in sizes)
+            print(f"    {most} MiB; at its end {now}, of which mapped {mapped}: {name}", file=sys.stderr)
+    return max(int(most) for _, most, *_ in told["peaks"])
 
 
 def main() -> None:

@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-__all__ = ["onnx_output", "program_output", "text_output", "weights_output"]
+__all__ = ["APART", "PROTOBUF_LIMIT", "onnx_output", "program_output", "text_output", "weights_output"]
 
 PROTOBUF_LIMIT = 2**31 - 2**20
 """One protobuf message holds less than 2 GiB; the margin is for what a size estimate misses."""
+
+APART = 2**29
+"""Bytes of weights above which they stand in a file beside the model: from there they are mapped, and never copied."""
+
+_READ = 4 << 20
 
 _ALIGNMENT = 4096  # a page, so that a reader can map each tensor
 _SMALL = 1024  # tensors below this stay in the model
@@ -92,12 +97,12 @@ def program_output(path: Path, program: ExportedProgram) -> Output:
     return Output(path, buffer.getbuffer(), _check_program)
 
 
-def onnx_output(path: Path, model: onnx.ModelProto, *, limit: int = PROTOBUF_LIMIT) -> Output:
+def onnx_output(path: Path, model: onnx.ModelProto | Path, *, limit: int = APART) -> Output:
     """Return an .onnx file, its weights in one sidecar ``NAME.onnx.data`` beside it where it exceeds ``limit`` bytes.
 
     Args:
         path: where to; the sidecar is named after it and found by that name alone, in the same folder.
-        model: not modified.
+        model: not modified; or the path of one that was written elsewhere, with its sidecar.
         limit: in bytes; a protobuf message cannot hold 2 GiB.
 
     Raises:
@@ -105,6 +110,14 @@ def onnx_output(path: Path, model: onnx.ModelProto, *, limit: int = PROTOBUF_LIM
     """
     import onnx
 
+    if isinstance(model, Path):
+        beside = model.with_name(f"{model.name}.data")
+        rest = onnx.load(model, load_external_data=False)
+        for tensor in _tensors_of(rest):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = f"{path.name}.data"
+        return Output(path, _serialised(rest, path), _check_onnx, (Sidecar(f"{path.name}.data", _file(beside)),))
     every = list(_tensors_of(model))
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in every):
         raise ExportError(
@@ -116,10 +129,21 @@ def onnx_output(path: Path, model: onnx.ModelProto, *, limit: int = PROTOBUF_LIM
         if len(content) <= limit:
             return Output(path, content, _check_onnx)
     del every
-    beside = onnx.ModelProto()
+    outside = onnx.ModelProto()
     sidecar = Sidecar(f"{path.name}.data", bytearray())
-    _copy_without_weights(model, beside, sidecar)
-    return Output(path, _serialised(beside, path), _check_onnx, (sidecar,))
+    _copy_without_weights(model, outside, sidecar)
+    return Output(path, _serialised(outside, path), _check_onnx, (sidecar,))
+
+
+def _file(path: Path) -> Parts:
+    """Return the content of a file, read as it is needed."""
+
+    def parts() -> Iterator[bytes]:
+        with open(path, "rb") as file:
+            while part := file.read(_READ):
+                yield part
+
+    return Parts(parts, path.stat().st_size)
 
 
 def _copy_without_weights(source: Any, copy: Any, sidecar: Sidecar) -> None:

@@ -166,13 +166,14 @@ def _unpickle_safely(
 def _mappable(file: BinaryIO, entries: dict[str, Entry]) -> str | None:
     """Return a path under which torch may map the very file that was checked; None where it cannot be mapped.
 
-    torch maps bytes as they lie, and would take those of a compressed entry for numbers.
+    torch maps bytes as they lie: it would take those of a compressed entry for numbers, and numbers anywhere.
     """
     try:
         path = f"/proc/self/fd/{file.fileno()}"
     except OSError:  # in memory
         return None
-    plain = all(entry.info.compress_type == zipfile.ZIP_STORED for entry in entries.values())
+    numbers = [entry for name, entry in entries.items() if name.startswith("data/")]
+    plain = all(entry.info.compress_type == zipfile.ZIP_STORED and entry.data % 64 == 0 for entry in numbers)
     return path if plain and os.path.exists(path) else None
 
 
