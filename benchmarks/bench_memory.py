@@ -3,7 +3,7 @@
     python benchmarks/bench_memory.py [--millions 150 700] [--outputs safetensors onnx] [--sources safetensors pt spec]
 
 A network of 16 convolutions and BatchNorms, once wide and once narrow; each is folded in a process of its own on images
-of 16x16, and the peak of its resident memory is read from the kernel (``VmHWM``, which a stage resets). Resident memory
+of 8x8, and the peak of its resident memory is read from the kernel (``VmHWM``, which a stage resets). Resident memory
 counts the pages of mapped files too, although the system takes those back where others need them. The figure is the
 difference of the two peaks over that of the numbers of parameters. ``-v`` shows each stage. Linux only.
 """
@@ -105,7 +105,7 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def peak(folder: Path, width: int, source: str, output: str, options: list[str], verbose: bool) -> int:
     """Return the most that a fold holds, in bytes."""
     model = {"spec": f"net{width}.py:net"}.get(source, f"net{width}.{source}")
-    arguments = ["fold", model, "-o", f"folded.{output}", "--input-shape", "2,3,32,32", "--force", "-q", *options]
+    arguments = ["fold", model, "-o", f"folded.{output}", "--input-shape", "2,3,8,8", "--force", "-q", *options]
     if source == "safetensors":
         arguments += ["--model", f"net{width}.py:net"]
     done = run(
