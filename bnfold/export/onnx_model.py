@@ -30,6 +30,7 @@ from bnfold.export.spec import constant_outputs, output_names, placeholder_shape
 from bnfold.export.tried import goes_wrong, rounded_scale
 from bnfold.graph.batch_dimension import as_tuple
 from bnfold.graph.quiet import quiet
+from bnfold.graph.torch_versions import batch_norms_with_one_output, name_ends
 
 if TYPE_CHECKING:
     import onnx
@@ -223,7 +224,7 @@ def _converted(
         notes = (*notes, f"The ONNX export leaves out {what}.")
     narrow = any(value.dtype == torch.bfloat16 for value in program.state_dict.values())
     try:
-        with quiet():
+        with quiet(), batch_norms_with_one_output():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -234,6 +235,7 @@ def _converted(
                 opset_version=asked_of_exporter(opset) or (FOR_BFLOAT16 if narrow else None),
             )
             assert converted is not None
+            name_ends(converted.model.graph, inputs, names)
             model = converted.model_proto
     except Exception as error:
         raise ExportError(
