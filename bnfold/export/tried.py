@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.errors import first_line
 from bnfold.export.axes import Axis, resized
+from bnfold.graph.torch_versions import unguarded_module
 
 if TYPE_CHECKING:
     import onnx
@@ -71,7 +72,7 @@ def program_goes_wrong(
     program: ExportedProgram, module: nn.Module, inputs: Sequence[Any], axes: Sequence[Axis]
 ) -> str | None:
     """Return what goes wrong with a program at other sizes than the example's; see :func:`goes_wrong`."""
-    exported = program.module(check_guards=False)
+    exported = unguarded_module(program)
     return _elsewhere(lambda values: _tensors(exported(*values)), module, inputs, axes)
 
 
