@@ -18,6 +18,7 @@ from bnfold.fold.plan import Plan
 from bnfold.fold.whole import plan_model, rewrite_model, unfolded_model
 from bnfold.graph.captured import Capture
 from bnfold.graph.doubled import capture_in_double
+from bnfold.graph.quiet import collecting_later
 from bnfold.ops.refusal import Refusal
 
 __all__ = ["Folding", "fold", "plan"]
@@ -79,7 +80,8 @@ def plan(
     """
     captured = _capture(model, example_inputs, capture, check=check)
     captured = captured.with_affines() if affines else captured
-    decided, _ = _decided(captured, _names(keep), share, merge, require_finite)
+    with collecting_later():
+        decided, _ = _decided(captured, _names(keep), share, merge, require_finite)
     return decided
 
 
@@ -136,7 +138,8 @@ def fold(
         finally:
             seconds["rewrite"] += time.perf_counter() - start
 
-    decided, module = _decided(captured, _names(keep), share, merge, timed)
+    with collecting_later():
+        decided, module = _decided(captured, _names(keep), share, merge, timed)
     seconds["plan"] = time.perf_counter() - begin - sum(seconds.values())
     if flush_denormals:
         flushed = denormal_sentences(flush(module, captured), flushed=True)

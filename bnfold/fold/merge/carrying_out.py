@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 from bnfold.fold.merge.branches import Branch, Reader
 from bnfold.fold.merge.merged import Rest, merged_weights
 from bnfold.fold.merge.steps import MergeStep
+from bnfold.graph.on_demand import OnDemand, made
 
 __all__ = ["Merging", "built"]
 
@@ -136,8 +137,22 @@ def built(branch: Branch, step: MergeStep, reader: Weighing) -> nn.Module:
         padding_mode=geometry.mode,
         device="meta",
     )
-    if like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
-        rounded = rounded.contiguous(memory_format=torch.channels_last)
-    layer.register_parameter("weight", nn.Parameter(rounded, requires_grad=like.requires_grad))
+    rounded = _laid_out(rounded, like)
+    if isinstance(like, OnDemand):  # the kernel too is made when a call needs it
+        new: Any = OnDemand(
+            nn.Parameter(rounded),
+            like.dtype,
+            lambda: made(_laid_out(branch.weights(reader, like)[0].to(like.dtype), like)),
+        )
+        layer.register_parameter("weight", new.requires_grad_(like.requires_grad))
+    else:
+        layer.register_parameter("weight", nn.Parameter(rounded, requires_grad=like.requires_grad))
     layer.register_parameter("bias", nn.Parameter(rounded_bias, requires_grad=like.requires_grad))
     return layer.eval()
+
+
+def _laid_out(weight: Tensor, like: Tensor) -> Tensor:
+    """Return a weight in the memory format of another."""
+    if like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight
