@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from bnfold.graph.on_demand import OnDemand
 
 __all__ = ["double_shell", "fresh_shell", "shell", "wrapped"]
 
@@ -44,6 +47,8 @@ def fresh_shell(module: nn.Module, shells: dict[int, Any], *, without: Collectio
         without: names of parameters of the module itself that stay as they are, since they will be replaced.
     """
     new = module.__class__.__new__(module.__class__)
+    if isinstance(module, GraphModule):  # has a class of its own, with its generated code; so has the new one
+        type(new).forward = type(module).forward
     new.__dict__.update(module.__dict__)
     for name in _HOOKS:
         value = module.__dict__.get(name)
@@ -63,7 +68,7 @@ def fresh_shell(module: nn.Module, shells: dict[int, Any], *, without: Collectio
 
 
 def double_shell(module: nn.Module, shells: dict[int, Any]) -> Any:
-    """Return a shell whose floating tensors are float64 copies."""
+    """Return a shell whose floating tensors are float64: copies, or large ones cast when a call needs them."""
     for part in module.modules():
         for tensor in (*part._parameters.values(), *part._buffers.values()):
             if tensor is not None and id(tensor) not in shells:
@@ -85,6 +90,8 @@ def wrapped(tensor: Any, shells: dict[int, Any]) -> Any:
 
 
 def _in_double(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point() and OnDemand.suits(tensor):
+        return OnDemand.of(tensor, torch.float64).requires_grad_(tensor.requires_grad)
     double = tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
     if not isinstance(tensor, nn.Parameter):
         return double
