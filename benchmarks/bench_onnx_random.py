@@ -73,7 +73,11 @@ def examine(kind: str, seed: int) -> dict[str, Any]:
         worst = max(worst, support.peak_error(support.answers(exact, inputs), expected))
         if not far:
             narrow = [value.astype(np.float32) for value in inputs]
-            own = support.peak_error(support.session_answers(model, narrow, optimised=False), expected)
+            try:
+                answer = support.session_answers(model, narrow, optimised=False)
+            except Exception as error:
+                return record | {"no_oracle": str(error).splitlines()[0][:200]}
+            own = support.peak_error(answer, expected)
             folded = support.peak_error(support.session_answers(folding.model, narrow, optimised=False), expected)
             far = folded / max(own, 1e-7)
             record["oracle_off"] = own

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
+from benchmarks.bench_onnx_random import examine
 from bnfold.onnx_graph.api import fold_onnx
 from tests.onnx_graph.random_graphs import random_graph
 from tests.onnx_graph.support import ALGEBRA, Net, answers, check, drawn, left, peak_error, session_answers
@@ -360,3 +361,10 @@ def test_a_scale_for_each_batch_is_no_constant() -> None:
     model = net.model(net.node("BatchNormalization", [x, ones, *given], epsilon=1e-3))
     folding = check(onnx.shape_inference.infer_shapes(model), [(4, 3, 8, 8)])
     assert [(decision.action, decision.reason) for decision in folding.plan] == [("keep", "computed-statistics")]
+
+
+@pytest.mark.parametrize("seed", [5, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
+def test_a_random_torch_graph_exported_as_it_is(seed: int) -> None:
+    """Many more of them, and of those that are built directly, are run by ``benchmarks/bench_onnx_random.py``."""
+    record = examine("exported", seed)
+    assert "not_made" in record or record["error"] <= ALGEBRA, record
