@@ -73,6 +73,11 @@ class TorchOriginal:
         """The copy that is the oracle."""
         return self._twins.in_float64
 
+    @property
+    def plain(self) -> nn.Module:
+        """The copy that answers in the model's own precision."""
+        return self._twins.plain
+
     def run(self, inputs: Sequence[Any]) -> list[Leaf]:
         """Answer in the model's own precision; the oracle is run before, which tells whether weights are written."""
         self._known = None
