@@ -77,15 +77,13 @@ class Work:
     @property
     def bytes_needed(self) -> int:
         """About how many bytes are held at the most."""
-        needed = BASE + 2 * self.weights
-        export = (2 * self.weights if ".pt2" in self.kinds else 0) + (
-            self.weights if ".onnx" in self.kinds and self.weights <= APART else 0
-        )
+        inside = ".onnx" in self.kinds and self.weights <= APART
+        export = (2 * self.weights if ".pt2" in self.kinds else 0) + (self.weights if inside else 0)
         if not self.proof:
-            return needed + export
+            return BASE + 2 * self.weights + export
+        session = 4 * self.weights if inside else self.weights if ".onnx" in self.kinds else 0
         values = max(self.alive * max(self.batch, LARGEST_BATCH), self.total)
-        session = 0 if ".onnx" not in self.kinds else self.weights if self.weights > APART else 3 * self.weights
-        return needed + max(export, export // 2 + session, 3 * self.layer) + values
+        return BASE + 2 * self.weights + max(export, session, 3 * self.layer) + values
 
 
 def _columns(capture: Capture, node: Node, sizes: Mapping[Node, int]) -> int:
