@@ -60,9 +60,13 @@ class Work:
     @staticmethod
     def of(model: nn.Module, kinds: Collection[str], *, proof: bool) -> Work:
         """Return what is known of a model before it is captured."""
-        held = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
+        from torch.nn.parameter import is_lazy
+
+        every = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
+        held = [tensor for tensor in every if not is_lazy(tensor)]
         layer = 8 * max((tensor.numel() for tensor in held), default=0)
-        return Work(sum(tensor.nbytes for tensor in held), layer, kinds=frozenset(kinds), proof=proof)
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return Work(weights, layer, kinds=frozenset(kinds), proof=proof)
 
     def with_values(self, capture: Capture, inputs: tuple[Any, ...]) -> Work:
         """Return the same with what lies between the layers, where the capture has recorded it."""

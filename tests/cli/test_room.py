@@ -47,6 +47,10 @@ def test_the_work_of_a_model_grows_with_what_is_asked() -> None:
     assert replace(large, kinds=frozenset({".onnx"}), proof=False).bytes_needed == room.BASE + 2 * GIB
 
 
+def test_a_layer_that_has_no_shape_yet_counts_for_nothing() -> None:
+    assert Work.of(nn.Sequential(nn.LazyLinear(3), nn.Linear(2, 2)), {".onnx"}, proof=True).weights == 4 * 6
+
+
 def test_what_does_not_fit_is_said_with_the_options_that_need_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "machine_memory", lambda: 10 * GIB)
     work = Work(10 * GIB, layer=GIB, alive=3 * GIB, total=2 * GIB, batch=8)
