@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint test-long torture package bench docs clean
+.PHONY: help demo test lint test-long torture package bench matrix docs clean
 
 help:
 	@echo "make demo       train the seed network for some seconds, fold it, prove it (needs no data, no GPU)"
@@ -18,6 +18,7 @@ help:
 	@echo "make torture    hostile and broken input files; prints the table of outcomes"
 	@echo "make package    sdist and wheel in dist/, installed in an environment of their own and tried"
 	@echo "make bench      the measurements"
+	@echo "make matrix     other versions of torch and Python, each in an environment of its own (5 GB each, an hour in all)"
 	@echo "make docs       the documentation, in build/docs; a warning is an error"
 	@echo "make clean      remove everything that the above made, the virtual environment too"
 
@@ -68,6 +69,9 @@ package: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+matrix: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/matrix.py
 
 $(VENV)/.installed-docs: $(NEEDS) | $(BIN)/python
 	$(INSTALL) --editable '.[docs]'

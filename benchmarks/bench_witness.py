@@ -3,14 +3,17 @@
     python benchmarks/bench_witness.py [RUNTIME] [COUNT]      (openvino, 60)
 
 Models of timm with random weights and BatchNorm statistics, scales of both signs, at 96x96 or the least that they
-take. A row for each: the verdict, and the runtime's error in units of the original's own. ``tests/verify/
-calibrate_witness.py`` is the other side: wrong folds, which it must not let pass.
+take. A record for each goes to ``benchmarks/results/witness_RUNTIME.jsonl``: the verdict, and the error of the
+runtime in units of the original's own. Run again, it goes on where it stopped.
+``tests/verify/calibrate_witness.py`` is the other side: wrong folds, which it must not let pass.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,17 +26,16 @@ try:
 except ImportError:  # run as a script
     import shim  # type: ignore[import-not-found,no-redef]
 
-NAMES = (
-    "resnet18 resnet26 resnet34 resnet50 resnetv2_50 wide_resnet50_2 resnext50_32x4d seresnet18 "
-    "seresnet50 skresnet18 ecaresnet50t densenet121 densenet169 dpn48b dpn68 vgg11_bn vgg13_bn vgg16_bn "
-    "mobilenetv2_050 mobilenetv2_100 mobilenetv3_small_050 mobilenetv3_small_100 mobilenetv3_large_100 "
-    "mobilenetv4_conv_small efficientnet_b0 efficientnet_b1 efficientnet_lite0 mnasnet_050 mnasnet_100 "
-    "fbnetc_100 spnasnet_100 mixnet_s mixnet_m tinynet_a tinynet_d lcnet_050 lcnet_100 ghostnet_100 "
-    "ghostnetv2_100 repghostnet_050 repvgg_a0 repvgg_b0 mobileone_s0 mobileone_s1 repvit_m0_9 fastvit_t8 "
-    "regnetx_002 regnetx_004 regnety_002 regnety_004 hrnet_w18_small dla34 dla46_c dla60 selecsls42b "
-    "hardcorenas_a gernet_s xception41 inception_v3 darknet53 cspresnet50 cspdarknet53 vovnet39a "
-    "ese_vovnet19b_dw levit_128s visformer_tiny edgenext_xx_small semnasnet_075 res2net50_26w_4s "
-    "resnest14d rexnet_100"
+NAMES = (  # small ones first
+    "lcnet_050 ese_vovnet19b_dw lcnet_100 resnet18 seresnet18 resnest14d "
+    "mobilenetv3_small_050 tinynet_d mobilenetv3_small_100 visformer_tiny hardcorenas_a resnet26 regnetx_002 "
+    "regnety_002 skresnet18 dla46_c mobilenetv4_conv_small mobilenetv3_large_100 semnasnet_075 dla34 mixnet_s "
+    "gernet_s efficientnet_lite0 mobilenetv2_050 mnasnet_050 efficientnet_b0 mobilenetv2_100 mnasnet_100 "
+    "regnety_004 resnet34 levit_128s vovnet39a mixnet_m dpn48b tinynet_a rexnet_100 spnasnet_100 repvgg_a0 "
+    "fbnetc_100 selecsls42b fastvit_t8 resnetv2_50 regnetx_004 cspresnet50 efficientnet_b1 resnext50_32x4d "
+    "resnet50 ecaresnet50t seresnet50 dpn68 dla60 ghostnet_100 darknet53 cspdarknet53 repvgg_b0 mobileone_s1 "
+    "hrnet_w18_small res2net50_26w_4s xception41 repvit_m0_9 repghostnet_050 inception_v3 wide_resnet50_2 "
+    "ghostnetv2_100 densenet121 vgg11_bn vgg13_bn vgg16_bn densenet169 mobileone_s0"
 ).split()
 
 
@@ -67,35 +69,66 @@ def inputs_of(model: nn.Module) -> torch.Tensor:
     raise RuntimeError("takes no size that was tried")
 
 
+def measured(name: str, runtime: str) -> dict[str, Any]:
+    """Fold one model, verify it under the runtime too, and return the record."""
+    begin = time.perf_counter()
+    model = model_of(name)
+    images = inputs_of(model)
+    folding = bnfold.fold(model, images)
+    report = bnfold.verify(model, folding.module, images, folding=folding, witnesses=[runtime])
+    mine = [comparison for comparison in report.comparisons if comparison.name.startswith(runtime)]
+    floors = {comparison.name: comparison.floors for comparison in report.comparisons}
+    return {
+        "model": name,
+        "batchnorms": len(folding.plan),
+        "folded": folding.plan.summary["fold"],
+        "verdict": "passed" if report.passed else f"{report.verdict}: {report.reason}",
+        "compared": len(mine),
+        "passed": bool(mine) and all(comparison.passed for comparison in mine),
+        "floors_onnxruntime": floors.get("ONNX Runtime, optimisations on"),
+        "floors_runtime": max((comparison.floors for comparison in mine), default=None),
+        "seconds": round(time.perf_counter() - begin),
+    }
+
+
+def table(records: list[dict[str, Any]], runtime: str) -> str:
+    """Return the records as a table in Markdown, with the sum below it."""
+    lines = [
+        "| model | BatchNorms folded | verdict | floors, ONNX Runtime | floors, runtime |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    tried = [record for record in records if "error" not in record]
+    for record in tried:
+        floors = " | ".join(
+            "-" if record[key] is None else f"{record[key]:.2f}" for key in ("floors_onnxruntime", "floors_runtime")
+        )
+        folds = f"{record['folded']} of {record['batchnorms']}"
+        lines.append(f"| {record['model']} | {folds} | {record['verdict']} | {floors} |")
+    lines += ["", f"{sum(record['passed'] for record in tried)} of {len(tried)} right folds pass under {runtime}."]
+    lines += [f"Not tried: {record['model']}: {record['error']}." for record in records if "error" in record]
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Measure, and print a row for each model and the sums."""
+    """Measure what has no record yet, and print the table."""
     runtime = sys.argv[1] if len(sys.argv) > 1 else "openvino"
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 60
+    path = Path(__file__).parent / "results" / f"witness_{runtime}.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     shim.load("torchvision")
-    print("| model | BatchNorms folded | verdict | floors, ONNX Runtime | floors, runtime | seconds |", flush=True)
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
-    done = passed = 0
     for name in NAMES:
-        if done == count:
+        if sum("error" not in record for record in records) >= count:
             break
-        begin = time.perf_counter()
-        try:
-            model = model_of(name)
-            images = inputs_of(model)
-            folding = bnfold.fold(model, images)
-            report = bnfold.verify(model, folding.module, images, folding=folding, witnesses=[runtime])
-        except Exception as error:
-            print(f"| {name} | | not tried: {type(error).__name__}: {str(error)[:100]} | | | |", flush=True)
+        if any(record["model"] == name for record in records):
             continue
-        done += 1
-        floors = {c.name: c.floors for c in report.comparisons}
-        told = next((f"{value:.2f}" for key, value in floors.items() if key.startswith(runtime)), "-")
-        ort = floors.get("ONNX Runtime, optimisations on", float("nan"))
-        passed += all(c.passed for c in report.comparisons if c.name.startswith(runtime))
-        verdict = "passed" if report.passed else f"{report.verdict}: {report.reason}"
-        fold = f"{folding.plan.summary['fold']} of {len(folding.plan)}"
-        print(f"| {name} | {fold} | {verdict} | {ort:.2f} | {told} | {time.perf_counter() - begin:.0f} |", flush=True)
-    print(f"\n{passed} of {done} right folds pass under {runtime}.")
+        try:
+            record = measured(name, runtime)
+        except Exception as error:
+            record = {"model": name, "error": f"{type(error).__name__}: {str(error)[:100]}"}
+        records.append(record)
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    print(table(records, runtime))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.quiet import quiet
 from bnfold.graph.requires import SIMPLE, require_batch, require_shape, require_value
 from bnfold.graph.shells import shell
+from bnfold.graph.torch_versions import program_of, unguarded_module
 
 __all__ = ["export_graph"]
 
@@ -49,14 +50,14 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
     least = 1
     with quiet(), torch.no_grad():
         try:
-            program = torch.export.export(model, grown, dynamic_shapes=(dynamic,) if _variadic(model) else dynamic)
-            module = program.module(check_guards=False)
+            program = program_of(model, grown, (dynamic,) if _variadic(model) else dynamic)
+            module = unguarded_module(program)
             if any(dynamic) and not _right_for_one(model, module, inputs, dynamic):
                 least = 2
                 if grown is not inputs:
                     raise ValueError("a batch of one is what was asked for")
         except Exception:
-            module = torch.export.export(model, inputs).module(check_guards=False)
+            module = unguarded_module(program_of(model, inputs))
     graph = module.graph
     _inline_regions(graph, module)
     fixed = _add_guards(graph, least)

@@ -24,7 +24,7 @@ from bnfold.errors import BnfoldError, first_line
 __all__ = ["OPTIONAL", "PACKAGES", "Check", "Doctor", "Package", "examine"]
 
 PACKAGES = {
-    "torch": "2.10",
+    "torch": "2.6",
     "onnx": "1.21",
     "onnxruntime": "1.23",
     "onnxscript": "0.6",

@@ -14,6 +14,7 @@ from bnfold.errors import ExportError, UsageError, first_line
 from bnfold.fold.api import fold
 from bnfold.fold.plan import Plan
 from bnfold.graph.quiet import quiet
+from bnfold.graph.torch_versions import program_of, unguarded_module
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -62,7 +63,7 @@ def fold_program(program: ExportedProgram, *, keep: Iterable[str] = (), merge: b
     try:
         with quiet():
             shapes = _free_shapes(program, tuple(inputs))
-            folded = torch.export.export(folding.module, tuple(inputs), dynamic_shapes=shapes, strict=False)
+            folded = program_of(folding.module, tuple(inputs), shapes)
     except Exception as error:
         raise ExportError(
             f"The folded program cannot be exported with the dimensions that were free: {first_line(error)}.",
@@ -73,7 +74,7 @@ def fold_program(program: ExportedProgram, *, keep: Iterable[str] = (), merge: b
 
 def _as_module(program: ExportedProgram) -> nn.Module:
     """Return the program as a module in eval mode, without the hooks that check its inputs: the new one has its own."""
-    module = program.module(check_guards=False)
+    module: nn.Module = unguarded_module(program)
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
         hooks.clear()
     for names in ("_forward_hooks_always_called", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):

@@ -31,6 +31,7 @@ from bnfold.export.tried import goes_wrong, rounded_scale
 from bnfold.files.formats import APART, PROTOBUF_LIMIT
 from bnfold.graph.batch_dimension import as_tuple
 from bnfold.graph.quiet import quiet
+from bnfold.graph.torch_versions import batch_norms_with_one_output, name_ends
 
 if TYPE_CHECKING:
     import onnx
@@ -256,7 +257,7 @@ def _converted(
         notes = (*notes, f"The ONNX export leaves out {what}.")
     narrow = any(value.dtype == torch.bfloat16 for value in program.state_dict.values())
     try:
-        with quiet():
+        with quiet(), batch_norms_with_one_output():
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -267,6 +268,7 @@ def _converted(
                 opset_version=asked_of_exporter(opset) or (FOR_BFLOAT16 if narrow else None),
             )
             assert converted is not None
+            name_ends(converted.model.graph, inputs, names)
             large = apart is not None and _bytes_of(converted.model) > APART
             model = _written_apart(converted.model, apart) if large and apart is not None else converted.model_proto
     except FileAccessError:

@@ -32,6 +32,7 @@ from bnfold.export.tried import program_goes_wrong
 from bnfold.graph.batch_dimension import as_tuple, batch_positions, with_batch
 from bnfold.graph.mode import require_eval
 from bnfold.graph.quiet import quiet
+from bnfold.graph.torch_versions import program_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -262,7 +263,7 @@ def _as_torch_is_told(module: nn.Module, inputs: tuple[Any, ...], shapes: Any) -
     """Export with the user's own ``dynamic_shapes``."""
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False)
+            program = program_of(module, inputs, shapes)
     except OtherInputError as error:
         raise ExportError(error.what, fix="Leave that dimension out of `dynamic`.") from error
     except Exception as error:
@@ -334,7 +335,7 @@ def _torch_export(module: nn.Module, inputs: tuple[Any, ...], free: dict[Any, An
     if named is not None and len(inputs) > named:  # ``forward(self, x, *rest)``: the rest is one argument, a tuple
         shapes = (*shapes[:named], shapes[named:])
     with quiet(), torch.no_grad():
-        return torch.export.export(module, inputs, dynamic_shapes=shapes if free else None, strict=False)
+        return program_of(module, inputs, shapes if free else None)
 
 
 def _named_inputs(module: nn.Module) -> int | None:

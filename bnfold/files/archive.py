@@ -23,13 +23,16 @@ from typing import BinaryIO
 
 from bnfold.printable import bytes_in_words, shown
 
-__all__ = ["BadArchiveError", "Entry", "check_archive", "check_contents", "entry_names", "read_entry"]
+__all__ = ["FLAT_PROGRAM", "BadArchiveError", "Entry", "check_archive", "check_contents", "entry_names", "read_entry"]
 
 MOST_ENTRIES = 100_000
 MOST_DIRECTORY = 64 << 20
 MOST_PLAIN = 1 << 40
 MOST_RATIO = 200
 """Weights deflate to a half at best; zeros, to a thousandth: 200 lets sparse weights pass and bombs not."""
+
+FLAT_PROGRAM = "serialized_exported_program.json"
+"""What torch 2.6 calls the graph of an exported program, in an archive without a folder of its own."""
 
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
@@ -94,12 +97,13 @@ def check_archive(file: BinaryIO) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     seen: set[str] = set()
     folder = None
+    flat = any(info.filename == FLAT_PROGRAM for info in archive.infolist())
     for info in archive.infolist():
         name = _checked_name(info)
         if name.casefold() in seen:
             raise BadArchiveError(f"holds the entry `{shown(name)}` twice")
         seen.add(name.casefold())
-        first, _, inner = name.partition("/")
+        first, _, inner = ("", "", name) if flat else name.partition("/")
         folder = first if folder is None else folder
         if not inner or first != folder:
             raise BadArchiveError(f"holds `{shown(name)}` outside its folder `{shown(folder)}`")

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import BinaryIO
 
 from bnfold.errors import BnfoldError, FileAccessError, RefusedFileError
+from bnfold.files.archive import FLAT_PROGRAM
 from bnfold.printable import shown_path
 
 __all__ = ["Kind", "open_regular", "recognise", "refusal", "sniff"]
@@ -194,7 +195,7 @@ def _kind_of_zip(file: BinaryIO) -> Kind:
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner or any(name.startswith("code/__torch__") for name in inner):
         return Kind.TORCHSCRIPT
-    if "archive_format" in inner or "serialized_exported_program.json" in names | inner:
+    if "archive_format" in inner or FLAT_PROGRAM in names | inner:
         return Kind.PROGRAM
     return Kind.TORCH if "data.pkl" in inner else Kind.OTHER_ZIP
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from bnfold.errors import first_line
 from bnfold.files.archive import check_archive, check_contents
 from bnfold.files.loaded import LoadedModel, Request
+from bnfold.graph.torch_versions import unguarded_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +52,7 @@ def module_of_program(file: BinaryIO | io.BytesIO) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.load(file)
-        model: Any = program.module(check_guards=False)
+        model: Any = unguarded_module(program)
     for part in model.modules():
         part.training = False
         for name in ("train", "eval"):

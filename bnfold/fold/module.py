@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Proxy
 from torch.fx.graph import PythonCode
 
 from bnfold.errors import OtherInputError
+from bnfold.graph.torch_versions import children_of, find_named_tuples
 
 __all__ = ["FoldedModule"]
 
@@ -28,15 +29,16 @@ class FoldedModule(GraphModule):
         own = type(self)  # torch.fx makes a class for each instance, and puts the wrapper there
         if "__call__" in vars(own):
             del own.__call__
+        find_named_tuples(own.forward, self.graph.output_node().args[0])
         info = getattr(self.graph._codegen, "pytree_info", None)
         if info is not None and info.in_spec is not None and _is_nest(info.in_spec):
-            own.forward = _checked(own.forward, info.in_spec.children()[0])
+            own.forward = _checked(own.forward, children_of(info.in_spec)[0])
         return code
 
 
 def _is_nest(spec: Any) -> bool:
     """Whether an argument is a list, a tuple or a dict; the arguments are a tuple, and a dict of named ones."""
-    return any(argument.type is not None for part in spec.children() for argument in part.children())
+    return any(argument.type is not None for part in children_of(spec) for argument in children_of(part))
 
 
 def _checked(forward: Any, spec: Any) -> Any:
@@ -46,7 +48,7 @@ def _checked(forward: Any, spec: Any) -> Any:
     @functools.wraps(forward)
     def checked(*args: Any, **kwargs: Any) -> Any:
         given = list(signature.bind(*args, **kwargs).arguments.values())[1:]
-        for name, value, wanted in zip(list(signature.parameters)[1:], given, spec.children(), strict=False):
+        for name, value, wanted in zip(list(signature.parameters)[1:], given, children_of(spec), strict=False):
             if not _fits(value, wanted):
                 raise OtherInputError(
                     f"argument {name!r} holds other parts than this graph was captured for by torch.export.",
@@ -60,7 +62,7 @@ def _checked(forward: Any, spec: Any) -> Any:
 def _fits(value: Any, spec: Any) -> bool:
     if spec.type is None or isinstance(value, Proxy):  # one value, or a graph that is traced again
         return True
-    children = spec.children()
+    children = children_of(spec)
     if isinstance(value, Mapping):
         same = len(value) == len(children) and set(value) == set(spec.context)
         return same and all(_fits(value[key], child) for key, child in zip(spec.context, children, strict=True))

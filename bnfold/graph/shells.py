@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from bnfold.graph.on_demand import OnDemand
 
@@ -46,6 +47,8 @@ def fresh_shell(module: nn.Module, shells: dict[int, Any], *, without: Collectio
         without: names of parameters of the module itself that stay as they are, since they will be replaced.
     """
     new = module.__class__.__new__(module.__class__)
+    if isinstance(module, GraphModule):  # has a class of its own, with its generated code; so has the new one
+        type(new).forward = type(module).forward
     new.__dict__.update(module.__dict__)
     for name in _HOOKS:
         value = module.__dict__.get(name)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bnfold.fold.decision import Decision
 from bnfold.report.benched import COLUMNS, bench_rows, machine_line, skipped_lines
 from bnfold.report.document import Document, versions
 from bnfold.report.escape import for_markdown
+from bnfold.report.groups import grouped
 from bnfold.report.words import (
     became,
     counts_in_words,
@@ -32,18 +34,7 @@ def markdown(document: Document) -> str:
     lines = [f"## bnfold: {told}: {_SIGNS.get(document.outcome, '')} {document.outcome}".replace(":  ", ": "), ""]
     if document.capture is not None:
         lines += [summary_line(document.summary, document.capture) + ".", ""]
-    if document.batchnorms:
-        rows = (
-            (
-                name_of(decision, document.batchnorms),
-                became(decision),
-                ", ".join(decision.into),
-                ", ".join(decision.through),
-                why(decision),
-            )
-            for decision in document.batchnorms
-        )
-        lines += _table(("BatchNorm", "became", "into", "through", "why not"), rows)
+    lines += _decisions(document.batchnorms)
     if document.merges is not None:
         lines += [merges_line(document.merges) + ".", ""]
     if document.merges:
@@ -78,6 +69,34 @@ def markdown(document: Document) -> str:
         lines += [*(f"- {for_markdown(note)}" for note in document.notes), ""]
     lines.append(", ".join(f"{name} {version}" for name, version in versions().items()))
     return "\n".join(lines) + "\n"
+
+
+def _decisions(decisions: Sequence[Decision]) -> list[str]:
+    """Return the table of what became of each BatchNorm: what repeats is one row, and each opens by a click."""
+    if not decisions:
+        return []
+    heading = ("BatchNorm", "became", "into", "through", "why not")
+    each = [
+        (name_of(one, decisions), became(one), ", ".join(one.into), ", ".join(one.through), why(one))
+        for one in decisions
+    ]
+    groups = grouped(decisions)
+    if len(groups) == len(decisions):
+        return _table(heading, each)
+    rows = [
+        each[group.members[0]]
+        if len(group.members) == 1
+        else (
+            group.names,
+            became(decisions[group.members[0]], len(group.members)),
+            group.into,
+            group.through,
+            group.reason,
+        )
+        for group in groups
+    ]
+    opened = f"<details><summary>Each of the {len(decisions)} BatchNorms</summary>"
+    return [*_table(heading, rows), opened, "", *_table(heading, each), "</details>", ""]
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -16,6 +16,7 @@ from bnfold.export import onnx_of
 from bnfold.export.refusals import FixedBatch, fixed_batch
 from bnfold.graph.batch_dimension import as_tuple
 from bnfold.graph.mode import require_eval
+from bnfold.graph.torch_versions import unguarded_module
 from bnfold.verify.blame import UNFOLDED, OwnExport, blame_of_export, culprit
 from bnfold.verify.declared import declared_axes, declared_batch, is_exported, program_refuses
 from bnfold.verify.evaluate import cases_of, evaluate
@@ -329,7 +330,7 @@ def _is_onnx(model: Model) -> bool:
 
 
 def _module(model: nn.Module | ExportedProgram) -> nn.Module:
-    return model if isinstance(model, nn.Module) else model.module(check_guards=False)
+    return model if isinstance(model, nn.Module) else unguarded_module(model)
 
 
 def _check(role: str, model: Model) -> None:

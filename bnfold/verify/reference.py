@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bnfold.errors import UsageError
 from bnfold.graph.on_demand import OnDemand, refuse_lent
 from bnfold.graph.requires import require_dtype
+from bnfold.graph.torch_versions import exact_settings
 
 __all__ = [
     "Float64",
@@ -168,20 +169,7 @@ def exact_arithmetic() -> Iterator[None]:
 
     The random state is restored too, and warnings are held back.
     """
-    backends: Any = torch.backends
-    settings: list[tuple[Any, str, Any]] = [
-        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
-        (backends.mkldnn.conv, "fp32_precision", "ieee"),
-        (backends.mkldnn.rnn, "fp32_precision", "ieee"),
-    ]
-    if torch.cuda.is_available():
-        settings += [
-            *_tf32_settings(backends),
-            (backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
-            (backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
-            (backends.cudnn, "benchmark", False),
-            (backends.cudnn, "deterministic", True),
-        ]
+    settings = exact_settings()
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in settings]
     try:
         for owner, name, value in settings:
@@ -205,19 +193,6 @@ def everything_in_float64() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(default)
-
-
-def _tf32_settings(backends: Any) -> list[tuple[Any, str, Any]]:
-    """Return the settings that switch TF32 off, through the interface that the program uses already.
-
-    torch has two, and refuses to read the older one after the newer has been written.
-    """
-    try:
-        _ = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
-    except RuntimeError:
-        owners = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-        return [(owner, "fp32_precision", "ieee") for owner in owners]
-    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
 
 
 def _copied(module: nn.Module, convert: Any) -> nn.Module:

@@ -60,7 +60,7 @@ def test_a_folded_program_is_the_same_function_with_the_same_dimensions_free(pro
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for images in (pair(65, 8), pair(2, 66)):  # beyond the ranges, for either
         for one in (program, folded.program):
-            with pytest.raises(AssertionError):
+            with pytest.raises((AssertionError, RuntimeError)):  # the latter in torch 2.6
                 one.module()(images)
     ranges = [sorted(map(str, one.range_constraints.values())) for one in (program, folded.program)]
     assert ranges[0] == ranges[1]

@@ -234,7 +234,7 @@ def test_a_fold_without_example_inputs_folds_again(name: str) -> None:
 @pytest.mark.parametrize("name", COPIED)
 def test_torch_export_takes_the_folded_module(name: str) -> None:
     module, x = folded_copy(name)
-    program = torch.export.export(module, (x,))
+    program = torch.export.export(module, (x,), strict=False)
     assert torch.equal(run(module, x), program.module()(x))
     assert not any("batch_norm" in str(node.target) for node in program.graph.nodes) or name == "plain"
 

@@ -81,6 +81,22 @@ def test_markdown_has_a_row_for_each_batchnorm_comparison_and_file() -> None:
     assert any(row[0] == "model.folded.onnx" for row in rows)
 
 
+def test_markdown_tells_what_repeats_once_and_each_by_a_click() -> None:
+    repeated = [decision(batchnorm=f"stage{n}.bn", into=(f"stage{n}.conv",)) for n in (1, 2, 3)]
+    text = markdown(document(batchnorms=(*repeated, decision(batchnorm="stem.norm"))))
+    told, opened = text.split("<details>")
+    rows = [row for row in table_rows(told) if row[1].endswith("folded backward")]
+    assert [row[:3] for row in rows] == [
+        ["stage\\*.bn", "3 folded backward", "stage\\*.conv"],
+        ["stem.norm", "folded backward", "conv1"],
+    ]
+    assert opened.startswith("<summary>Each of the 4 BatchNorms</summary>\n\n| BatchNorm |")
+    assert [row[0] for row in table_rows(opened.split("</details>")[0])[1:]] == [
+        *(f"stage{n}.bn" for n in (1, 2, 3)),
+        "stem.norm",
+    ]
+
+
 def test_hostile_names_stay_in_their_cell() -> None:
     text = markdown(nasty())
     rows = table_rows(text)

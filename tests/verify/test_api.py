@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import bnfold
 from bnfold.errors import MissingPackageError, NotEquivalentError, TrainingModeError, UsageError
 from bnfold.export import to_onnx, to_program
+from bnfold.graph.torch_versions import exact_settings
 from bnfold.verify import assert_equivalent, verify
 from tests.networks import NETWORKS, SharedConv, Vgg, built, normal, seed_network
 
@@ -489,7 +490,7 @@ def test_models_inputs_and_settings_are_left_as_they_were():
     kept = inputs[0].clone()
     torch.manual_seed(3)
     rng, threads = torch.get_rng_state(), torch.get_num_threads()
-    precision = torch.backends.mkldnn.matmul.fp32_precision
+    precisions = [getattr(owner, name) for owner, name, _ in exact_settings()]
     verify(model, folding.module, inputs, onnx=False, folding=folding)
     for m, state in zip((model, folding.module), states, strict=True):
         assert all(torch.equal(v, state[k]) for k, v in m.state_dict().items())
@@ -500,7 +501,7 @@ def test_models_inputs_and_settings_are_left_as_they_were():
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
     assert torch.get_num_threads() == threads
-    assert torch.backends.mkldnn.matmul.fp32_precision == precision
+    assert [getattr(owner, name) for owner, name, _ in exact_settings()] == precisions
 
 
 def test_settings_are_restored_after_an_error():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import bnfold
 from bnfold.errors import UsageError
 from bnfold.graph.requires import require_dtype
+from bnfold.graph.torch_versions import exact_settings
 from bnfold.verify.reference import (
     copied,
     copied_in_float64,
@@ -165,20 +166,21 @@ def test_inputs_are_fresh_for_each_run():
 
 
 def test_exact_arithmetic_restores_what_it_found():
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
+    owner, name, exact = exact_settings()[0]
+    before = getattr(owner, name)
+    other = "medium" if exact == "highest" else "bf16"
+    setattr(owner, name, other)
     try:
         state = torch.get_rng_state()
         with exact_arithmetic():
-            assert matmul.fp32_precision == "ieee"
+            assert getattr(owner, name) == exact
             assert not torch.is_grad_enabled()
             torch.rand(3)
-        assert matmul.fp32_precision == "bf16"
+        assert getattr(owner, name) == other
         assert torch.is_grad_enabled()
         assert torch.equal(state, torch.get_rng_state())
     finally:
-        matmul.fp32_precision = before
+        setattr(owner, name, before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
