@@ -11,6 +11,10 @@ from bnfold.witness.registry import Run
 __all__ = ["load"]
 
 
+_SMALL_TILES = (3, 1)
+"""The hint about Winograd's memory: with the tiles that MNN takes by default the error is twenty times as large."""
+
+
 def load(path: str, *, threads: int | None = None) -> Run:
     """Return what runs an ONNX file under MNN.
 
@@ -35,9 +39,9 @@ def load(path: str, *, threads: int | None = None) -> Run:
         command = ["mnnconvert", "-f", "ONNX", "--modelFile", path, "--MNNModel", made, "--bizCode", "bnfold"]
         if not mnnconvert(command) or not Path(made).exists():
             raise RuntimeError("MNN cannot convert the model")
-        module = MNN.nn.load_module_from_file(
-            made, *names, precision_mode=MNN.expr.PrecisionMode.High, thread_num=threads or 1
-        )
+        manager = MNN.nn.create_runtime_manager(({"backend": "CPU", "precision": "high", "numThread": threads or 1},))
+        manager.set_hint(*_SMALL_TILES)
+        module = MNN.nn.load_module_from_file(made, *names, runtime_manager=manager)
 
     def run(inputs: dict[str, Any]) -> list[Any]:
         answers = module.forward([_variable(MNN.expr, np.ascontiguousarray(inputs[name])) for name in names[0]])
