@@ -5,8 +5,10 @@
     python benchmarks/bench_dynamic.py --summary        # the table, as Markdown, of what was recorded
 
 The error of the file under ONNX Runtime, and of the folded module in torch, is told in units of the original's own
-float32 error against float64, on the same input, in batches of 3. Records go to ``results/dynamic.jsonl``; models that
-have one already are passed over. Needs what ``zoo.py`` needs, with segmentation_models_pytorch and ultralytics.
+float32 error against float64, on the same input, in batches of 3. As in the proof, that error is measured again where
+one stands above the limit: with weights moved by an ulp, as rounding moves those of a fold. Records go to
+``results/dynamic.jsonl``; models that have one already are passed over. Needs what ``zoo.py`` needs, with
+segmentation_models_pytorch and ultralytics.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from benchmarks import shim  # noqa: E402
 from benchmarks.zoo_build import build  # noqa: E402
 from benchmarks.zoo_list import read_list  # noqa: E402
 from bnfold.export import Wanted, onnx_of  # noqa: E402
+from bnfold.verify.floor import DRAWS  # noqa: E402
+from bnfold.verify.original import TorchOriginal  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "dynamic.jsonl"
 LIMIT = 10.0  # floors: what the proof allows an export of a proven fold
@@ -179,13 +183,31 @@ def _compared(model: nn.Module, folded: nn.Module, onnx_model: Any, other: Tenso
         theirs = [torch.as_tensor(x) for x in session.run(None, {session.get_inputs()[0].name: other.numpy()})]
     except Exception as error:
         return {"outcome": "the file refuses", "why": _line(error)}
-    floors = {"torch": 0.0, "onnx": 0.0}
-    for exact, itself, fold, file in zip(oracle, own, mine, theirs, strict=True):
-        unit = max(float((itself.double() - exact).abs().max()), float(exact.abs().max()) * 2**-24)
-        floors["torch"] = max(floors["torch"], float((fold.double() - exact).abs().max()) / unit)
-        floors["onnx"] = max(floors["onnx"], float((file.double() - exact).abs().max()) / unit)
-    right = max(floors.values()) <= LIMIT
-    return {"outcome": "right" if right else "beyond the floor", "floors": {k: round(v, 2) for k, v in floors.items()}}
+    units = [max(_error(*both), float(both[0].abs().max()) * 2**-24) for both in zip(oracle, own, strict=True)]
+    errors = {
+        "torch": [_error(*both) for both in zip(oracle, mine, strict=True)],
+        "onnx": [_error(*both) for both in zip(oracle, theirs, strict=True)],
+    }
+
+    def floors() -> dict[str, float]:
+        return {
+            name: round(max(error / unit for error, unit in zip(found, units, strict=True)), 2)
+            for name, found in errors.items()
+        }
+
+    record: dict[str, Any] = {"floors": floors()}
+    if max(record["floors"].values()) > LIMIT:
+        original = TorchOriginal(model)
+        for draw in range(DRAWS):
+            answer = [leaf.value for leaf in original.moved(draw)((other,)) if leaf.is_tensor]
+            units = [max(unit, _error(*both)) for unit, *both in zip(units, oracle, answer, strict=True)]
+        record = {"first": record["floors"], "floors": floors()}
+    right = max(record["floors"].values()) <= LIMIT
+    return {"outcome": "right" if right else "beyond the floor", **record}
+
+
+def _error(exact: Tensor, answer: Tensor) -> float:
+    return float((answer.double() - exact).abs().max())
 
 
 def _tensors(answer: Any) -> list[Tensor]:

@@ -41,7 +41,9 @@ def user_lines() -> tuple[str, ...]:
         if len(frames) > DEPTH:
             break
     of_model = [frame for frame in frames if not _of_normalisation(frame)]
-    return tuple(dict.fromkeys(_line(frame) for frame in (of_model or frames)[:DEPTH]))
+    here = _here()
+    told = [f"{_place(frame.f_code.co_filename, here)}:{frame.f_lineno}" for frame in (of_model or frames)[:DEPTH]]
+    return tuple(dict.fromkeys(told))
 
 
 def user_frame(depth: int = 2) -> FrameType | None:
@@ -81,11 +83,14 @@ def place_of(filename: str) -> str:
     Relative to the folder of its packages where it is installed, else to the working folder where it lies there, else
     the file in its package.
     """
+    return _place(filename, _here())
+
+
+def _here() -> str:
     try:
-        here = os.getcwd()
+        return os.getcwd()
     except OSError:  # it has been removed
-        here = ""
-    return _place(filename, here)
+        return ""
 
 
 @lru_cache(maxsize=4096)

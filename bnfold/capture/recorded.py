@@ -22,6 +22,7 @@ from bnfold.capture.recorder import ImpureError, Recorder, WrittenLaterError
 from bnfold.capture.restore import (
     Change,
     buffers_of,
+    caches_of,
     empty_caches,
     forget_sizes,
     holders_of,
@@ -38,7 +39,7 @@ from bnfold.graph.effects import has_effect
 from bnfold.graph.leaves import is_torchs
 from bnfold.graph.names import require_writable
 from bnfold.graph.native import rewrite_native
-from bnfold.graph.quiet import unlogged
+from bnfold.graph.quiet import collecting_later, unlogged
 from bnfold.graph.requires import pinned_numbers, require_ranks
 
 __all__ = ["recorded", "remove_dead", "symbolic"]
@@ -60,7 +61,7 @@ def recorded(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[st
     if inputs is None:
         raise NeedsInputsError("A recorded run needs inputs, and none were found.", fix="Pass example_inputs.")
     named = named or {}
-    anew = _recorded_anew(model, inputs, named, empty_caches)
+    anew = _recorded_anew(model, inputs, named, empty_caches) if caches_of(model.modules()) else None
     if anew is not None:
         return anew
     captured = _record(model, inputs, named)
@@ -204,13 +205,13 @@ def _record_once(
     recorder = Recorder(model, blind=inputs is None, device=_device(model, tensors), data_lines=lines)
     teach(recorder)
     before = random_state()
-    parts = [*model.modules()]
+    parts = [*recorder.modules.values()]
     state = buffers_of(parts)
     args, kwargs = enter_arguments(recorder, model, inputs, named)
     replaced: str | None = None
     changed: list[Change] = []
     try:
-        with left_as_found(parts, changed), unlogged(), recorder.running():
+        with collecting_later(), left_as_found(parts, changed), unlogged(), recorder.running():
             result = _record_run(model, args, kwargs)
             replaced = _replaced_buffer(recorder)
             look()  # at the model as the run leaves it
@@ -251,7 +252,7 @@ def _record_once(
     left = rewrite_native(graph)
     require_writable(graph, type(model).__name__)
     shapes = () if inputs is None else (recorder.shapes,)
-    rest: dict[str, Any] = {"exact": not recorder.special, "changes": changes, "_cache": dict(model.named_modules())}
+    rest: dict[str, Any] = {"exact": not recorder.special, "changes": changes, "_cache": dict(recorder.modules)}
     return Capture(graph, model, recorder.constants, "recorded", inputs, left, shapes, **rest)
 
 
@@ -261,7 +262,7 @@ def _named_changes(model: nn.Module, changed: list[Change]) -> tuple[str, ...]:
     Raises:
         CaptureError: one is a setting of a layer of torch's, which the graph calls as it is.
     """
-    owners = {id(part.__dict__): (path, part) for path, part in model.named_modules()}
+    owners = {id(part.__dict__): (path, part) for path, part in model.named_modules()} if changed else {}
     names = []
     for state, attribute in changed:
         path, part = owners.get(id(state), ("", None))
@@ -280,7 +281,7 @@ def _replaced_buffer(recorder: Recorder) -> str | None:
 
     What is computed from sizes alone, a cache, may take a buffer's place: the graph computes it anew.
     """
-    for path, part in recorder.root.named_modules():
+    for path, part in recorder.modules.items():
         for name, value in part._buffers.items():
             full = f"{path}.{name}" if path else name
             if value is not None and recorder.name_of(value) != full and recorder.remembers(value, full):

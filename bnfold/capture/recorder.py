@@ -69,10 +69,11 @@ class Recorder(Questions, TorchFunctionMode):
         self.special: dict[int, Callable[[tuple[Any, ...], dict[str, Any]], Any]] = {}  # layers written otherwise
         self._data_lines = data_lines
         self._shown: set[int] = set()  # the memory of tensors that numpy or Python was given
-        self._modules: dict[int, str] = {}
+        self.modules = dict(root.named_modules())
+        self._paths: dict[int, str] = {}
         self._leaves: set[int] = set()
-        for path, part in root.named_modules():
-            self._modules.setdefault(id(part), path)
+        for path, part in self.modules.items():
+            self._paths.setdefault(id(part), path)
             if path and is_leaf(part):
                 self._leaves.add(id(part))
             for name, tensor in (*part._parameters.items(), *part._buffers.items()):
@@ -305,7 +306,7 @@ class Recorder(Questions, TorchFunctionMode):
         """See a call of a module: a leaf becomes a node, another is gone through."""
         if self.inside:
             return original(module, *args, **kwargs)
-        path = self._modules.get(id(module))
+        path = self._paths.get(id(module))
         outer = self.scope
         self.scope = path if path is not None else outer
         try:

@@ -22,6 +22,7 @@ from bnfold.graph.values import version, was_written
 __all__ = [
     "Change",
     "buffers_of",
+    "caches_of",
     "empty_caches",
     "forget_sizes",
     "left_as_found",
@@ -44,30 +45,36 @@ def left_as_found(modules: Iterable[nn.Module], changed: list[Change] | None = N
     states: list[dict[str, Any]] = [module.__dict__ for module in modules]
     seen = {id(state) for state in states}
     for state in states:  # grows: by the states of objects that hold caches for a module
+        contents, empty = [], []
         for value in state.values():
-            if type(value) in _STATELESS or isinstance(value, _NO_STATE):
-                continue
-            own = getattr(value, "__dict__", None)
-            if own and type(own) is dict and id(own) not in seen:
-                seen.add(id(own))
-                states.append(own)
-        containers = [value for value in state.values() if type(value) in _CONTAINERS]
-        contents = [(value, _content(value)) for value in containers if value]
-        empty = [value for value in containers if not value]
+            kind = type(value)
+            if kind in _CONTAINERS:
+                if value:
+                    contents.append((value, _content(value)))
+                else:
+                    empty.append(value)
+            elif kind not in _STATELESS and not isinstance(value, _NO_STATE):
+                own = getattr(value, "__dict__", None)
+                if own and type(own) is dict and id(own) not in seen:
+                    seen.add(id(own))
+                    states.append(own)
         found.append((state, dict(state), contents, empty))
     try:
         yield
     finally:
         for state, before, contents, empty in found:
-            if changed is not None:
-                changed += [(state, name) for name in _changed(state, before)]
-                inner = [value for value, content in contents if not _same(value, content)] + [v for v in empty if v]
-                changed += [(state, name) for name, value in before.items() if any(value is one for one in inner)]
             if [*state] != [*before] or [*map(id, state.values())] != [*map(id, before.values())]:
+                if changed is not None:
+                    changed += [(state, name) for name in _changed(state, before)]
                 state.clear()
                 state.update(before)
+            inner = [value for value in empty if value]
             for value, content in contents:
-                _restore(value, content)
+                if not _same(value, content):
+                    inner.append(value)
+                    _restore(value, content)
+            if changed is not None and inner:
+                changed += [(state, name) for name, value in before.items() if any(value is one for one in inner)]
             for value in empty:
                 if value:
                     value.clear()
@@ -88,16 +95,18 @@ def _same(value: Any, content: Any) -> bool:
 
 
 def _holds(value: Any, before: Any) -> bool:
-    """Whether a container itself holds as much as before and, where it has an order, the same."""
+    """Whether a container itself holds the very objects that it held, in their order."""
     return len(before) == len(value) and (
         [*map(id, value)] == [*map(id, before)] and [*map(id, value.values())] == [*map(id, before.values())]
         if isinstance(value, dict)
-        else isinstance(value, set) or all(a is b for a, b in zip(before, value, strict=True))
+        else {*map(id, value)} == {*map(id, before)}
+        if isinstance(value, set)
+        else all(a is b for a, b in zip(before, value, strict=True))
     )
 
 
 _NO_STATE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, functools.partial)
-_STATELESS = frozenset((bool, int, float, str, tuple, type(None), dict, list, set, OrderedDict, defaultdict))
+_STATELESS = frozenset((bool, int, float, str, tuple, type(None)))
 _CONTAINERS: frozenset[type] = frozenset((dict, list, set, OrderedDict, defaultdict))
 
 
@@ -114,7 +123,7 @@ def _parts(value: Any) -> Any:
 def _restore(value: Any, content: Any) -> None:
     """Put back what a container held; it is touched only where something changed."""
     before, inner = content
-    if not _holds(value, before) or isinstance(value, set):
+    if not _holds(value, before):
         value.clear()
         (value.extend if isinstance(value, list) else value.update)(before)
     for part, held in inner:
@@ -133,17 +142,22 @@ def empty_caches(
         modules: of the model; changed.
         among: which to remove at most; None for all.
     """
-    removed = []
+    removed = [found for found in caches_of(modules) if among is None or found in among]
+    for part, name in removed:
+        del part.__dict__[name]
+    return removed
+
+
+def caches_of(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str]]:
+    """Return the attributes that hide an empty default of their class."""
+    found = []
     empty: dict[type, set[str]] = {}
     for part in modules:
         kind = type(part)
         if kind not in empty:
             empty[kind] = _empty_defaults(kind)
-        for name in empty[kind] & part.__dict__.keys():
-            if part.__dict__[name] is not None and (among is None or (part, name) in among):
-                del part.__dict__[name]
-                removed.append((part, name))
-    return removed
+        found += [(part, name) for name in empty[kind] & part.__dict__.keys() if part.__dict__[name] is not None]
+    return found
 
 
 def _empty_defaults(kind: type) -> set[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -100,7 +100,7 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto", *, 
     errors: list[CaptureError] = []
     for way in automatic if how == "auto" else (how,):
         with ONE_AT_A_TIME:
-            captured = _tried(way, model, inputs, parts, check=check, given=given)
+            captured = _tried(way, model, inputs, check=check, given=given)
         if isinstance(captured, Capture):
             return captured
         errors.append(captured)
@@ -146,17 +146,15 @@ def _tried(
     way: str,
     model: nn.Module,
     inputs: tuple[Any, ...] | None,
-    parts: Mapping[str, nn.Module],
     *,
     check: bool,
     given: bool,
 ) -> Capture | CaptureError:
     """Capture in one way, which leaves the model as it found it, and compare; return the error where that fails."""
     try:
-        with left_as_found(parts.values()):
-            if way == "piecewise":  # which compares each piece
-                return _piecewise(model, inputs, check=check)
-            captured = _WAYS[way](model, inputs)
+        if way == "piecewise":  # which compares each piece
+            return _piecewise(model, inputs, check=check)
+        captured = _WAYS[way](model, inputs)
     except CaptureError as error:
         return error
     if captured.changes and inputs is not None and not answers_twice_alike(model, inputs):
@@ -197,7 +195,8 @@ def _exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> Capture:
 
     before = random_state()
     try:
-        graph, root, notes, shapes = export_graph(model, inputs)
+        with left_as_found(model.modules()):
+            graph, root, notes, shapes = export_graph(model, inputs)
     except Exception as error:
         raise CaptureError(
             f"torch.export cannot capture {type(model).__name__}: {first_line(error)}{_at(error)}.",
@@ -231,7 +230,8 @@ def _piecewise(model: nn.Module, inputs: tuple[Any, ...] | None, *, check: bool 
             return None
 
     try:
-        pieces = find_pieces(model, inputs, _holds_batch_norm, record, check=check)
+        with left_as_found(model.modules()):
+            pieces = find_pieces(model, inputs, _holds_batch_norm, record, check=check)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} does not run on the example inputs: {first_line(error)}{_at(error)}.",

@@ -46,8 +46,8 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
     """Do it, and return the exit code."""
     with Run(request, terminal, _STAGES) as run:
         if is_onnx(request.about.model):
-            document = run.write(explain_onnx(request, run))
-            return run.tell(document, *render_decisions(document, every=True))
+            document, parts = explain_onnx(request, run, plain=terminal.out.options.ascii_only)
+            return run.tell(run.write(document), *parts)
         model = run.load()
         plan, inputs = _plan(request, model, run)
         document = Document(

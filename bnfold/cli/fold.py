@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,14 @@ class _FoldRun(Run):
         self.fixed: FixedBatch | None = None
         self.axes: dict[str, tuple[Axis, ...]] = {}
         self.of_page: tuple[Folding, tuple[Any, ...]] | None = None
+        self.scratch = contextlib.ExitStack()
 
     def document(self) -> Document:
         """Do everything, and return what is to be told."""
+        with self.scratch:
+            return self._document()
+
+    def _document(self) -> Document:
         request, notes = self.request, self.notes
         require_for(self.paths, proof=not request.no_verify)
         check_witnesses(request.witnesses, proof=not request.no_verify)
@@ -177,6 +183,7 @@ class _FoldRun(Run):
         exported: dict[str, Any] = {}
         with self.stage("export"):
             from bnfold.export import export_program, onnx_of
+            from bnfold.files.destinations import staged_beside
 
             shared: ProgramExport | None = None
             if ".pt2" in suffixes:
@@ -186,7 +193,15 @@ class _FoldRun(Run):
                 shared = program if not folding.plan.summary["affine"] else None
             if ".onnx" in suffixes:
                 self.stages.inside("export", "exporting to ONNX", 0.4)
-                converted = onnx_of(folding.module, inputs, dynamic=want, opset=self.request.opset, program=shared)
+                path = next(path for path in self.paths if path.suffix == ".onnx")
+                converted = onnx_of(
+                    folding.module,
+                    inputs,
+                    dynamic=want,
+                    opset=self.request.opset,
+                    program=shared,
+                    apart=self.scratch.enter_context(staged_beside(path)) / path.name,
+                )
                 exported[".onnx"], self.axes[".onnx"] = converted.model, converted.axes
                 self._note(converted)
         return exported

@@ -129,6 +129,12 @@ def fold_onnx_file(request: Any, path: Path, run: Run) -> Document:
         document = document.with_results(inputs=(shapes, how), verification=report.to_dict(), notes=notes)
         if not report.passed:
             return _written(None, folding, document.with_results(exit_code=1), request, run)
+    if run.wants_page:
+        with run.stages("report"):
+            from bnfold.report.gather_onnx import details_of_onnx
+
+            details = details_of_onnx(folding, seed=about.seed, files=run.files_read)
+        document = document.with_results(details=details)
     return _written(path, folding, document, request, run)
 
 
@@ -181,28 +187,65 @@ def _written(path: Path | None, folding: OnnxFolding, document: Document, reques
 # --- explain and bench -------------------------------------------------------------------------------------------
 
 
-def explain_onnx(request: Any, run: Run) -> Document:
-    """Say what would become of each BatchNormalization and affine."""
+def explain_onnx(request: Any, run: Run, *, plain: bool) -> tuple[Document, list[Any]]:
+    """Say what would become of each BatchNormalization and affine, or what one of them computes; with parts to print.
+
+    Raises:
+        UnknownNameError: none has the name that was given.
+    """
+    from bnfold.report.console import render_decisions
+
     about: ModelRequest = request.about
     only_for_torch(about)
     with run.stage("plan"):
-        from bnfold.onnx_graph.api import plan_onnx
+        from bnfold.onnx_graph.api import fold_onnx, unknown_name
 
-        plan = plan_onnx(Path(about.model), keep=request.keep, merge=request.merge)
-    decisions = plan.decisions
+        folding = fold_onnx(Path(about.model), keep=request.keep, merge=request.merge)
+    plan, chosen = folding.plan, range(len(folding.plan))
     if request.name is not None:
-        decisions = tuple(d for d in decisions if request.name in (d.batchnorm, d.site))
-        if not decisions:
-            from bnfold.onnx_graph.api import unknown_name
-
+        named = (number for number in chosen if request.name in (plan[number].batchnorm, plan[number].site))
+        chosen = tuple(named)  # type: ignore[assignment]
+        if not chosen:
             raise unknown_name(request.name, plan)
-    return Document(
+    document = Document(
         command="explain",
         model=about.model,
         capture=plan.capture,
-        batchnorms=decisions,
+        batchnorms=tuple(plan[number] for number in chosen),
         notes=plan.notes,
     )
+    if run.wants_page:
+        with run.stages("report"):
+            from bnfold.report.gather_onnx import details_of_onnx
+
+            details = details_of_onnx(folding, seed=about.seed, files=run.files_read)
+        document = document.with_results(details=details)
+    if request.name is None:
+        return document, list(render_decisions(document, every=True))
+    return document, _explained(folding, document, tuple(chosen), request, plain=plain)
+
+
+def _explained(
+    folding: OnnxFolding, document: Document, chosen: tuple[int, ...], request: Any, *, plain: bool
+) -> list[Any]:
+    """Return the parts to print about the site that was named: its equation, where it has statistics of its own."""
+    from rich.text import Text
+
+    from bnfold.report.chain import render_chain
+    from bnfold.report.console import render_decisions
+    from bnfold.report.equation import explain
+    from bnfold.report.explained import render_explanation
+    from bnfold.report.gather_onnx import chain_of_onnx, layer_of_onnx
+
+    chains = [chain_of_onnx(folding, number) for number in chosen]
+    layer = layer_of_onnx(folding, chosen[0]) if folding.plan[chosen[0]].kind == "batchnorm" else None
+    if layer is None:
+        parts: list[Any] = list(render_decisions(document, every=True))
+        for chain in chains:
+            parts += [Text(), *render_chain(chain, plain=plain)]
+        return parts
+    found = explain(layer, request.name, kind="BatchNormalization", seed=request.about.seed)
+    return list(render_explanation(found, document.batchnorms, chains, plain=plain))
 
 
 def bench_onnx(request: Any, run: Run) -> Document:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bnfold.errors import UsageError
 from bnfold.files.destinations import check_folders
-from bnfold.files.save import Output, check_targets, write_outputs
+from bnfold.files.save import Content, Output, check_targets, chunks, size_of, write_outputs
 from bnfold.printable import shown_path
 from bnfold.report.document import Document, OutputFile
 from bnfold.report.files import as_json, check_report_path, content_for
@@ -108,10 +108,13 @@ def write(
     return document.with_results(reports=tuple(_described(output.path, output.content) for output in told))
 
 
-def _contents(output: Output) -> list[tuple[Path, bytes | bytearray | memoryview]]:
+def _contents(output: Output) -> list[tuple[Path, Content]]:
     beside = [(output.path.parent / sidecar.name, sidecar.content) for sidecar in output.sidecars]
     return [(output.path, output.content), *beside]
 
 
-def _described(path: Path, content: bytes | bytearray | memoryview) -> OutputFile:
-    return OutputFile(str(path), hashlib.sha256(content).hexdigest(), memoryview(content).nbytes)
+def _described(path: Path, content: Content) -> OutputFile:
+    found = hashlib.sha256()
+    for chunk in chunks(content):
+        found.update(chunk)
+    return OutputFile(str(path), found.hexdigest(), size_of(content))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from bnfold.errors import ExportError, MissingPackageError
+from bnfold.errors import ExportError, FileAccessError, MissingPackageError
 from bnfold.export.axes import Axis, free_sizes, words_of
 from bnfold.export.dynamic import DEFAULT, Dynamic, wanted
 from bnfold.export.opset import FOR_BFLOAT16, asked_of_exporter, at_opset
@@ -28,6 +28,7 @@ from bnfold.export.program import ProgramExport, conditions, export_program, fir
 from bnfold.export.refusals import FixedBatch
 from bnfold.export.spec import constant_outputs, output_names, placeholder_shapes, tensor_inputs
 from bnfold.export.tried import goes_wrong, rounded_scale
+from bnfold.files.formats import APART, PROTOBUF_LIMIT
 from bnfold.graph.batch_dimension import as_tuple
 from bnfold.graph.quiet import quiet
 from bnfold.graph.torch_versions import batch_norms_with_one_output, name_ends
@@ -36,9 +37,16 @@ if TYPE_CHECKING:
     import onnx
     from torch.export import ExportedProgram
 
-__all__ = ["PROTOBUF_LIMIT", "OnnxExport", "export_onnx", "onnx_of", "save_onnx", "to_onnx", "weight_bytes"]
-
-PROTOBUF_LIMIT = 2**31 - 2**20  # one message holds less than 2 GiB; the margin is for everything but the weights
+__all__ = [
+    "APART",
+    "PROTOBUF_LIMIT",
+    "OnnxExport",
+    "export_onnx",
+    "onnx_of",
+    "save_onnx",
+    "to_onnx",
+    "weight_bytes",
+]
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,13 @@ class OnnxExport:
     """An ONNX model and what is to be said about it.
 
     Attributes:
-        model: the ``onnx.ModelProto``.
+        model: the ``onnx.ModelProto``; or, where its weights were written to a file beside it, the path of its own.
         axes: the dimensions that are free; of a bare program, which says no names, those that it has.
         notes: sentences for the user.
         fixed: the batch that it takes alone although it was to be free, and why; None also where a program was given.
     """
 
-    model: onnx.ModelProto
+    model: onnx.ModelProto | Path
     axes: tuple[Axis, ...] = ()
     notes: tuple[str, ...] = ()
     fixed: FixedBatch | None = None
@@ -99,6 +107,7 @@ def to_onnx(
     """
     exported = onnx_of(module, example_inputs, dynamic=dynamic, opset=opset, optimize=optimize)
     warn_if_static(exported.fixed, exported.notes, exported.axes)
+    assert not isinstance(exported.model, Path)
     return exported.model
 
 
@@ -112,7 +121,7 @@ def export_onnx(
 ) -> None:
     """Export to an ONNX file with the batch dimension dynamic.
 
-    The file appears whole or not at all. A model over 2 GiB keeps its weights beside it, in ``PATH.data``.
+    The file appears whole or not at all. A model over 512 MiB keeps its weights beside it, in ``PATH.data``.
 
     Args:
         module: in eval mode; not modified.
@@ -129,7 +138,15 @@ def export_onnx(
         FileAccessError: the file cannot be written.
         UsageError: there is no such opset, or no such dimension.
     """
-    save_onnx(to_onnx(module, example_inputs, dynamic=dynamic, opset=opset), Path(path))
+    from bnfold.files.destinations import staged_beside
+    from bnfold.files.formats import onnx_output
+    from bnfold.files.save import write_outputs
+
+    path = Path(path)
+    with staged_beside(path) as scratch:
+        exported = onnx_of(module, example_inputs, dynamic=dynamic, opset=opset, apart=scratch / path.name)
+        write_outputs([onnx_output(path, exported.model)], inputs=[], force=True)
+    warn_if_static(exported.fixed, exported.notes, exported.axes)
 
 
 def onnx_of(
@@ -140,6 +157,7 @@ def onnx_of(
     opset: int | None = None,
     optimize: bool = True,
     program: ProgramExport | None = None,
+    apart: Path | None = None,
 ) -> OnnxExport:
     """Do what :func:`to_onnx` does, with notes instead of warnings.
 
@@ -150,22 +168,26 @@ def onnx_of(
         opset: see there.
         optimize: see there.
         program: an export of the module that has been made already, with the same ``dynamic``.
+        apart: where a model of more than ``APART`` bytes may be written, its weights beside it, from the tensors of the
+            module. The answer's ``model`` is then this path.
     """
     for package in ("onnx", "onnxscript"):
         _require(package)
     asked_of_exporter(opset)
     inputs, want = as_tuple(example_inputs), wanted(dynamic)
+    if asked_of_exporter(opset) != opset:
+        apart = None  # the version converter wants it whole
     if not isinstance(module, nn.Module):
-        made = _converted(ProgramExport(module), module, inputs, opset=opset, optimize=optimize)
-        return replace(made, model=at_opset(made.model, opset))
+        made = _converted(ProgramExport(module), module, inputs, opset=opset, optimize=optimize, apart=apart)
+        return _at_opset(made, opset)
     why = _adaptive_pool(module) if want.size else None
     if why is None or not free_sizes(module, inputs).axes:  # else known before it is tried, which takes a minute
         if program is None:
             with _in_onnx_export():
                 program = export_program(module, inputs, dynamic=want)
-        free, why = _tried(program, module, inputs, opset=opset, optimize=optimize)
+        free, why = _tried(program, module, inputs, opset=opset, optimize=optimize, apart=apart)
         if free is not None:
-            return replace(free, model=at_opset(free.model, opset))
+            return _at_opset(free, opset)
     if "size" in want.by_name or want.shapes is not None:
         raise ExportError(
             f"The size cannot stay free in ONNX, although the model takes others: {why}.",
@@ -173,24 +195,34 @@ def onnx_of(
         )
     with _in_onnx_export():
         program = export_program(module, inputs, dynamic=replace(want, size=False))
-    smaller = _converted(program, module, inputs, opset=opset, optimize=optimize)
+    smaller = _converted(program, module, inputs, opset=opset, optimize=optimize, apart=apart)
     note = f"The size in the .onnx is fixed at that of the example, although the model takes others: {why}."
-    return replace(smaller, model=at_opset(smaller.model, opset), notes=(*smaller.notes, note))
+    return replace(_at_opset(smaller, opset), notes=(*smaller.notes, note))
+
+
+def _at_opset(made: OnnxExport, opset: int | None) -> OnnxExport:
+    return made if isinstance(made.model, Path) else replace(made, model=at_opset(made.model, opset))
 
 
 def _tried(
-    program: ProgramExport, module: nn.Module, inputs: tuple[Any, ...], *, opset: int | None, optimize: bool
+    program: ProgramExport,
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    opset: int | None,
+    optimize: bool,
+    apart: Path | None,
 ) -> tuple[OnnxExport | None, str | None]:
     """Return the export of a program; or, where its sizes cannot be free in ONNX, None and why."""
     sized = any(axis.name != "batch" for axis in program.axes)
     try:
-        made = _converted(program, module, inputs, opset=opset, optimize=optimize)
+        made = _converted(program, module, inputs, opset=opset, optimize=optimize, apart=apart)
     except ExportError as error:
         if not sized:
             raise
         return None, error.what.removeprefix("The ONNX exporter failed: ").rstrip(".")
     wrong = rounded_scale(made.model) if sized else None
-    if wrong is None and sized and weight_bytes(made.model) < PROTOBUF_LIMIT:
+    if wrong is None and sized and (isinstance(made.model, Path) or weight_bytes(made.model) < PROTOBUF_LIMIT):
         wrong = goes_wrong(made.model, module, inputs, made.axes)
     return (made, None) if wrong is None else (None, _adaptive_pool(module) or wrong)
 
@@ -202,6 +234,7 @@ def _converted(
     *,
     opset: int | None,
     optimize: bool,
+    apart: Path | None,
 ) -> OnnxExport:
     """Convert a program to ONNX.
 
@@ -236,7 +269,10 @@ def _converted(
             )
             assert converted is not None
             name_ends(converted.model.graph, inputs, names)
-            model = converted.model_proto
+            large = apart is not None and _bytes_of(converted.model) > APART
+            model = _written_apart(converted.model, apart) if large and apart is not None else converted.model_proto
+    except FileAccessError:
+        raise
     except Exception as error:
         raise ExportError(
             f"The ONNX exporter failed: {first_sentence(error)}",
@@ -248,7 +284,35 @@ def _converted(
     told = conditions(axes)
     if told:  # nothing in ONNX enforces them
         model.metadata_props.add(key="bnfold.sizes", value=" ".join(told))
+    if large and apart is not None:
+        apart.write_bytes(model.SerializeToString(deterministic=True))
+        return OnnxExport(apart, axes, notes, exported.fixed)
     return OnnxExport(model, axes, notes, exported.fixed)
+
+
+def _bytes_of(model: Any) -> int:
+    """Return how many bytes the weights of an ``onnx_ir.Model`` take."""
+    held = [value.const_value for value in model.graph.initializers.values()]
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def _written_apart(model: Any, path: Path) -> onnx.ModelProto:
+    """Write the weights of an ``onnx_ir.Model`` to ``PATH.data``, each from where it lies; return the rest.
+
+    Raises:
+        FileAccessError: they cannot be written.
+    """
+    import onnx_ir
+    from onnx_ir.external_data import unload_from_model
+
+    from bnfold.files.destinations import cannot_write
+
+    try:
+        outside = unload_from_model(model, path.parent, f"{path.name}.data", size_threshold_bytes=1024)
+    except OSError as error:
+        raise cannot_write(path, error, _bytes_of(model)) from None
+    rest: onnx.ModelProto = onnx_ir.to_proto(outside)
+    return rest
 
 
 def _axes_of(program: ExportedProgram) -> tuple[Axis, ...]:
@@ -299,7 +363,7 @@ def _adaptive_pool(module: nn.Module) -> str | None:
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> list[Path]:
-    """Write ``model`` to ``path`` and return the files written: ``path`` and, over 2 GiB, ``path.data``.
+    """Write ``model`` to ``path`` and return the files written: ``path`` and, over 512 MiB, ``path.data``.
 
     Raises:
         FileAccessError: the folder is missing, or not writable, or full.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bnfold.errors import FileAccessError, UsageError, first_line
@@ -61,6 +62,24 @@ def check_folders(paths: Sequence[Path]) -> None:
 def target_of(path: Path) -> Path:
     """Return the place that a path means: a link is followed, so that the file is replaced and not the link."""
     return Path(os.path.realpath(path))
+
+
+@contextlib.contextmanager
+def staged_beside(path: Path) -> Iterator[Path]:
+    """Have a temporary folder on the file system of a file to be written while the context lasts.
+
+    Raises:
+        FileAccessError: its folder is missing, or cannot be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = target_of(path).parent
+        if not folder.is_dir():
+            raise FileAccessError(f"There is no folder {shown_path(folder)}.", fix="Make it first.")
+        try:
+            stage = stack.enter_context(Staging(folder))
+        except OSError as error:
+            raise cannot_write(path, error, 0) from None
+        yield stage.path
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnfold.errors import ExportError, first_line
-from bnfold.files.save import Output, Sidecar
+from bnfold.files.save import Output, Parts, Sidecar
 from bnfold.printable import bytes_in_words, shown_path
 
 if TYPE_CHECKING:
@@ -16,10 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-__all__ = ["onnx_output", "program_output", "text_output", "weights_output"]
+__all__ = ["APART", "PROTOBUF_LIMIT", "onnx_output", "program_output", "text_output", "weights_output"]
 
 PROTOBUF_LIMIT = 2**31 - 2**20
 """One protobuf message holds less than 2 GiB; the margin is for what a size estimate misses."""
+
+APART = 2**29
+"""Bytes of weights above which they stand in a file beside the model: from there they are mapped, and never copied."""
+
+_READ = 4 << 20
 
 _ALIGNMENT = 4096  # a page, so that a reader can map each tensor
 _SMALL = 1024  # tensors below this stay in the model
@@ -31,18 +37,52 @@ def text_output(path: Path, text: str) -> Output:
 
 
 def weights_output(path: Path, tensors: Mapping[str, Tensor]) -> Output:
-    """Return a .safetensors file of ``tensors``; those that share memory are written each on its own."""
+    """Return a .safetensors file of ``tensors``; those that share memory are written each on its own.
+
+    The bytes are those of the format's own library, which would hold all of them once more: here each tensor is written
+    from where it lies.
+    """
     import safetensors.torch
 
-    seen: set[int] = set()
-    own: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        place = plain.untyped_storage().data_ptr()
-        own[name] = plain.clone() if place in seen else plain
-        seen.add(place)
-    content: bytes = safetensors.torch.save(own, metadata={"format": "pt"})
-    return Output(path, content, _check_weights)
+    from bnfold.files.safetensors_reader import FORMATS
+
+    names = {dtype: name for name, dtype in FORMATS.items()}
+    if any(tensor.dtype not in names or tensor.is_sparse for tensor in tensors.values()):
+        own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        return Output(path, safetensors.torch.save(own, metadata={"format": "pt"}), _check_weights)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    order = sorted(tensors, key=lambda name: (-_rank(names[tensors[name].dtype]), name))
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+
+    def parts() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little") + text
+        for name in order:
+            yield _bytes_of(tensors[name])
+
+    return Output(path, Parts(parts, 8 + len(text) + end), _check_weights)
+
+
+def _rank(name: str) -> int:
+    """Return where a number format stands in the library's list; the later ones are written first."""
+    return _LIBRARY_ORDER.index(name)
+
+
+_LIBRARY_ORDER = ("BOOL", "U8", "I8", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64")
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor, in order; a copy only where they do not lie so."""
+    import torch
+
+    plain = tensor.detach().cpu().contiguous()
+    array: Any = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b""
+    return memoryview(array)
 
 
 def program_output(path: Path, program: ExportedProgram) -> Output:
@@ -57,12 +97,12 @@ def program_output(path: Path, program: ExportedProgram) -> Output:
     return Output(path, buffer.getbuffer(), _check_program)
 
 
-def onnx_output(path: Path, model: onnx.ModelProto, *, limit: int = PROTOBUF_LIMIT) -> Output:
+def onnx_output(path: Path, model: onnx.ModelProto | Path, *, limit: int = APART) -> Output:
     """Return an .onnx file, its weights in one sidecar ``NAME.onnx.data`` beside it where it exceeds ``limit`` bytes.
 
     Args:
         path: where to; the sidecar is named after it and found by that name alone, in the same folder.
-        model: not modified.
+        model: not modified; or the path of one that was written elsewhere, with its sidecar.
         limit: in bytes; a protobuf message cannot hold 2 GiB.
 
     Raises:
@@ -70,6 +110,14 @@ def onnx_output(path: Path, model: onnx.ModelProto, *, limit: int = PROTOBUF_LIM
     """
     import onnx
 
+    if isinstance(model, Path):
+        beside = model.with_name(f"{model.name}.data")
+        rest = onnx.load(model, load_external_data=False)
+        for tensor in _tensors_of(rest):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = f"{path.name}.data"
+        return Output(path, _serialised(rest, path), _check_onnx, (Sidecar(f"{path.name}.data", _file(beside)),))
     every = list(_tensors_of(model))
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in every):
         raise ExportError(
@@ -81,10 +129,21 @@ def onnx_output(path: Path, model: onnx.ModelProto, *, limit: int = PROTOBUF_LIM
         if len(content) <= limit:
             return Output(path, content, _check_onnx)
     del every
-    beside = onnx.ModelProto()
+    outside = onnx.ModelProto()
     sidecar = Sidecar(f"{path.name}.data", bytearray())
-    _copy_without_weights(model, beside, sidecar)
-    return Output(path, _serialised(beside, path), _check_onnx, (sidecar,))
+    _copy_without_weights(model, outside, sidecar)
+    return Output(path, _serialised(outside, path), _check_onnx, (sidecar,))
+
+
+def _file(path: Path) -> Parts:
+    """Return the content of a file, read as it is needed."""
+
+    def parts() -> Iterator[bytes]:
+        with open(path, "rb") as file:
+            while part := file.read(_READ):
+                yield part
+
+    return Parts(parts, path.stat().st_size)
 
 
 def _copy_without_weights(source: Any, copy: Any, sidecar: Sidecar) -> None:

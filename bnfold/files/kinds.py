@@ -173,10 +173,11 @@ def _kind_of(head: bytes, size: int, file: BinaryIO) -> Kind:
             return kind
     if head[257:262] == b"ustar" or (head.startswith(b"./PaxHeaders") and head[:100].strip(b"\0")):
         return _kind_of_tar(head)
+    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size, 1 << 40):
+        # before pickles: a header of 128, 384 or 640 bytes begins as one does
+        return Kind.SAFETENSORS
     if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
         return Kind.LEGACY_PICKLE if _LEGACY_MAGIC in head[:32] else Kind.OTHER_PICKLE
-    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= max(size, 1 << 40):
-        return Kind.SAFETENSORS
     if not head.strip(b"\0"):
         return Kind.ZEROS
     text = _text_kind(head)

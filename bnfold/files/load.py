@@ -8,9 +8,11 @@ that it asks for and may have; then a look at what came out. ``trust`` leaves ou
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -85,7 +87,7 @@ def _load_torch(file: BinaryIO, request: Request) -> LoadedModel:
     modules = [run_file(path) for path in request.code]
     target = None if request.spec is None else resolve_spec(request.spec)
     if request.trust:
-        loaded = _unpickle_anything(file, request, _classes(modules, request, target))
+        loaded = _unpickle_anything(file, entries, request, _classes(modules, request, target))
     else:
         loaded = _unpickle_safely(file, entries, request, _classes(modules, request, target))
     if isinstance(loaded, nn.Module):
@@ -147,7 +149,8 @@ def _unpickle_safely(
     try:
         with only_these_globals(allowed.globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+            path = _mappable(file, entries)
+            loaded = torch.load(path or file, map_location="cpu", weights_only=True, mmap=path is not None)
         check_content(loaded)
     except UnsafeModelError as error:
         raise request.refused(error, remake) from None
@@ -160,7 +163,23 @@ def _unpickle_safely(
     return loaded
 
 
-def _unpickle_anything(file: BinaryIO, request: Request, classes: list[type[nn.Module]]) -> Any:
+def _mappable(file: BinaryIO, entries: dict[str, Entry]) -> str | None:
+    """Return a path under which torch may map the very file that was checked; None where it cannot be mapped.
+
+    torch maps bytes as they lie: it would take those of a compressed entry for numbers, and numbers anywhere.
+    """
+    try:
+        path = f"/proc/self/fd/{file.fileno()}"
+    except OSError:  # in memory
+        return None
+    numbers = [entry for name, entry in entries.items() if name.startswith("data/")]
+    plain = all(entry.info.compress_type == zipfile.ZIP_STORED and entry.data % 64 == 0 for entry in numbers)
+    return path if plain and os.path.exists(path) else None
+
+
+def _unpickle_anything(
+    file: BinaryIO, entries: dict[str, Entry], request: Request, classes: list[type[nn.Module]]
+) -> Any:
     """Unpickle with everything allowed; the user's classes stand in for those of a script."""
     import torch
 
@@ -178,7 +197,10 @@ def _unpickle_anything(file: BinaryIO, request: Request, classes: list[type[nn.M
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=shim)
+            path = _mappable(file, entries)
+            return torch.load(
+                path or file, map_location="cpu", weights_only=False, pickle_module=shim, mmap=path is not None
+            )
     except Exception as error:
         fix = "Name the Python file that defines its classes: --code FILE.py."
         raise request.refused(f"cannot be loaded: {first_line(error, typed=True)}", fix) from error

@@ -2,8 +2,8 @@
 
 A file is eight bytes of header length, a JSON header that gives each tensor's format, shape and place, and the bytes of
 all tensors one after the other. Readers differ in what they do with a key that stands there twice, with gaps and with
-overlaps: all of these are refused. The format's own library takes the last of two tensors of one name and says nothing,
-and holds all tensors twice while it reads from an open file; so the file is read here.
+overlaps: all of these are refused. The format's own library takes the last of two tensors of one name and says nothing;
+so the file is read here. Its bytes are mapped: a weight that nobody reads takes no memory.
 
 Source: https://github.com/huggingface/safetensors, README, section Format.
 """
@@ -11,6 +11,7 @@ Source: https://github.com/huggingface/safetensors, README, section Format.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from math import prod
 from typing import Any, BinaryIO, NamedTuple
@@ -19,11 +20,11 @@ import torch
 
 from bnfold.printable import bytes_in_words, shown
 
-__all__ = ["BadWeightsError", "read_safetensors"]
+__all__ = ["FORMATS", "BadWeightsError", "read_safetensors"]
 
 MOST_HEADER = 100_000_000
 MOST_DIMENSIONS = 64
-_FORMATS = {
+FORMATS = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -54,7 +55,7 @@ class _Place(NamedTuple):
 
 
 def read_safetensors(file: BinaryIO) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file by name, in memory of their own.
+    """Return the tensors of a safetensors file by name, mapped: what is written into them does not reach the file.
 
     Raises:
         BadWeightsError: the header is damaged, too large, ambiguous, or does not account for every byte.
@@ -69,10 +70,20 @@ def read_safetensors(file: BinaryIO) -> dict[str, torch.Tensor]:
     if length > MOST_HEADER:
         raise BadWeightsError(f"has a header of {bytes_in_words(length)}, more than bnfold reads")
     places = _places(_header(file.read(length)), size - 8 - length)
-    content = bytearray(size - 8 - length)
-    if content and file.readinto(content) != len(content):  # type: ignore[attr-defined]
-        raise BadWeightsError("was cut short while it was read")
+    content = memoryview(_mapped(file, size))[8 + length :]
     return {place.name: _tensor(content, place) for place in places}
+
+
+def _mapped(file: BinaryIO, size: int) -> mmap.mmap | bytearray:
+    """Return the bytes of a file, mapped where the system can."""
+    try:
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError):  # in memory, or on a file system that maps nothing
+        file.seek(0)
+        content = bytearray(size)
+        if file.readinto(content) != size:  # type: ignore[attr-defined]
+            raise BadWeightsError("was cut short while it was read") from None
+        return content
 
 
 def _header(raw: bytes) -> dict[str, Any]:
@@ -124,7 +135,7 @@ def _place(name: str, entry: Any) -> _Place:
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape) or len(shape) > MOST_DIMENSIONS or not _are_counts(offsets) or len(offsets) != 2:
         raise BadWeightsError(f"gives `{shown(name)}` an invalid shape or place")
-    dtype = _FORMATS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    dtype = FORMATS.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise BadWeightsError(
             f"holds `{shown(name)}` in the number format `{shown(entry['dtype'])}`, which bnfold does not fold"
@@ -139,7 +150,7 @@ def _are_counts(numbers: Any) -> bool:
     return isinstance(numbers, list) and all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
 
 
-def _tensor(content: bytearray, place: _Place) -> torch.Tensor:
+def _tensor(content: memoryview, place: _Place) -> torch.Tensor:
     """Return one tensor as a view of ``content``, or a copy where its bytes do not lie on a number's boundary."""
     count = prod(place.shape)
     if count == 0:

@@ -1,9 +1,9 @@
 """Write outputs so that each is there whole or not at all, and several together or none.
 
-Every output is complete in memory before the first byte goes to disk. It is written to a temporary folder beside its
-destination, flushed, read back, and opened by the library that its users will open it with. Only when all of them have
-passed are they renamed into place, in the order given. Killed at any moment, a run leaves each old file or each new
-one, never a part of one; a temporary folder that it left is removed by the next run.
+Every output is complete in memory before the first byte goes to disk, or stands in tensors that are. It is written to a
+temporary folder beside its destination, flushed, read back, and opened by the library that its users will open it with.
+Only when all of them have passed are they renamed into place, in the order given. Killed at any moment, a run leaves
+each old file or each new one, never a part of one; a temporary folder that it left is removed by the next run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,49 @@ from bnfold.files.signals import Held, Interrupted
 from bnfold.files.staging import Staging, sweep
 from bnfold.printable import shown_path
 
-__all__ = ["Output", "Sidecar", "Written", "check_targets", "write_outputs", "write_staged"]
+__all__ = [
+    "Content",
+    "Output",
+    "Parts",
+    "Sidecar",
+    "Written",
+    "check_targets",
+    "chunks",
+    "size_of",
+    "write_outputs",
+    "write_staged",
+]
 
 _CHUNK = 4 << 20
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Content that is never held as a whole.
+
+    Attributes:
+        parts: gives it from its beginning, one part after the other; the same bytes each time.
+        nbytes: how many these are.
+    """
+
+    parts: Callable[[], Iterator[bytes | memoryview]]
+    nbytes: int
+
+
+Content = bytes | bytearray | memoryview | Parts
+
+
+def chunks(content: Content) -> Iterator[memoryview]:
+    """Yield the bytes of some content, in pieces of a few MiB."""
+    for part in content.parts() if isinstance(content, Parts) else (content,):
+        flat = memoryview(part).cast("B")
+        for start in range(0, flat.nbytes, _CHUNK):
+            yield flat[start : start + _CHUNK]
+
+
+def size_of(content: Content) -> int:
+    """Return how many bytes some content has."""
+    return content.nbytes if isinstance(content, Parts) else memoryview(content).nbytes
 
 
 @dataclass(frozen=True)
@@ -32,7 +72,7 @@ class Sidecar:
     """A file that an output needs beside it, under this very name."""
 
     name: str
-    content: bytes | bytearray | memoryview
+    content: Content
 
 
 @dataclass(frozen=True)
@@ -48,7 +88,7 @@ class Output:
     """
 
     path: Path
-    content: bytes | bytearray | memoryview
+    content: Content
     check: Callable[[Path], None] | None = None
     sidecars: tuple[Sidecar, ...] = ()
 
@@ -67,7 +107,7 @@ class _File:
     """One file on its way to its place."""
 
     target: Path
-    content: memoryview
+    content: Content
     staged: Path
     sha256: str = ""
     existed: bool = False
@@ -112,7 +152,7 @@ def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: b
             for output in outputs:  # a sidecar before its output, so that no output stands without it
                 for path, content in reversed(list(zip(_paths(output), _contents(output), strict=True))):
                     where = target_of(path)
-                    files.append(_File(where, memoryview(content).cast("B"), staging[where.parent] / where.name))
+                    files.append(_File(where, content, staging[where.parent] / where.name))
                     _write(files[-1], signals)
             for output in outputs:
                 where = target_of(output.path)
@@ -122,10 +162,10 @@ def write_outputs(outputs: Sequence[Output], *, inputs: Sequence[Path], force: b
     except Interrupted:
         raise KeyboardInterrupt from None
     except OSError as error:
-        size = sum(memoryview(content).nbytes for output in outputs for content in _contents(output))
+        size = sum(size_of(content) for output in outputs for content in _contents(output))
         raise cannot_write(where, error, size) from None
     done = {file.target: file for file in files}
-    return [Written(path, done[target_of(path)].sha256, done[target_of(path)].content.nbytes) for path in paths]
+    return [Written(path, done[target_of(path)].sha256, size_of(done[target_of(path)].content)) for path in paths]
 
 
 def write_staged(
@@ -151,10 +191,7 @@ def write_staged(
     try:
         with Held() as signals, Staging(folder) as stage:
             write(stage.path)
-            files = [
-                _File(target, memoryview(b""), stage.path / path.name)
-                for path, target in zip(paths, targets, strict=True)
-            ]
+            files = [_File(target, b"", stage.path / path.name) for path, target in zip(paths, targets, strict=True)]
             for file in files:
                 _seal(file, signals)
             _place_all(list(reversed(files)), force=force)
@@ -180,7 +217,7 @@ def _paths(output: Output) -> list[Path]:
     return [output.path, *(target_of(output.path).parent / sidecar.name for sidecar in output.sidecars)]
 
 
-def _contents(output: Output) -> list[bytes | bytearray | memoryview]:
+def _contents(output: Output) -> list[Content]:
     return [output.content, *(sidecar.content for sidecar in output.sidecars)]
 
 
@@ -194,13 +231,12 @@ def _write(file: _File, signals: Held) -> None:
     with os.fdopen(os.open(file.staged, flags, mode & 0o777), "wb", buffering=0) as out:
         if mode != 0o666:
             os.fchmod(out.fileno(), mode & 0o777)
-        place = 0
-        while place < file.content.nbytes:
-            signals.check()
-            chunk = file.content[place : place + _CHUNK]
-            done = out.write(chunk)
-            wanted.update(chunk[:done])
-            place += done or 0
+        for chunk in chunks(file.content):
+            wanted.update(chunk)
+            left = chunk
+            while left:
+                signals.check()
+                left = left[out.write(left) or 0 :]
         os.fsync(out.fileno())
     file.sha256 = wanted.hexdigest()
     found = hashlib.sha256()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,8 @@ def fill_module(target: nn.Module, state: Mapping[str, Tensor], request: Request
     unexpected: list[str] = []
     if not shapes:
         try:
-            missing, unexpected = map(list, target.load_state_dict(state, strict=False))
+            assign = _may_take_over(target, state, own)
+            missing, unexpected = map(list, target.load_state_dict(state, strict=False, assign=assign))
         except Exception as error:
             raise request.refused(
                 f"does not fit {_class(target)}: {first_line(error, typed=True)}",
@@ -92,6 +93,30 @@ def fill_module(target: nn.Module, state: Mapping[str, Tensor], request: Request
     }
     if rounded:
         request.notes.append(f"Weights were rounded to the model's number format: {', '.join(sorted(rounded))}.")
+
+
+def _may_take_over(target: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:
+    """Whether a module may hold the tensors of a file themselves, which are mapped, instead of copies.
+
+    Not where that would change it: where a tensor is of another dtype or lies otherwise in memory, or where the module
+    has one under two names.
+    """
+    held = [*target.parameters(), *target.buffers()]
+    names = [*target.named_parameters(remove_duplicate=False), *target.named_buffers(remove_duplicate=False)]
+    if len(held) < len(names) or not (_apart(held) and _apart([*state.values()])):
+        return False
+    return all(
+        own[key].dtype == value.dtype and own[key].stride() == value.stride() and own[key].device == value.device
+        for key, value in state.items()
+        if key in own and isinstance(own[key], Tensor)
+    )
+
+
+def _apart(tensors: Sequence[Tensor]) -> bool:
+    """Whether each tensor has memory of its own, all of it."""
+    full = [tensor for tensor in tensors if tensor.numel() and not tensor.is_meta]
+    places = {tensor.untyped_storage().data_ptr() for tensor in full}
+    return len(places) == len(full) and all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in full)
 
 
 def _pick(content: Any, request: Request) -> tuple[Any, str | None]:

@@ -20,6 +20,7 @@ from bnfold.fold.overflow import require_finite
 from bnfold.fold.plan import Plan
 from bnfold.fold.whole import plan_model, rewrite_model, unfolded_model
 from bnfold.graph.captured import NARROW, Capture
+from bnfold.graph.quiet import collecting_later
 from bnfold.graph.shells import double_shell
 from bnfold.ops.refusal import Refusal
 
@@ -80,7 +81,8 @@ def plan(
     Arguments and errors are those of :func:`fold`.
     """
     captured = _capture(model, example_inputs, capture, check=check)
-    decided, _ = _decided(captured, _names(keep), share, merge, require_finite)
+    with collecting_later():
+        decided, _ = _decided(captured, _names(keep), share, merge, require_finite)
     return decided
 
 
@@ -133,7 +135,8 @@ def fold(
         finally:
             seconds["rewrite"] += time.perf_counter() - start
 
-    decided, module = _decided(captured, _names(keep), share, merge, timed)
+    with collecting_later():
+        decided, module = _decided(captured, _names(keep), share, merge, timed)
     seconds["plan"] = time.perf_counter() - begin - sum(seconds.values())
     if flush_denormals:
         flushed = denormal_sentences(flush(module, captured), flushed=True)

@@ -16,7 +16,7 @@ import torch
 from bnfold import ops
 from bnfold.affine import ChannelAffine
 from bnfold.fold.settled import RANK_UNKNOWN, State, may_not_absorb, spread_stops, weight_of, with_rank_of_pool
-from bnfold.fold.terms import resolved, terms
+from bnfold.fold.terms import read_once, resolved, terms
 from bnfold.ops.form import ChannelForm
 from bnfold.ops.interface import GraphFacts, Value
 from bnfold.ops.refusal import Count, Described, OutputOf, Readers, Refusal
@@ -95,6 +95,8 @@ def _compensated(state: State, value: Value, asked: Mapping[Value, ChannelForm],
     """Leave a term of a sum as it is, and let a convolution of the same value beside it make up for that.
 
     a x + b + a conv(x) = x + conv'(x)    with (a - 1) x + b added to a conv(x) at its centre tap
+
+    The sum must be all that reads the convolution: what is added to it would be counted once for each other reader.
     """
     facts = state.facts
     if len(asked) != 1:
@@ -113,7 +115,11 @@ def _compensated(state: State, value: Value, asked: Mapping[Value, ChannelForm],
             continue
         weight = facts.constant(convolution.weight)
         fits = weight is not None and weight.shape[0] == weight.shape[1] * convolution.groups == form.affine.channels
-        if not fits or resolved(state, convolution.input) is not resolved(state, value):
+        if (
+            not fits
+            or not read_once(state, term.value)
+            or resolved(state, convolution.input) is not resolved(state, value)
+        ):
             continue
         assert weight is not None
         first, last = sorted((facts.index[reader], facts.index[convolution.node]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from bnfold import ops
 from bnfold.affine import ChannelAffine
 from bnfold.errors import NotFiniteError
 from bnfold.fold.plan import Absorption
+from bnfold.graph.on_demand import OnDemand, made
 from bnfold.ops.interface import GraphFacts
 from bnfold.ops.weighted import Weights
 
@@ -41,11 +43,19 @@ def absorbed_weights(
         statistics: of the BatchNorm; their dtype and device serve where the op has neither weight nor bias.
 
     Returns:
-        New parameters. The bias is None only for an embedding.
+        New parameters. The bias is None only for an embedding. A weight is made on demand if the old one is.
 
     Raises:
         NotFiniteError: a rounded value is not finite; ``error.node`` is the name of the call's node.
     """
+    if isinstance(weight, OnDemand):
+
+        def again() -> tuple[nn.Parameter, nn.Parameter | None]:
+            return absorbed_weights(call, made(weight), bias, absorptions, statistics, name)
+
+        first, its_bias = again()
+        later = OnDemand(first, first.dtype, lambda: again()[0].detach())  # noqa: PLW0108 - anew for each call
+        return cast(nn.Parameter, later.requires_grad_(weight.requires_grad)), its_bias
     like = weight if weight is not None else bias if bias is not None else statistics.new_empty(0)
     affines = [_on(absorption.affine, like.device) for absorption in absorptions]
     after = all(absorption.side == "after" for absorption in absorptions)

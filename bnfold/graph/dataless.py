@@ -240,6 +240,59 @@ def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     return torch.empty((*x.size()[:-1], weight.size(0)), dtype=x.dtype, device=_META)
 
 
+def _in_order(x: Tensor) -> bool:
+    """Whether a tensor is contiguous, and of no other memory format at the same time."""
+    other = _CHANNELS_LAST.get(x.dim())
+    return x.is_contiguous() and (other is None or not x.is_contiguous(memory_format=other))
+
+
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor | None:
+    """The result of a convolution of an input with a batch; None where something is not as it mostly is.
+
+    Its sizes are those of torch.nn.Conv2d's documentation.
+    """
+    size, kernel = x.size(), weight.size()
+    spatial = len(kernel) - 2
+    if not x.is_meta or len(size) != len(kernel) or size[1] != kernel[1] * groups or kernel[0] % groups:
+        return None
+    if x.dtype != weight.dtype or not _in_order(x) or not weight.is_contiguous() or torch.is_autocast_enabled("cpu"):
+        return None
+    if not len(stride) == len(padding) == len(dilation) == spatial or 0 in size or 0 in stride:
+        return None
+    out = [
+        (size[d + 2] + 2 * padding[d] - dilation[d] * (kernel[d + 2] - 1) - 1) // stride[d] + 1 for d in range(spatial)
+    ]
+    if min(out) < 1:
+        return None  # torch says why
+    return torch.empty((size[0], kernel[0], *out), dtype=x.dtype, device=_META)
+
+
+def _concatenated(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    dim = args[1] if len(args) == 2 else kwargs.get("dim", 0)
+    parts = args[0] if args else None
+    if len(args) + len(kwargs) > 2 or type(dim) is not int or not isinstance(parts, (list, tuple)) or not parts:
+        return None
+    first = parts[0]
+    if not all(isinstance(part, Tensor) and part.dim() and part.is_meta and _in_order(part) for part in parts):
+        return None
+    rank = first.dim()
+    if any(part.dim() != rank or part.dtype != first.dtype for part in parts) or not -rank <= dim < rank:
+        return None
+    sizes, dim = [part.size() for part in parts], dim % rank
+    rest = {(*size[:dim], *size[dim + 1 :]) for size in sizes}
+    if len(rest) > 1 or any(0 in size for size in sizes):
+        return None
+    shape = (*sizes[0][:dim], sum(size[dim] for size in sizes), *sizes[0][dim + 1 :])
+    return torch.empty(shape, dtype=first.dtype, device=_META)
+
+
 def _dropout(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     training = kwargs.get("training", args[2] if len(args) > 2 else True)
     return args[0] if training is False and args and isinstance(args[0], Tensor) and args[0].is_meta else None
@@ -255,6 +308,7 @@ _LIKE: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Tensor | None]] = 
     F.layer_norm: _layer_norm,
     F.linear: _linear,
     F.dropout: _dropout,
+    torch.cat: _concatenated,
 }
 for _name in _UNARY:
     for _home in (torch, torch.Tensor):
@@ -284,6 +338,12 @@ def _layer_batch_norm(module: Any, x: Tensor) -> Tensor | None:
     return _similar(x) if x.size(1) == module.num_features else None
 
 
+def _layer_convolution(module: Any, x: Tensor) -> Tensor | None:
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return None
+    return _convolved(x, module.weight, module.stride, module.padding, module.dilation, module.groups)
+
+
 def _layer_itself(module: Any, x: Tensor) -> Tensor | None:
     return None if module.training else x
 
@@ -296,5 +356,7 @@ for _name in (
     _LAYERS[getattr(nn, _name)] = _layer_like
 for _name in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"):
     _LAYERS[getattr(nn, _name)] = _layer_batch_norm
+for _name in ("Conv1d", "Conv2d", "Conv3d"):
+    _LAYERS[getattr(nn, _name)] = _layer_convolution
 for _name in ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"):
     _LAYERS[getattr(nn, _name)] = _layer_itself

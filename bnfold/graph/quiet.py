@@ -1,14 +1,34 @@
-"""Silence while torch tries something that may fail: what failed is told in bnfold's own words, if at all."""
+"""Silence while torch tries something that may fail, and while a graph is made.
+
+What failed is told in bnfold's own words, if at all.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
 from collections.abc import Iterator
 
-__all__ = ["quiet", "unlogged"]
+__all__ = ["collecting_later", "quiet", "unlogged"]
+
+
+@contextlib.contextmanager
+def collecting_later() -> Iterator[None]:
+    """Let Python not look for unreachable cycles.
+
+    A graph makes none, and one look through all that torch holds takes as long as a small network's fold.
+    """
+    if not gc.isenabled():  # by the caller, or by another thread that is in here
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager

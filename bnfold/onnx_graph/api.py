@@ -52,6 +52,15 @@ class OnnxFolding:
 
         write_onnx(self.model, Path(path), force=force, inputs=[self.given] if isinstance(self.given, Path) else [])
 
+    def facts_before(self) -> list[OnnxFacts]:
+        """Return the facts of each graph as it was: the model's own, and those inside of nodes."""
+        model = prepared(self.given, freeze=self.freeze_inputs)
+        return _Reading(model, frozen=self.freeze_inputs, shapes=self.shapes).facts
+
+    def facts_after(self) -> list[OnnxFacts]:
+        """Return the facts of each graph as it became."""
+        return _Reading(prepared(self.model, freeze=False), frozen=self.freeze_inputs).facts
+
     def in_float64(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
         """Return the original and the folded model, both in float64 throughout.
 
@@ -129,8 +138,8 @@ class _Reading:
     def __init__(self, model: ir.Model, *, frozen: bool, shapes: NamedShapes | None = None) -> None:
         self.model = model
         graphs = list(_graphs(model.graph))
-        self.constants = Constants(frozen=frozen)
         self.shapes = inferred(model) if shapes is None else InferredShapes.of_copy(graphs, shapes)
+        self.constants = Constants(self.shapes, frozen=frozen)
         self.named = self.shapes.by_name(graphs)
         self.version = version_of(model)
         for graph in graphs:

@@ -1,6 +1,7 @@
 """The constants of an ONNX model: initializers, ``Constant`` nodes, and what is computed from these alone.
 
-What is computed is computed in float64, whatever the type of the graph: an affine is rounded once, where it is written.
+So are sizes that are the same in each run. What is computed is computed in float64, whatever the type of the graph: an
+affine is rounded once, where it is written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor
+
+from bnfold.onnx_graph.inference import InferredShapes
 
 __all__ = ["Constants", "array_of", "is_standard", "tensor_of", "torch_type"]
 
@@ -71,10 +74,12 @@ class Constants:
     """What is known of values without running the model.
 
     Args:
+        shapes: of the model's values.
         frozen: whether initializers that are inputs too count as constants.
     """
 
-    def __init__(self, *, frozen: bool) -> None:
+    def __init__(self, shapes: InferredShapes, *, frozen: bool) -> None:
+        self.shapes = shapes
         self.frozen = frozen
         self.overridable: list[str] = []
         self._held: dict[ir.Value, np.ndarray[Any, Any] | None] = {}  # None: the initializer tells
@@ -106,9 +111,11 @@ class Constants:
         read = [value for value in node.inputs if value is not None]
         if node.op_type == "CastLike":
             read = read[:1]  # of the other it takes the type
+        if node.op_type == "Shape" and self._shape(node) is not None:
+            read = []
         if not all(value in self._held for value in read):
             return
-        depth = 1 + max(self._depth.get(value, 0) for value in read)
+        depth = 1 + max((self._depth.get(value, 0) for value in read), default=0)
         sizes = [int(np.prod(self.shape(value) or (1,))) for value in read]
         if depth > _DEEPEST or (node.op_type in _COMPUTED and sum(sizes) > _LARGEST):
             return
@@ -159,15 +166,19 @@ class Constants:
             return cast if bool(np.all(cast.astype(np.float64) == numbers.astype(np.float64))) else None
 
     def _shape(self, node: ir.Node) -> np.ndarray[Any, Any] | None:
-        """The shape of a constant, which is not read for that."""
-        shape = self.shape(node.inputs[0])
+        """The shape of a constant, which is not read for that, or sizes of any value that are the same in each run."""
+        (value,) = node.inputs
+        shape: tuple[int | str | None, ...] | None = self.shape(value)
+        if shape is None and value is not None:
+            shape = self.shapes.symbolic.get(value)
         if shape is None:
             return None
         start, end = (
             node.attributes[name].as_int() if name in node.attributes else default
             for name, default in (("start", 0), ("end", len(shape)))
         )
-        return np.asarray(shape[start:end], dtype=np.int64)
+        sizes = shape[start:end]
+        return np.asarray(sizes, dtype=np.int64) if all(isinstance(size, int) for size in sizes) else None
 
     def holds(self, value: ir.Value | None) -> bool:
         """Whether a value is the same in each run."""

@@ -234,8 +234,8 @@ class OnnxFacts(FrontEnd[OnnxValue]):
         found: list[OnnxValue] = []
         for user in self._users.get(value, ()):
             call = self.call(user)
-            if isinstance(call, ops.MetadataRead):
-                continue
+            if isinstance(call, ops.MetadataRead) or (user.kind == "constant" and value.kind != "constant"):
+                continue  # a constant, CastLike say, asks for no more than the type
             if isinstance(call, ops.Split):
                 found.extend(self._users.get(user, ()))
             else:

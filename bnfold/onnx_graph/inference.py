@@ -15,6 +15,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from bnfold.onnx_graph.following import follow
+
 __all__ = ["OPEN", "InferredShapes", "NamedShapes", "inferred"]
 
 OPEN = "bnfold_open_"  # begins the name of each open dimension of an input
@@ -101,7 +103,7 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     clone = LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(clone).model
     for value in list(clone.graph.initializers.values()):
         tensor = value.const_value
-        if tensor is not None and tensor.size > _SMALL:
+        if tensor is not None and (tensor.size > _SMALL or value.is_graph_input()):  # an input may be given others
             shape, dtype = tensor.shape, tensor.dtype
             del clone.graph.initializers[str(value.name)]
             value.const_value = None
@@ -175,6 +177,7 @@ def _inferred(model: ir.Model, skeleton: onnx.ModelProto, sizes: Sizes) -> Itera
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception:  # it does not take the model: then nothing is known
         return
+    follow(proto, numbers_only=all(isinstance(size, int) for size in sizes.values()))
     yield from _matched(model.graph, proto.graph)
 
 

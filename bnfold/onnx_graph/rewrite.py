@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import onnx_ir as ir
@@ -30,26 +31,73 @@ _LARGE = 1 << 26
 """From so many bytes on a new weight is computed where it is written, and not held."""
 
 
+_PIECE = 1 << 20
+"""Elements of such a weight that are computed at a time."""
+
+
 @dataclass(frozen=True, eq=False)
 class Later:
-    """A weight that is computed each time that it is asked for.
+    """A weight that is computed each time that it is asked for, in pieces along its first dimension where that can be.
 
     Attributes:
-        make: computes it.
+        make: computes the whole, or some rows or some columns of it.
         shape: of it.
+        in_pieces: whether it can be computed in pieces.
         turned: whether it is the transpose of what is computed.
     """
 
-    make: Callable[[], Tensor]
+    make: Callable[[slice, slice], Tensor]
     shape: tuple[int, ...]
+    in_pieces: bool
     turned: bool = False
 
     def t(self) -> Later:
         """Return its transpose."""
         return replace(self, shape=tuple(reversed(self.shape)), turned=not self.turned)
 
-    def __call__(self) -> Tensor:
-        return self.make().t() if self.turned else self.make()
+    def whole(self) -> Tensor:
+        """Compute it at once."""
+        made = self.make(_ALL, _ALL)
+        return made.t() if self.turned else made
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Compute it from its beginning to its end."""
+        if not self.in_pieces:
+            yield self.whole()
+            return
+        for part in _parts(self.shape):
+            yield self.make(_ALL, part).t() if self.turned else self.make(part, _ALL)
+
+
+_ALL = slice(None)
+
+
+def _parts(shape: Sequence[int]) -> Iterator[slice]:
+    """Cut a first dimension into parts of about ``_PIECE`` elements."""
+    step = max(1, _PIECE * shape[0] // max(1, prod(shape)))
+    yield from (slice(start, start + step) for start in range(0, shape[0], step))
+
+
+class _Streamed(ir.LazyTensor):
+    """A weight that is computed while it is written, so that not all of it is in memory."""
+
+    def __init__(self, later: Later, dtype: ir.DataType) -> None:
+        super().__init__(lambda: array_of(later.whole(), dtype), dtype, ir.Shape(later.shape))
+        self._later = later
+
+    def tofile(self, file: Any) -> None:
+        """Write its bytes."""
+        for piece in self._later.pieces():
+            array_of(piece, self.dtype).tofile(file)
+
+
+def _is_separable(call: ops.Absorber) -> bool:
+    """Whether each row of a weight absorbs what comes after it by itself, and each column what comes before."""
+    return isinstance(call, ops.Linear) or (isinstance(call, ops.Convolution) and call.groups == 1)
+
+
+def _part_of(affine: ChannelAffine, part: slice) -> ChannelAffine:
+    return ChannelAffine(affine.scale[part], affine.shift[part])
 
 
 class Names:
@@ -132,19 +180,30 @@ class _Rewriter:
 
     def _absorbed(self, name: str, absorptions: list[Absorption]) -> tuple[Tensor | Later, Tensor | None]:
         """Weight and bias with what they absorb; a large weight is only tried."""
-        weight, bias = self._weights(name, absorptions)
-        if weight.nbytes < _LARGE:
-            return weight, bias
-        shape = tuple(weight.shape)
-        del weight
+        call = self.facts.call(self.by_name[name])
+        assert isinstance(call, ops.Absorber)
+        shape = self.facts.shape_of(call.weight) or ()
+        if prod(shape) * 4 < _LARGE:
+            return self._weights(name, absorptions)
+        in_pieces = _is_separable(call) and all(absorption.side in ("after", "before") for absorption in absorptions)
+        bias: Tensor | None = None
+        for rows in _parts(shape) if in_pieces else (_ALL,):
+            part = self._weights(name, absorptions, rows)[1]
+            if part is not None and rows != _ALL:
+                bias = part.new_empty(shape[0]) if bias is None else bias  # at once: small ones would break up memory
+                bias[rows] = part
+            else:
+                bias = part
         self._forget(name)
 
-        def make() -> Tensor:
-            made = self._weights(name, absorptions)[0]
-            self._forget(name)
+        def make(rows: slice, columns: slice) -> Tensor:
+            made = self._weights(name, absorptions, rows, columns)[0]
+            last = (rows.stop or shape[0]) >= shape[0] and (columns.stop or shape[1]) >= shape[1]
+            if last:
+                self._forget(name)
             return made
 
-        return Later(make, shape), bias
+        return Later(make, shape, in_pieces), bias
 
     def _forget(self, name: str) -> None:
         """Give back the memory into which a weight in another file is mapped."""
@@ -155,7 +214,10 @@ class _Rewriter:
             with contextlib.suppress(BufferError):  # somebody looks at it
                 value.const_value.release()
 
-    def _weights(self, name: str, absorptions: list[Absorption]) -> tuple[Tensor, Tensor | None]:
+    def _weights(
+        self, name: str, absorptions: list[Absorption], rows: slice = _ALL, columns: slice = _ALL
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias with what they absorb, or some rows or columns of the weight; of columns the bias is none."""
         call = self.facts.call(self.by_name[name])
         assert isinstance(call, ops.Absorber)
         site = self.facts.call(self.by_name[self.plan[absorptions[0].batchnorm].site])
@@ -163,6 +225,13 @@ class _Rewriter:
         statistics = self.facts.constant(site.running_mean)
         assert statistics is not None
         weight, bias = self.facts.constant(call.weight), self.facts.constant(call.bias)
+        if (rows, columns) != (_ALL, _ALL):
+            assert weight is not None
+            weight, bias = weight[rows, columns], None if bias is None else bias[rows]
+            absorptions = [
+                replace(each, affine=_part_of(each.affine, rows if each.side == "after" else columns))
+                for each in absorptions
+            ]
         new = absorbed_weights(call, weight, bias, absorptions, statistics, self.facts.name(call.node))
         dtype = self._rounded_to(call)
         rounded = [None if part is None else part.detach().to(dtype) for part in new]
@@ -279,12 +348,7 @@ class _Rewriter:
         self, wanted: str, tensor: Tensor | Later, dtype: ir.DataType, instead: ir.Value | None = None
     ) -> ir.Value:
         """Return a new initializer; it has the name of the old one where nobody else reads that."""
-        numbers: ir.TensorProtocol
-        if isinstance(tensor, Later):
-            later = tensor
-            numbers = ir.LazyTensor(lambda: array_of(later(), dtype), dtype, ir.Shape(later.shape))
-        else:
-            numbers = array_of(tensor, dtype)
+        numbers: ir.TensorProtocol = _Streamed(tensor, dtype) if isinstance(tensor, Later) else array_of(tensor, dtype)
         if instead is not None and instead.is_initializer() and not instead.is_graph_input():
             alone = len(instead.uses()) == 1 and not instead.is_graph_output() and instead.graph is self.graph
             if alone:

@@ -61,5 +61,7 @@ def apart_from_channels(
 
 def has_fixed_size(value: Value, dim: int, facts: GraphFacts) -> bool:
     """Whether the graph tells the size of a dimension, whatever the size of the model's input."""
+    if dim == 1 and facts.channels_by_layers(value) is not None:  # known without a run
+        return True
     sizes = facts.sizes(value)
     return sizes is not None and sizes[dim].number is not None

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnfold.affine import affine_of_statistics, exact_terms, fused_multiply_add
 from bnfold.errors import UsageError
@@ -88,12 +89,13 @@ class Explanation:
     momentum: float | None
 
 
-def explain(layer: nn.Module, name: str, *, seed: int = 0, channels_shown: int = 6) -> Explanation:
+def explain(layer: Any, name: str, *, kind: str = "", seed: int = 0, channels_shown: int = 6) -> Explanation:
     """Explain a BatchNorm layer.
 
     Args:
         layer: with ``running_mean``, ``running_var`` and ``eps``; not changed.
         name: its qualified name.
+        kind: what it is called; its class, if not given.
         seed: of the inputs that the ways are measured on.
         channels_shown: how many channels the sample has at least, if there are as many.
 
@@ -134,7 +136,7 @@ def explain(layer: nn.Module, name: str, *, seed: int = 0, channels_shown: int =
     ways, measured_on = _ways(mean, variance, weight, bias, eps, seed)
     return Explanation(
         name=name,
-        kind=type(layer).__name__,
+        kind=kind or type(layer).__name__,
         eps=eps,
         channels=len(scale),
         scales=tuple(scale.tolist()),
@@ -147,7 +149,7 @@ def explain(layer: nn.Module, name: str, *, seed: int = 0, channels_shown: int =
     )
 
 
-def _detached(layer: nn.Module, name: str) -> Tensor | None:
+def _detached(layer: Any, name: str) -> Tensor | None:
     value = getattr(layer, name, None)
     return value.detach().cpu() if isinstance(value, Tensor) else None
 

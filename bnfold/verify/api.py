@@ -21,6 +21,7 @@ from bnfold.verify.blame import UNFOLDED, OwnExport, blame_of_export, culprit
 from bnfold.verify.declared import declared_axes, declared_batch, is_exported, program_refuses
 from bnfold.verify.evaluate import cases_of, evaluate
 from bnfold.verify.floor import Evaluated, NoiseFloor
+from bnfold.verify.heap import give_back
 from bnfold.verify.inputs import Batches, Case, has_other_batch
 from bnfold.verify.original import Original, TorchOriginal
 from bnfold.verify.reference import exact_arithmetic
@@ -35,7 +36,6 @@ from bnfold.verify.witness import (
     Witness,
     compare,
     of_algebra,
-    of_module,
     of_onnx,
     of_reference,
     of_weights,
@@ -111,6 +111,7 @@ def verify(
                 continue
             clock(witness.name, f"comparing: {witness.name}", done)
             comparisons += held(witness, comparing, proven=proven(comparisons))
+            del witness  # a session of ONNX Runtime ends before the next begins
         if thorough and onnx is not False and own_export.under_runtime is not None:
             clock(UNFOLDED, f"comparing: {UNFOLDED}", 0.92)
             comparisons += _unfolded(own_export.under_runtime, evaluated, floors, notes)
@@ -167,12 +168,17 @@ def _batches(original: Model, candidate: Model, onnx: Any, example: tuple[Any, .
 
 
 class _Clock:
-    """Says how far the verification is, and keeps how long each part of it takes."""
+    """Says how far the verification is, keeps how long each part takes, and gives back the memory that it freed."""
 
-    def __init__(self, say: Progress) -> None:
-        self.say = say
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
         self._seconds: dict[str, float] = {}
         self._part, self._begin = "", 0.0
+
+    def say(self, sentence: str, done: float) -> None:
+        """Say how much is done, from 0 to 1."""
+        give_back()
+        self._progress(sentence, done)
 
     def __call__(self, part: str, sentence: str = "", done: float = 0.0) -> None:
         """Begin a part, and say so."""
@@ -237,7 +243,7 @@ def _witnesses(
         yield from _onnx_algebra(original, folding, clock)
     exported: Any = candidate
     if not _is_onnx(candidate):
-        weights_alone, plain = of_weights(_module(candidate)), of_module(_module(candidate))
+        weights_alone, plain = of_weights(_module(candidate))
         if is_exported(candidate):
             refuses = partial(_refuses, candidate)
             weights_alone, plain = replace(weights_alone, refuses=refuses), replace(plain, refuses=refuses)

@@ -1,32 +1,31 @@
 """An ONNX model in float64: the oracle of an original that is ONNX.
 
-ONNX Runtime has no float64 kernels for convolutions, so the model is run by the reference implementation that comes
-with ONNX, on a copy in which every float weight, constant, cast and declared type is float64. That implementation is
-written to be read; its slowest operators are replaced here by torch's in float64, where the attributes are plain. So is
-``Erf``, which it rounds to float32.
+ONNX Runtime has no float64 kernels for convolutions, so the model is run node by node, on a copy in which every float
+weight, constant, cast and declared type is float64: by torch or ONNX Runtime where :mod:`bnfold.verify.onnx_kernels`
+says so, and else by the reference implementation that comes with ONNX. What ran where is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 from onnx import AttributeProto, TensorProto, numpy_helper
 from torch import Tensor
 
+from bnfold.verify.onnx_kernels import KERNELS, NARROW, RUNTIME, WHOLE, Arrays, Kernel, RuntimeKernel
 from bnfold.verify.reference import in_float64
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
 
-__all__ = ["FLOATS", "KERNELS", "NARROW", "WHOLE", "DoubleModel", "evaluator", "in_double", "named_tensors"]
+__all__ = ["FLOATS", "DoubleModel", "Engines", "evaluator", "in_double", "named_tensors"]
 
-Arrays = tuple[Any, ...]
-Kernel = Callable[[onnx.NodeProto, Sequence[Any], dict[str, Any]], Arrays | None]
+Engines = dict[str, set[str]]
+"""Which operators were computed by whom: ``"torch"``, ``"ONNX Runtime"``, ``"reference"``."""
 
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _TYPES = frozenset({"to", "dtype", "output_dtype", "softmax_precision"})  # attributes that name a type of elements
@@ -46,7 +45,9 @@ class DoubleModel:
         weights = {tensor.name for tensor in wide.graph.initializer}
         self._inputs = [value for value in wide.graph.input if value.name not in weights]
         self._names = [value.name for value in wide.graph.output]
-        self._evaluator = evaluator(wide)
+        self._engines: Engines = {}
+        self._evaluator = evaluator(wide, self._engines)
+        self._operators = _operators(wide)
 
     def __call__(self, inputs: Sequence[Any], names: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
         """Return the outputs, each with its name; inputs are matched by name where all have one, else by position."""
@@ -59,6 +60,19 @@ class DoubleModel:
         outputs = self._evaluator.run(None, feed)
         return [(name, torch.from_numpy(np.array(output))) for name, output in zip(self._names, outputs, strict=True)]
 
+    @property
+    def engines(self) -> Engines:
+        """Which operators were computed by whom, in the runs until now."""
+        told = set().union(*self._engines.values())
+        reference = self._engines.get("reference", set()) | (self._operators - told)
+        return {**self._engines, **({"reference": reference} if reference else {})}
+
+    def engines_in_words(self) -> str:
+        """Return a sentence that says who computed what in the runs until now."""
+        names = {"torch": "torch", "ONNX Runtime": "ONNX Runtime", "reference": "the reference implementation of ONNX"}
+        parts = [f"{_listed(found)} by {names[by]}" for by, found in sorted(self.engines.items(), reverse=True)]
+        return f"In float64 the original was computed operator by operator: {'; '.join(parts)}."
+
     def refuses(self, case: Any) -> str | None:
         """Return why the model does not take a case, by the sizes that it declares; None if it takes it."""
         tensors = [value for value in case.inputs if isinstance(value, Tensor)]
@@ -70,29 +84,39 @@ class DoubleModel:
         return None
 
 
-def evaluator(model: onnx.ModelProto) -> ReferenceEvaluator:
+def _listed(names: set[str]) -> str:
+    """Return up to six names, and how many more there are."""
+    some = sorted(names)[:6]
+    more = len(names) - len(some)
+    return ", ".join(some) + (f" and {more} more" if more else "")
+
+
+def evaluator(model: onnx.ModelProto, engines: Engines | None = None) -> ReferenceEvaluator:
     """Return the evaluator of a model made by :func:`in_double`.
+
+    Args:
+        model: the model.
+        engines: who computes what is noted here, when it runs, for operators that several can compute.
 
     Raises:
         ValueError: the reference implementation computes one of its operators in float32, whatever it is given.
         Exception: whatever it raises for an operator that it does not know.
     """
     from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import OpRun
-    from onnx.reference.ops import load_op
 
-    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-    used = {node.op_type for graph in _graphs(model.graph) for node in graph.node if node.domain in ("", "ai.onnx")}
+    used = _operators(model)
     narrow = sorted(used & NARROW)
     if narrow:
         raise ValueError(f"the reference implementation computes {', '.join(narrow)} in float32")
-    quick = [
-        _quick(
-            OpRun if name in WHOLE else load_op("", name, version), onnx.defs.get_schema(name, version), KERNELS[name]
-        )
-        for name in sorted(used & KERNELS.keys())
-    ]
+    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+    noted: Engines = {} if engines is None else engines
+    quick = [_quick(name, version, noted) for name in sorted(used & (KERNELS.keys() | RUNTIME))]
     return ReferenceEvaluator(model, new_ops=quick)
+
+
+def _operators(model: onnx.ModelProto) -> set[str]:
+    """Return the names of all operators of ONNX's own that a model holds."""
+    return {node.op_type for graph in _graphs(model.graph) for node in graph.node if node.domain in ("", "ai.onnx")}
 
 
 def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -155,169 +179,33 @@ def _widen_nodes(nodes: Any) -> None:
             node.attribute.append(onnx.helper.make_attribute("value", numpy_helper.from_array(np.zeros(1))))
 
 
-# --- operators that the reference implementation takes long for -----------------------------------------------------
+# --- operators that others compute ---------------------------------------------------------------------------------
 
 
-def _quick(reference: Any, schema: Any, kernel: Kernel) -> Any:
-    """Return the reference implementation of an operator, with ``kernel`` before it."""
+def _quick(name: str, version: int, engines: Engines) -> Any:
+    """Return the reference implementation of an operator, with what is asked before it."""
+    from onnx.reference.op_run import OpRun
+    from onnx.reference.ops import load_op
+
+    reference = OpRun if name in WHOLE else load_op("", name, version)
+    schema = onnx.defs.get_schema(name, version)
+    kernel: Kernel | None = KERNELS.get(name)
 
     def run(self: Any, *args: Any, **attributes: Any) -> Arrays:
-        if schema.name == "Resize" and not attributes.get("keep_aspect_ratio_policy"):
+        if name == "Resize" and not attributes.get("keep_aspect_ratio_policy"):
             attributes["keep_aspect_ratio_policy"] = "stretch"  # before opset 18 there was no other
-        with torch.no_grad():
-            answer = kernel(self.onnx_node, args, attributes)
-        return reference._run(self, *args, **attributes) if answer is None else answer
+        answer = None
+        if kernel is not None:
+            with torch.no_grad():
+                answer = kernel(self.onnx_node, args, attributes)
+            engine = "torch"
+        if answer is None and name in RUNTIME:
+            if not hasattr(self, "under_runtime"):
+                self.under_runtime = RuntimeKernel(version)
+            answer, engine = self.under_runtime(self.onnx_node, args), "ONNX Runtime"
+        if answer is None:
+            answer, engine = reference._run(self, *args, **attributes), "reference"
+        engines.setdefault(engine, set()).add(name)
+        return answer
 
-    return type(schema.name, (reference,), {"_run": run, "op_domain": "", "op_schema": schema})
-
-
-def _tensor(array: Any) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _window(attributes: dict[str, Any], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]] | None:
-    """Return strides, dilations and pads, first those before, where they are explicit; else None."""
-    dims = len(kernel)
-    pads = list(attributes.get("pads") or [0] * (2 * dims))
-    if attributes.get("auto_pad") not in (None, "", "NOTSET") or dims > 3:
-        return None
-    strides, dilations = (list(attributes.get(name) or [1] * dims) for name in ("strides", "dilations"))
-    return strides, dilations, pads
-
-
-def _space(attributes: dict[str, Any], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]] | None:
-    """Return strides, dilations and the padding, where it is explicit and the same on both sides; else None."""
-    space, dims = _window(attributes, kernel), len(kernel)
-    if space is None or space[2][:dims] != space[2][dims:]:
-        return None
-    return space[0], space[1], space[2][:dims]
-
-
-def _conv(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
-    x, weight, bias = (*args, None)[:3]
-    space = _window(attributes, weight.shape[2:])
-    if space is None:
-        return None
-    strides, dilations, pads = space
-    dims = len(strides)
-    function: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
-    given, before = None if bias is None else _tensor(bias), _tensor(x)
-    if pads[:dims] != pads[dims:]:
-        before = F.pad(before, [side for dim in reversed(range(dims)) for side in (pads[dim], pads[dim + dims])])
-        pads = [0] * (2 * dims)
-    y = function(before, _tensor(weight), given, strides, pads[:dims], dilations, attributes.get("group") or 1)
-    return (y.numpy(),)
-
-
-def _conv_transpose(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
-    x, weight, bias = (*args, None)[:3]
-    space = _window(attributes, weight.shape[2:])
-    if space is None or attributes.get("output_shape"):
-        return None
-    strides, dilations, pads = space
-    dims = len(strides)
-    function: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
-    extra = list(attributes.get("output_padding") or [0] * dims)
-    given = None if bias is None else _tensor(bias)
-    group = attributes.get("group") or 1
-    y = function(_tensor(x), _tensor(weight), given, strides, 0, extra, group, dilations)
-    for dim in range(dims):
-        y = y.narrow(dim + 2, pads[dim], y.shape[dim + 2] - pads[dim] - pads[dim + dims])
-    return (y.numpy(),)
-
-
-def _max_pool(node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
-    kernel = list(attributes["kernel_shape"])
-    space = _space(attributes, kernel)
-    plain = len([name for name in node.output if name]) == 1
-    if space is None or not plain or any(2 * pad > size for pad, size in zip(space[2], kernel, strict=True)):
-        return None
-    strides, dilations, pads = space
-    ceil = bool(attributes.get("ceil_mode"))
-    if ceil and any(
-        pad + stride > dilation * (size - 1) + 1
-        for pad, stride, dilation, size in zip(pads, strides, dilations, kernel, strict=True)
-    ):
-        return None  # a window may lie in the padding alone, which torch leaves out
-    function: Any = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(kernel) - 1]
-    return (function(_tensor(args[0]), kernel, strides, pads, dilations, ceil).numpy(),)
-
-
-def _average_pool(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
-    kernel = list(attributes["kernel_shape"])
-    space = _space(attributes, kernel)
-    if space is None or attributes.get("ceil_mode") or any(step != 1 for step in space[1]):
-        return None
-    if any(2 * pad > size for pad, size in zip(space[2], kernel, strict=True)):
-        return None
-    strides, _, pads = space
-    function: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
-    counted = bool(attributes.get("count_include_pad"))
-    return (function(_tensor(args[0]), kernel, strides, pads, False, counted).numpy(),)
-
-
-def _batch_norm(node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
-    if attributes.get("training_mode") or len([name for name in node.output if name]) > 1:
-        return None
-    x, scale, bias, mean, variance = (_tensor(value) for value in args)
-    return (F.batch_norm(x, mean, variance, scale, bias, eps=float(attributes["epsilon"])).numpy(),)
-
-
-def _erf(_node: onnx.NodeProto, args: Sequence[Any], _attributes: dict[str, Any]) -> Arrays | None:
-    return (torch.erf(_tensor(args[0])).numpy(),)
-
-
-def _gelu(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
-    approximate = attributes.get("approximate") or "none"
-    return (F.gelu(_tensor(args[0]), approximate=str(approximate)).numpy(),)
-
-
-def _resize(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
-    """Resize height and width as ``F.interpolate`` does; whatever else it is asked is left to the reference."""
-    x, _, scales, sizes = (*args, None, None, None)[:4]
-    mode, coordinates = str(attributes.get("mode")), str(attributes.get("coordinate_transformation_mode"))
-    asked = {
-        name: attributes.get(name) for name in ("antialias", "exclude_outside", "axes", "keep_aspect_ratio_policy")
-    }
-    if x.ndim != 4 or any(value not in (None, 0, "stretch") for value in asked.values()):
-        return None
-    if sizes is not None and len(sizes):
-        size = [int(value) for value in sizes]
-    elif scales is not None and len(scales) and all(float(scale).is_integer() for scale in scales):
-        size = [int(extent * scale) for extent, scale in zip(x.shape, scales, strict=True)]
-    else:
-        return None
-    if size[:2] != list(x.shape[:2]):
-        return None
-    if (
-        mode == "linear"
-        and (coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners"))
-        and min(size[2:]) > 1
-    ):
-        y = F.interpolate(_tensor(x), size[2:], mode="bilinear", align_corners=coordinates == "align_corners")
-        return (y.numpy(),)
-    cubic = mode == "cubic" and attributes.get("cubic_coeff_a") in (None, -0.75)
-    if cubic and coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners") and min(size[2:]) > 1:
-        y = F.interpolate(_tensor(x), size[2:], mode="bicubic", align_corners=coordinates == "align_corners")
-        return (y.numpy(),)
-    if mode == "nearest" and coordinates == "asymmetric" and str(attributes.get("nearest_mode")) == "floor":
-        return (F.interpolate(_tensor(x), size[2:], mode="nearest").numpy(),)
-    return None
-
-
-NARROW = frozenset({"AffineGrid", "CausalConvWithState", "GridSample", "LinearAttention", "MelWeightMatrix"})
-"""Operators that the reference rounds to float32 on the way."""
-
-# From a node, its arguments and its attributes to its outputs, or None to leave it to the reference.
-KERNELS: dict[str, Kernel] = {
-    "AveragePool": _average_pool,
-    "BatchNormalization": _batch_norm,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Erf": _erf,
-    "Gelu": _gelu,
-    "MaxPool": _max_pool,
-    "Resize": _resize,
-}
-WHOLE = frozenset({"Erf", "Gelu"})
-"""Those that leave nothing to the reference."""
+    return type(name, (reference,), {"_run": run, "op_domain": "", "op_schema": schema})

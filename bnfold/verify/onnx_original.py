@@ -71,6 +71,7 @@ class OnnxOriginal:
         try:
             self._double = DoubleModel(in_double(self._model))
             self.exact(example)
+            self.notes = (self._double.engines_in_words(),)
         except Exception as error:
             self._double, self._share = None, ALL
             self._own = self.moved(OWN_DRAW)

@@ -2,7 +2,8 @@
 
     oracle(x) = the model with every parameter, input, constant and intermediate value in float64
 
-A copy is converted, so the caller's model stays as it is. Converting parameters is not enough: code such as
+A copy is converted, so the caller's model stays as it is; its large weights are cast when a call needs them
+(:mod:`bnfold.graph.on_demand`), and never all at once. Converting parameters is not enough: code such as
 ``x.float()`` or ``torch.zeros(n, dtype=torch.float32)`` inside a model would round halfway, and the oracle would be no
 better than what it judges. :class:`Float64` therefore stands below the model, at the level of aten operators, and turns
 every request for a lower floating precision into one for float64.
@@ -23,6 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnfold.errors import UsageError
+from bnfold.graph.on_demand import OnDemand, refuse_lent
 from bnfold.graph.requires import require_dtype
 from bnfold.graph.torch_versions import exact_settings
 
@@ -35,6 +37,8 @@ __all__ = [
     "fresh",
     "fresh_in_float64",
     "in_float64",
+    "lent",
+    "lent_in_float64",
 ]
 
 WIDE = {
@@ -62,6 +66,8 @@ class Float64(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run ``func`` with its floating tensors and its dtype arguments raised to float64."""
         kwargs = kwargs or {}
         name = f"{func._schema.name.split('::')[-1]}.{func._overloadname}".removesuffix(".default")
+        if func._schema.is_mutable:
+            refuse_lent(func, args, kwargs)
         if name in BITS or func._schema.is_mutable:
             return func(*args, **kwargs)  # what is written in place has been made in float64, or is the caller's own
         if name.split(".")[0] in RANDOM:
@@ -97,7 +103,39 @@ def copied_in_float64(module: nn.Module) -> nn.Module:
     Raises:
         UsageError: something in it cannot be copied.
     """
-    wide = _copied(module, lambda tensor: tensor.detach().to(WIDE.get(tensor.dtype, tensor.dtype), copy=True))
+    return _checking_for_float64(_copied(module, _in_float64))
+
+
+def lent(module: nn.Module) -> nn.Module:
+    """Return a deep copy of ``module`` that shares its large tensors; whoever runs it must know that it writes none.
+
+    Raises:
+        UsageError: something in it cannot be copied.
+    """
+    return _copied(module, lambda tensor: tensor.detach() if OnDemand.suits(tensor) else tensor.detach().clone())
+
+
+def lent_in_float64(module: nn.Module) -> nn.Module:
+    """Return a deep copy of ``module`` in float64 whose large tensors are cast when a call needs them.
+
+    Raises:
+        UsageError: something in it cannot be copied.
+    """
+
+    def convert(tensor: Tensor) -> Tensor:
+        if OnDemand.suits(tensor):
+            return OnDemand.of(tensor, WIDE.get(tensor.dtype, tensor.dtype))
+        return _in_float64(tensor)
+
+    return _checking_for_float64(_copied(module, convert))
+
+
+def _in_float64(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(WIDE.get(tensor.dtype, tensor.dtype), copy=True)
+
+
+def _checking_for_float64(wide: nn.Module) -> nn.Module:
+    """Let what checks for a dtype check for float64, in place, and return it."""
     for part in wide.modules():
         if isinstance(part, GraphModule):
             checks = [node for node in part.graph.nodes if node.target is require_dtype]
@@ -170,9 +208,9 @@ def _copied(module: nn.Module, convert: Any) -> nn.Module:
         for tensor in held:
             if isinstance(tensor, Tensor) and id(tensor) not in memo:
                 fresh = convert(tensor)
-                memo[id(tensor)] = (
-                    nn.Parameter(fresh, requires_grad=False) if isinstance(tensor, nn.Parameter) else fresh
-                )
+                if isinstance(tensor, nn.Parameter) and not isinstance(fresh, nn.Parameter):
+                    fresh = nn.Parameter(fresh, requires_grad=False)
+                memo[id(tensor)] = fresh
     try:
         copy_of = copy.deepcopy(module, memo)
     except Exception as error:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bnfold.affine import affine_of
 from bnfold.errors import BnfoldError
 from bnfold.fold.explicit import ExplicitAffine
+from bnfold.graph.on_demand import made
 from bnfold.verify.compare import measure
 from bnfold.verify.report import Comparison
 
@@ -40,7 +41,7 @@ def compare_weights(original: nn.Module, exact: nn.Module, candidate: nn.Module)
     if want.keys() != have.keys() or any(want[name].shape != have[name].shape for name in want):
         return None
     sizes = dict(_sizes_of_shifts(original, candidate))
-    readings = [_read(name, right, have[name], sizes.get(name, 0.0)) for name, right in want.items()]
+    readings = [_read(name, made(right), have[name], sizes.get(name, 0.0)) for name, right in want.items()]
     return max(readings, key=_strain, default=None)
 
 

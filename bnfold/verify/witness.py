@@ -23,23 +23,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnfold.capture.nests import Leaf, flatten, nest_difference, plain_name
+from bnfold.capture.nests import Leaf, nest_difference, plain_name
 from bnfold.errors import OtherInputError, first_line
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case, sizes_in_words
-from bnfold.verify.original import answer_in_float64
-from bnfold.verify.reference import copied, copied_in_float64, fresh
 from bnfold.verify.relax import redraw
 from bnfold.verify.report import Comparison, Stage
 from bnfold.verify.runtime import Optimisation, OrtModel, counted
+from bnfold.verify.twins import Twins, answer_in_float64
 
 __all__ = [
     "ONNX_LIMITS",
     "Witness",
     "compare",
     "of_algebra",
-    "of_module",
     "of_onnx",
     "of_reference",
     "of_weights",
@@ -100,19 +98,19 @@ class Witness:
 
 def of_algebra(exact: nn.Module) -> Witness:
     """Return the witness of a plan applied in float64."""
-    return Witness("float64 algebra", "fold", _in_float64(exact), None, in_float64=True)
+    return Witness("float64 algebra", "fold", lambda case: answer_in_float64(exact, case.inputs), None, in_float64=True)
 
 
-def of_weights(module: nn.Module) -> Witness:
-    """Return the witness that has the candidate's weights, as they were rounded, and no other rounding."""
-    exact = copied_in_float64(module)
-    return Witness("rounded weights", "fold", _in_float64(exact), TORCH_LIMITS, in_float64=True)
+def of_weights(module: nn.Module) -> tuple[Witness, Witness]:
+    """Return the witness that has the module's weights and no other rounding, and that of the module as it is.
 
-
-def of_module(module: nn.Module) -> Witness:
-    """Return the witness of a module as it is."""
-    plain = copied(module)
-    return Witness("torch", "fold", lambda case: flatten(plain(*fresh(case.inputs))), TORCH_LIMITS)
+    The first is to be run before the second: see :class:`Twins`.
+    """
+    twins = Twins(module)
+    return (
+        Witness("rounded weights", "fold", lambda case: twins.exact(case.inputs), TORCH_LIMITS, in_float64=True),
+        Witness("torch", "fold", lambda case: twins.run(case.inputs), TORCH_LIMITS),
+    )
 
 
 def of_onnx(model: Any, optimisation: Optimisation, names: Sequence[str] = ()) -> Witness:
@@ -266,10 +264,6 @@ def _joined(expected: Tensor, value: Tensor) -> Tensor:
     if not expected.is_complex() or value.shape != (*expected.shape, 2) or not value.is_floating_point():
         return value
     return torch.view_as_complex(value.contiguous())
-
-
-def _in_float64(module: nn.Module) -> Callable[[Case], list[Leaf]]:
-    return lambda case: answer_in_float64(module, case.inputs)
 
 
 def _failure(witness: Witness, case: Case, detail: str) -> Comparison:

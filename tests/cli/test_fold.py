@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from bnfold.verify.report import Comparison, Report
+from bnfold.verify.runtime import OrtModel
 from tests.cli.conftest import CODE, ROOT, Run
 from tests.networks import seed_network
 
@@ -371,3 +372,22 @@ extend.passes(Leaky, scale="nonnegative", shift="zero")
     result = run("fold", "taught.pt", "--code", "taught.py", "--strict", "-o", "t.safetensors")
     assert result.code == 0, result.err
     assert "folded backward" in result.out
+
+
+def test_large_weights_stand_beside_each_onnx_file(
+    run: Run, seed_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bnfold.export.onnx_model.APART", 1000)
+    result = run("fold", seed_file, *CODE, "-o", "one.onnx", "-o", "two.onnx", "--report", "r.json")
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[:3] in ("one", "two", ".bn")) == [
+        "one.onnx", "one.onnx.data", "two.onnx", "two.onnx.data",
+    ]  # fmt: skip
+    told = {entry["path"]: entry["sha256"] for entry in json.loads(Path("r.json").read_text())["outputs"]}
+    assert told["one.onnx.data"] == sha256(Path("one.onnx.data").read_bytes()).hexdigest()
+    images = torch.randn(3, 1, 28, 28)
+    Path("one.onnx").unlink()  # the second has weights of its own
+    Path("one.onnx.data").unlink()
+    (answer,) = OrtModel(Path("two.onnx"), "full")(images)
+    expected = seed_network()(images).detach()
+    assert float((answer - expected).abs().max()) < 1e-5 * float(expected.abs().max())

@@ -18,6 +18,7 @@ from bnfold.errors import ExportError, UsageError
 from bnfold.export import export_onnx, export_program, onnx_of, to_onnx
 from bnfold.export.axes import Axis, free_sizes, resized
 from bnfold.export.dynamic import Wanted, wanted
+from bnfold.export.tried import goes_wrong
 from tests.networks import normal
 
 
@@ -376,3 +377,26 @@ def test_conditions_stand_in_the_file_and_are_warned_of() -> None:
         model = to_onnx(folded(Halves(), x), x, dynamic=("batch", "size"))
     (told,) = (entry.value for entry in model.metadata_props if entry.key == "bnfold.sizes")
     assert "a multiple of 4" in told
+
+
+class Amplifies(nn.Module):
+    """Moves a rounding of its input the further, the smaller the input is; at 16x16 it does not."""
+
+    def __init__(self, power: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn, self.power = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), power
+
+    def forward(self, x: Tensor) -> Tensor:
+        area = torch.ones_like(x[:, :1]).sum((2, 3), keepdim=True) / 256
+        return torch.sin(self.bn(self.conv(x)).mean((2, 3), keepdim=True) / area**self.power)
+
+
+def test_a_network_that_amplifies_its_own_rounding_at_another_size_keeps_its_size_free() -> None:
+    """The yardstick is how far the network itself moves there; what is wrong moves further."""
+    model, x = randomised(Amplifies(80)), torch.randn(2, 3, 16, 16)
+    made = onnx_of(model, x, dynamic=Wanted(batch=True, size=True))
+    assert [axis.name for axis in made.axes] == ["batch", "height", "width"]
+    other = randomised(Amplifies(70))  # the same at 16x16
+    assert goes_wrong(made.model, model, (x,), made.axes) is None
+    assert goes_wrong(made.model, other, (x,), made.axes) == "at another size its output is another"

@@ -9,13 +9,15 @@ from typing import Any
 
 import onnx
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from bnfold.errors import ExportError, FileAccessError
 from bnfold.files.formats import onnx_output, program_output, text_output, weights_output
 from bnfold.files.programs import module_of_program
-from bnfold.files.save import Output, Sidecar, write_outputs
+from bnfold.files.safetensors_reader import FORMATS
+from bnfold.files.save import Output, Sidecar, chunks, size_of, write_outputs
 
 
 def linear_model(size: int = 50, seed: int = 0) -> tuple[onnx.ModelProto, torch.Tensor]:
@@ -165,3 +167,17 @@ def test_outputs_can_be_written_from_another_thread(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert (tmp_path / "a").read_text() == "text"
+
+
+def test_weights_are_written_as_the_library_writes_them(tmp_path: Path) -> None:
+    tensors = {
+        f"{number}.\u00e9": torch.arange(6).reshape(2, 3).to(dtype) for number, dtype in enumerate(FORMATS.values())
+    }
+    tensors |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 2), 'a"b': torch.ones(2)}
+    tensors["last"] = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tensors["part of last"] = tensors["last"][:1, :, 1:]
+    output = weights_output(tmp_path / "w.safetensors", tensors)
+    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    assert b"".join(chunks(output.content)) == safetensors.torch.save(own, metadata={"format": "pt"})
+    (written,) = write_outputs([output], inputs=[], force=False)
+    assert written.size == (tmp_path / "w.safetensors").stat().st_size == size_of(output.content)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
@@ -193,6 +194,52 @@ def test_an_archive_written_again_by_another_tool_loads(compressed: int, tmp_pat
         for name in before.namelist():
             after.writestr(name, before.read(name))
     assert torch.equal(load_model(str(tmp_path / "model.pt")).model.weight, layer.weight)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_weights_are_mapped_and_what_is_written_into_them_does_not_reach_the_file(kind: str, tmp_path: Path) -> None:
+    path, code = tmp_path / f"model.{kind}", tmp_path / "made.py"
+    code.write_text("from torch import nn\ndef net():\n    return nn.Linear(64, 64)\n")
+    layer = nn.Linear(64, 64)
+    if kind == "pt":
+        torch.save(layer, path)
+    else:
+        safetensors.torch.save_file(layer.state_dict(), path)
+    before = path.read_bytes()
+    loaded: Any = load_model(str(path), model=None if kind == "pt" else f"{code}:net").model
+    assert torch.equal(loaded.weight, layer.weight)
+    assert loaded.weight.requires_grad
+    place = loaded.weight.data_ptr()
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    assert any(int(low, 16) <= place < int(high, 16) for low, high in (line[0].split("-") for line in maps))
+    with torch.no_grad():
+        loaded.weight.fill_(1)
+    assert path.read_bytes() == before
+
+
+def test_a_module_with_one_tensor_under_two_names_keeps_it_one(tmp_path: Path) -> None:
+    code = tmp_path / "tied.py"
+    code.write_text(
+        "from torch import nn\ndef net():\n    m = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))\n"
+        "    m[1].weight = m[0].weight\n    return m\n"
+    )
+    made: Any = resolve_spec(f"{code}:net")
+    safetensors.torch.save_file(
+        {name: value.clone() for name, value in made.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    loaded: Any = load_model(str(tmp_path / "w.safetensors"), model=f"{code}:net").model
+    assert loaded[0].weight is loaded[1].weight
+    assert torch.equal(loaded[0].weight, made[0].weight)
+
+
+def test_weights_of_another_dtype_are_rounded_to_the_model_s(tmp_path: Path) -> None:
+    code = tmp_path / "plain.py"
+    code.write_text("from torch import nn\ndef net():\n    return nn.Linear(3, 3)\n")
+    weights = {name: value.double() for name, value in nn.Linear(3, 3).state_dict().items()}
+    safetensors.torch.save_file(weights, tmp_path / "w.safetensors")
+    loaded: Any = load_model(str(tmp_path / "w.safetensors"), model=f"{code}:net").model
+    assert loaded.weight.dtype == torch.float32
+    assert torch.equal(loaded.weight, weights["weight"].float())
 
 
 def test_checksums_that_were_not_computed_are_passed_over(tmp_path: Path) -> None:

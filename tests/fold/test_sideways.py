@@ -88,6 +88,24 @@ def test_a_term_that_stays_is_made_up_for_by_the_convolution() -> None:
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folding.module.modules())
 
 
+@pytest.mark.parametrize(
+    "sums",
+    [
+        lambda y, z: (y + z) + z,
+        lambda y, z: z - (y - z),
+        lambda y, z: (y + nn.functional.dropout(z, 0.5, False)) + z,
+        lambda y, z: (y + z) + torch.nn.functional.max_pool2d(z, 3, 1, 1),
+    ],
+    ids=["twice in a sum", "in both terms of a difference", "passed on", "through a pool"],
+)
+def test_a_term_is_not_made_up_for_by_a_convolution_that_is_counted_twice(sums: Callable[..., Tensor]) -> None:
+    """What is added to a convolution for one sum is in all that reads it."""
+    model = branches(lambda s, y: s.bn(sums(y, s.conv(y))))
+    model.bn.weight.data.abs_().add_(0.2)  # so that the pool lets it pass
+    (decision,) = folds(model, values(2, 3, 7, 8)).plan
+    assert decision.action == "affine", decision.detail
+
+
 def moved(s: Any, y: Tensor) -> Tensor:
     """The convolution with the affine at its middle tap, as a careless fold would have it."""
     affine, conv = affine_of(s.bn), copy.deepcopy(s.conv)

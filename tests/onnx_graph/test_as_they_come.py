@@ -334,3 +334,42 @@ def test_random_graphs(seed: int) -> None:
         except Exception:  # the original does not take this size
             continue
         assert peak_error(answers(exact, inputs), expected) <= ALGEBRA
+
+
+def test_a_constant_that_takes_the_type_of_a_value_does_not_read_it() -> None:
+    """As torch's exporter writes the zeros of a convolution without a bias: of the type of what it convolves."""
+    net = Net()
+    normalised = net.bn(net.input(["batch", 4, "height", "width"]), 4)
+    zero = net.constant(np.array(0.0, np.float64))
+    zeros = net.node("Expand", [net.node("CastLike", [zero, normalised]), net.constant(np.array([5]))])
+    model = net.model(net.node("Conv", [normalised, net.weight(5, 4, 3, 3), zeros]))
+    typed = onnx.shape_inference.infer_shapes(model)
+    folding = check(typed, [(2, 4, 8, 8)])
+    assert [(decision.action, decision.direction) for decision in folding.plan] == [("fold", "forward")]
+
+
+def test_a_normalisation_without_weights_as_torch_exports_it() -> None:
+    """Its scale is a one of the type of its input, stretched to as many as that has channels; those are always four."""
+    net = Net()
+    x = net.conv(net.input(["batch", 3, "height", "width"]), 3, 4)
+    many = net.node("Shape", [x], start=1, end=2)
+    ones, zeros = (
+        net.node("Expand", [net.node("CastLike", [net.constant(np.array([number])), x]), many]) for number in (1.0, 0.0)
+    )
+    statistics = [net.constant(net.numbers(4)), net.constant(net.numbers(4, positive=True))]
+    model = net.model(net.node("BatchNormalization", [x, ones, zeros, *statistics], epsilon=1e-3))
+    folding = check(onnx.shape_inference.infer_shapes(model), [(2, 3, 8, 8)], [(1, 3, 6, 9)])
+    assert [decision.action for decision in folding.plan] == ["fold"]
+    assert [node.op_type for node in folding.model.graph.node] == ["Conv"]
+
+
+def test_a_scale_for_each_batch_is_no_constant() -> None:
+    """The counter-example: as many ones as the batch, which may be that of the channels by chance."""
+    net = Net()
+    x = net.conv(net.input(["batch", 3, 8, 8]), 3, 4)
+    many = net.node("Shape", [x], start=0, end=1)
+    ones = net.node("Expand", [net.constant(np.array([1.0], np.float32)), many])
+    given = [net.weight(4), net.constant(net.numbers(4)), net.constant(net.numbers(4, positive=True))]
+    model = net.model(net.node("BatchNormalization", [x, ones, *given], epsilon=1e-3))
+    folding = check(onnx.shape_inference.infer_shapes(model), [(4, 3, 8, 8)])
+    assert [(decision.action, decision.reason) for decision in folding.plan] == [("keep", "computed-statistics")]

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -19,7 +20,8 @@ import bnfold
 from bnfold.errors import RefusedFileError, UsageError
 from bnfold.export import to_onnx
 from bnfold.verify import verify
-from bnfold.verify.onnx_double import KERNELS, NARROW, WHOLE, evaluator, in_double
+from bnfold.verify.onnx_double import DoubleModel, evaluator, in_double
+from bnfold.verify.onnx_kernels import KERNELS, NARROW, RUNTIME, WHOLE
 from bnfold.verify.onnx_original import OnnxOriginal
 from tests.networks import NETWORKS, built, normal
 from tests.verify.mutants import MUTANTS, apply, sites_of
@@ -346,6 +348,99 @@ def test_the_error_function_is_not_rounded_to_float32_as_in_the_reference(name, 
     x = doubles(50) * 3
     (got,) = evaluator(op(name, {"x": x}, **attributes)).run(None, {"x": x})
     assert np.abs(got - np.array([function(value) for value in x])).max() < 1e-14
+
+
+def under_runtime(model: onnx.ModelProto, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The answer of ONNX Runtime in the types that the model declares."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, arrays)[0]
+
+
+def window_cases():
+    for auto in ("SAME_UPPER", "SAME_LOWER", "VALID"):
+        yield {"auto_pad": auto, "strides": [2, 1]}
+    for pads in ([0, 0, 1, 1], [2, 1, 0, 1], [0, 0, 2, 0]):
+        yield {"pads": pads, "strides": [2, 3]}
+        yield {"pads": pads, "strides": [3, 2], "ceil_mode": 1}
+    yield {"ceil_mode": 1, "strides": [4, 4]}
+    yield {"pads": [1, 1, 1, 1], "dilations": [2, 1]}
+
+
+@pytest.mark.parametrize("attributes", list(window_cases()), ids=str)
+@pytest.mark.parametrize("name", ["MaxPool", "AveragePool", "AveragePool counting", "Conv", "ConvTranspose"])
+def test_windows_lie_where_those_of_onnx_runtime_do(name, attributes):
+    """Not those of the reference, which for pools with uneven padding lie elsewhere."""
+    x, w = doubles(2, 4, 9, 8).astype(np.float32), doubles(4, 4, 3, 3).astype(np.float32)
+    if "Conv" in name and "ceil_mode" in attributes:
+        attributes = {key: value for key, value in attributes.items() if key != "ceil_mode"}
+    given = {"x": x, "w": w} if "Conv" in name else {"x": x}
+    more = {} if "Conv" in name else {"kernel_shape": [3, 3]}
+    if name.endswith("counting"):
+        more["count_include_pad"] = 1
+    model = op(name.split()[0], given, **more, **attributes)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    want = under_runtime(model, given)
+    double = DoubleModel(in_double(model))
+    got = double([torch.from_numpy(value) for value in given.values()])[0][1].numpy()
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
+    assert double.engines.keys() == {"torch"}
+
+
+def test_a_sampled_grid_is_in_float64():
+    grid = np.random.default_rng(2).uniform(-1.2, 1.2, (2, 5, 6, 2))
+    for mode in ("linear", "nearest", "cubic"):
+        for padding in ("zeros", "border", "reflection"):
+            arrays = {"x": doubles(2, 3, 8, 7), "grid": grid}
+            model = op("GridSample", arrays, mode=mode, padding_mode=padding, align_corners=1)
+            (got,) = evaluator(model).run(None, arrays)
+            assert np.abs(got - under_runtime(model, arrays)).max() < 1e-12
+
+
+def scattered(x: np.ndarray, at: np.ndarray, by: np.ndarray) -> np.ndarray:
+    values = x.copy()
+    np.put_along_axis(values, at, by, 0)
+    return values
+
+
+X, AT, BY = doubles(5, 4), np.array([[0, 4, 1, 1]]), doubles(1, 4, seed=9)
+PLANE = doubles(1, 2, 6, 6)
+RUN = {
+    "CumSum": ({"x": X, "axis": np.array(1)}, {}, np.cumsum(X, 1)),
+    "GatherElements": ({"x": X, "at": AT}, {"axis": 0}, np.take_along_axis(X, AT, 0)),
+    "GatherND": ({"x": X, "at": AT.T}, {}, X[AT[0]]),
+    "MaxPool": (
+        {"x": PLANE},
+        {"kernel_shape": [2, 2], "strides": [2, 2]},
+        PLANE.reshape(1, 2, 3, 2, 3, 2).max((3, 5)),
+    ),
+    "ScatterElements": ({"x": X, "at": AT, "by": BY}, {"axis": 0}, scattered(X, AT, BY)),
+    "ScatterND": ({"x": X, "at": np.array([[3]]), "by": BY}, {}, np.concatenate([X[:3], BY, X[4:]])),
+    "TopK": ({"x": X, "k": np.array([3])}, {}, -np.sort(-X, 1)[:, :3]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIME))
+def test_what_onnx_runtime_computes_is_in_float64_and_told(name):
+    arrays, attributes, want = RUN[name]
+    model = op(name, arrays, 2 if name in ("MaxPool", "TopK") else 1, **attributes)
+    if len(model.graph.output) > 1:
+        model.graph.output[1].type.tensor_type.elem_type = TensorProto.INT64
+    double = DoubleModel(model)
+    got = double([torch.from_numpy(value) for value in arrays.values()])[0][1].numpy()
+    assert double.engines == {"ONNX Runtime": {name}}
+    assert np.abs(got - want).max() < 1e-14
+
+
+def test_a_proof_says_who_computed_it():
+    model, inputs = NETWORKS[SOME[0]]()
+    report = verify(exported(SOME[0]), model, inputs, onnx=False)
+    said = [note for note in report.notes if note.startswith("In float64 the original was computed")]
+    assert len(said) == 1
+    assert "Conv" in said[0].split(" by torch")[0]
+    assert "by the reference implementation of ONNX" in said[0]
 
 
 def test_a_grouped_transposed_convolution_is_torch_s():

@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 from bnfold.errors import NotFiniteError
 from bnfold.fold.merge.branches import Branch, Reader
 from bnfold.fold.merge.steps import MergeStep
+from bnfold.graph.on_demand import OnDemand, made
 
 __all__ = ["Merging", "built"]
 
@@ -133,16 +134,28 @@ def built(branch: Branch, step: MergeStep, reader: Weighing) -> nn.Module:
         padding_mode=geometry.mode,
         device="meta",
     )
-    rounded = weight.to(like.dtype)
-    if like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
-        rounded = rounded.contiguous(memory_format=torch.channels_last)
+    rounded = _rounded(weight, like)
     rounded_bias = bias.to(like.dtype if bias_like is None else bias_like.dtype)
     for tensor in (rounded, rounded_bias):
         if not bool(torch.isfinite(tensor).all()):
             raise _not_finite(branch, step, tensor)
-    layer.register_parameter("weight", nn.Parameter(rounded, requires_grad=like.requires_grad))
+    if isinstance(like, OnDemand):  # the kernel too is made when a call needs it
+        new: Any = OnDemand(
+            nn.Parameter(rounded), like.dtype, lambda: made(_rounded(branch.weights(reader, like)[0], like))
+        )
+        layer.register_parameter("weight", new.requires_grad_(like.requires_grad))
+    else:
+        layer.register_parameter("weight", nn.Parameter(rounded, requires_grad=like.requires_grad))
     layer.register_parameter("bias", nn.Parameter(rounded_bias, requires_grad=like.requires_grad))
     return layer.eval()
+
+
+def _rounded(weight: Tensor, like: Tensor) -> Tensor:
+    """Return a weight in the dtype and memory format of another."""
+    rounded = weight.to(like.dtype)
+    if like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
+        return rounded.contiguous(memory_format=torch.channels_last)
+    return rounded
 
 
 def _not_finite(branch: Branch, step: MergeStep, tensor: Tensor) -> NotFiniteError:

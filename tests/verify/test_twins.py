@@ -1,0 +1,112 @@
+"""A module beside itself: it shares the weights of the caller's if its code writes none, and never changes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bnfold
+from bnfold.verify.twins import Twins
+from tests.networks import NETWORKS, built, normal
+from tests.verify.mutants import MUTANTS, apply, sites_of
+
+
+@pytest.fixture(autouse=True)
+def _all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnfold.graph.on_demand.SMALL", 1)
+
+
+class Clamps(nn.Module):
+    """Writes into its weight; a second run finds other weights than the first."""
+
+    def __init__(self, *, quietly: bool = False) -> None:
+        super().__init__()
+        self.conv, self.bn, self.quietly = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), quietly
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            self.conv.weight.data[0].mul_(0.5)
+        except Exception:
+            if not self.quietly:
+                raise
+        return self.bn(self.conv(x))
+
+
+@pytest.mark.parametrize("quietly", [False, True])
+def test_a_model_that_writes_into_its_weights_runs_on_copies(quietly: bool) -> None:
+    model, x = built(lambda: Clamps(quietly=quietly)), normal(2, 3, 8, 8)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    twins = Twins(model)
+    with torch.no_grad():
+        first = twins.exact((x,))[0].value
+        own = twins.run((x,))[0].value
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        expected = model(x)  # now it does
+    torch.testing.assert_close(own, expected, rtol=0, atol=0)
+    assert not torch.equal(model.conv.weight, before["conv.weight"])
+    assert (first - expected).abs().max() < 1e-5
+
+
+def test_a_model_that_writes_none_shares_them() -> None:
+    model, inputs = NETWORKS["lenet"]()
+    twins = Twins(model)
+    with torch.no_grad():
+        twins.exact(inputs)
+        twins.run(inputs)
+    assert twins._plain is not None
+    shared = {parameter.data_ptr() for parameter in model.parameters()}
+    assert {parameter.data_ptr() for parameter in twins._plain.parameters()} == shared
+
+
+def test_without_a_run_in_float64_before_it_nothing_is_shared() -> None:
+    model, inputs = NETWORKS["lenet"]()
+    twins = Twins(model)
+    with torch.no_grad():
+        twins.run(inputs)
+    assert twins._plain is not None
+    shared = {parameter.data_ptr() for parameter in model.parameters()}
+    assert not shared & {parameter.data_ptr() for parameter in twins._plain.parameters()}
+
+
+def test_code_that_a_weight_without_numbers_does_not_suit_runs_on_copies() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) * float(self.fc.weight.detach().numpy().max())
+
+    model, x = built(Asks), normal(2, 3)
+    with torch.no_grad():
+        answer = Twins(model).exact((x,))[0].value
+        torch.testing.assert_close(answer, model.double()(x.double()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("mutant", sorted(MUTANTS)[::7])
+def test_a_wrong_fold_is_caught_where_every_weight_is_made_on_demand(mutant: str) -> None:
+    model, inputs = NETWORKS["lenet"]()
+    folding = bnfold.fold(model, inputs)
+    assert bnfold.verify(model, folding.module, inputs, onnx=False, folding=folding).passed
+    site = next(site for site in sites_of(model, folding) if apply(MUTANTS[mutant], site))
+    report = bnfold.verify(model, folding.module, inputs, onnx=False, folding=folding)
+    assert (report.verdict, report.blame, report.located) == ("failed", "fold", site.name)
+
+
+def test_a_merged_kernel_is_made_on_demand_too() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.three, self.one = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+            self.a, self.b = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(self.three(x)) + self.b(self.one(x))
+
+    model, x = built(Block), normal(2, 4, 6, 6)
+    folding = bnfold.fold(model, x, merge=True)
+    assert len(list(folding.module.children())) == 1
+    report = bnfold.verify(model, folding.module, x, onnx=False, folding=folding)
+    assert report.passed, str(report)
