@@ -109,7 +109,7 @@ _witness = click.option(
     "witnesses",
     multiple=True,
     metavar="NAME",
-    help="Also prove it under this runtime: openvino, or one that another package registers. Repeatable.",
+    help="Also prove it under this runtime: openvino, mnn, or one that another package registers. Repeatable.",
 )
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the inputs.")
 
