@@ -138,7 +138,7 @@ def core(python: str, torch: str) -> dict[str, Any]:
     last = (done.stdout.strip().splitlines() or [""])[-1]
     counts = re.findall(r"(\d+) (passed|failed|skipped|errors?)\b", last)
     found = {word.rstrip("s") if word.startswith("error") else word: int(count) for count, word in counts}
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    failed = re.findall(r"^(?:FAILED|ERROR) (.{1,300})", done.stdout, re.MULTILINE)
     return {**found, "failures": failed} if counts else {"error": (done.stdout + done.stderr)[-300:]}
 
 

@@ -45,7 +45,12 @@ class Judge:
         self.runtime = runtime
         self.evaluated: list[Evaluated] = []
         original = TorchOriginal(self.model)
-        cases = cases_of(self.inputs, (), seed=0, thorough=False)
+        shapes = [value.shape[1:] for value in self.inputs]  # the file's batch is free, and no more
+        cases = [
+            case
+            for case in cases_of(self.inputs, (), seed=0, thorough=False)
+            if [value.shape[1:] for value in case.inputs] == shapes
+        ]
         assert evaluate(original, cases, self.evaluated, [], lambda _sentence, _done: None) is None
         self.floors = NoiseFloor(self.evaluated, original.moved, seed=0)
         self.right = {name: value.clone() for name, value in self.folding.module.state_dict().items()}
