@@ -29,8 +29,9 @@ if str(ROOT) not in sys.path:
 from bnfold.batch.cluster import _AHEAD  # noqa: E402
 from bnfold.batch.manifest import read_manifest  # noqa: E402
 from bnfold.batch.overview import write_overview  # noqa: E402
-from bnfold.batch.policy import BASE, BYTES_FOR_EACH, GIB, Need, Queue, limit_for  # noqa: E402
+from bnfold.batch.policy import VALUES, Need, Queue, limit_for  # noqa: E402
 from bnfold.batch.records import Records  # noqa: E402
+from bnfold.cli.room import GIB, Work  # noqa: E402
 
 START_SECONDS = 5.0
 """Of a task: Ray's worker, the watcher, and the import of torch; measured on one core."""
@@ -84,7 +85,7 @@ def simulate(models: Sequence[Model], nodes: int, cores: int, memory: int, *, kn
     held = [0] * nodes
     needs = []
     for model in models:
-        expected = model.peak * 11 // 10 if known else BASE + int(BYTES_FOR_EACH[".pt"] * model.size)
+        expected = model.peak * 11 // 10 if known else VALUES + Work(int(model.size)).bytes_needed
         expected = min(expected, memory)
         needs.append(Need((model, limit_for(expected, memory, None)), expected))
     queue = Queue(needs, memory=nodes * memory, slots=_AHEAD * nodes * cores)

@@ -63,6 +63,7 @@ def test_a_script_runs_and_says_what_it_should(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name.startswith("test_")])
+@pytest.mark.long  # the workflow's steps run it too: test_workflow
 def test_an_example_test_passes(name: str) -> None:
     done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", f"examples/{name}")
     assert done.returncode == 0, done.stdout + done.stderr

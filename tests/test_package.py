@@ -149,7 +149,7 @@ def test_the_hooks_are_what_make_lint_runs_and_need_no_network() -> None:
     assert entries == linted
 
 
-@pytest.mark.parametrize("minor", [10, 11, 12, 13])
+@pytest.mark.parametrize("minor", [10, *(pytest.param(minor, marks=pytest.mark.long) for minor in (11, 12, 13))])
 def test_each_supported_python_compiles_it(minor: int, tmp_path: Path) -> None:
     """With the interpreter where there is one; ruff and mypy look for what Python 3.10 has not."""
     python = interpreter(minor)

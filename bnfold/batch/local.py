@@ -22,9 +22,10 @@ from pebble import concurrent
 from bnfold.batch.attempt import Attempt, Ended
 from bnfold.batch.child import read_state
 from bnfold.batch.job import FOLD, Job, digest
-from bnfold.batch.policy import cores, machine_memory
+from bnfold.batch.policy import cores
 from bnfold.batch.records import hold_folder
 from bnfold.batch.watch import Limits, watch
+from bnfold.cli.room import machine_memory
 
 __all__ = ["Here", "start_watcher"]
 

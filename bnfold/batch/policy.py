@@ -1,9 +1,7 @@
 """The policy: how much memory a model will need, and which one starts next. It starts nothing itself.
 
-What is known beforehand is the size of the file and its kind, and from an earlier run how much the model held. Measured
-on networks of 1 to 150 million parameters, a fold with both outputs and its proof holds 0.45 GiB and 70 bytes for each
-parameter, which is 17.5 times a file of float32 weights: original and fold, each in float64 too, the exports, and the
-session that runs them.
+What is known beforehand is the size of the file and its kind, and from an earlier run how much the model held. What a
+fold needs for weights of that size is told by :mod:`bnfold.cli.room`.
 """
 
 from __future__ import annotations
@@ -14,18 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import psutil
-
 from bnfold.batch.job import Job, size_of
+from bnfold.cli.room import BASE as EMPTY
+from bnfold.cli.room import GIB, Work
 
-__all__ = ["Need", "Queue", "estimate", "limit_for", "machine_memory"]
+__all__ = ["Need", "Queue", "estimate", "limit_for"]
 
-GIB = 1 << 30
-BASE = 6 * GIB // 10
-"""Bytes that a process holds with a model of no size: torch, ONNX Runtime, and what they compute with."""
+OF_ONNX = 12.0
+"""Bytes held for each byte of an .onnx file."""
 
-BYTES_FOR_EACH = {".pt": 18.0, ".pth": 18.0, ".safetensors": 18.0, ".pt2": 18.0, ".onnx": 12.0}
-"""Bytes held for each byte of the file."""
+VALUES = 15 * GIB // 100
+"""Bytes for what lies between the layers, of which nothing is known beforehand."""
+
+BASE = EMPTY + VALUES
+"""Bytes that a process holds with a model of no size."""
 
 UNKNOWN = 2 * GIB
 """For a model that code makes, of which nothing is known."""
@@ -48,8 +48,10 @@ def estimate(job: Job, earlier: int | None = None) -> int:
         return earlier * 11 // 10
     if job.source is None:
         return job.memory or UNKNOWN
-    factor = BYTES_FOR_EACH.get(Path(job.source).suffix.lower(), 18.0)
-    return BASE + int(factor * sum(size_of(path) for path in job.reads if path.startswith(job.source)))
+    size = sum(size_of(path) for path in job.reads if path.startswith(job.source))
+    if Path(job.source).suffix.lower() == ".onnx":
+        return BASE + int(OF_ONNX * size)
+    return VALUES + Work(size).bytes_needed
 
 
 def limit_for(expected: int, largest: int, given: int | None) -> int:
@@ -63,20 +65,6 @@ def limit_for(expected: int, largest: int, given: int | None) -> int:
     if given is not None:
         return min(given, largest)
     return min(max(int(expected * SLACK), LEAST_LIMIT), largest)
-
-
-def machine_memory() -> int:
-    """Return the bytes of memory that this machine, or the container in it, has to spare now, but for a part."""
-    memory = psutil.virtual_memory()
-    spare = memory.available
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        if limit.isdecimal():
-            spare = min(spare, int(limit) - used)
-    except (OSError, ValueError):
-        pass
-    return max(int(spare * 0.92), GIB // 4)
 
 
 def cores() -> int:

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from bnfold.capture.lines import DEPTH, place_of
 from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
+from bnfold.graph.captured import DTYPE
 from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.quiet import quiet
 from bnfold.graph.requires import SIMPLE, require_batch, require_shape, require_value
@@ -64,7 +65,11 @@ def export_graph(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Graph, nn.M
     if fixed:
         notes = (f"captured by torch.export: the folded model takes inputs of {fixed}",)
     shapes = tuple({node: _sizes(node.meta["val"], batch) for node in _tensors(graph)} for batch in (5, 7))
+    types = {node: node.meta["val"].dtype for node in _tensors(graph)}
     _tidy(graph)
+    for node in graph.nodes:
+        if node in types:
+            node.meta[DTYPE] = types[node]
     return graph, module, notes, shapes
 
 

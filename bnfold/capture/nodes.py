@@ -15,7 +15,7 @@ from torch.fx import Graph, Node
 from bnfold.capture.failures import NotArgumentError
 from bnfold.capture.lines import user_line, user_lines
 from bnfold.capture.tables import OPERATORS
-from bnfold.graph.captured import NARROW
+from bnfold.graph.captured import DTYPE, NARROW
 from bnfold.graph.dataless import leaves
 from bnfold.graph.traced import TracedFloat, TracedInt
 
@@ -118,6 +118,7 @@ class Nodes:
                 self._made_at.setdefault(memory_of(value), node.meta.get("source"))
             elif not self.blind:
                 self.shapes[node] = tuple(value.size())
+                node.meta[DTYPE] = value.dtype
         elif isinstance(value, (tuple, list)):
             for index, part in enumerate(value):
                 if leaves(part, []):

@@ -38,6 +38,7 @@ class BenchRequest:
     about: ModelRequest
     keep: tuple[str, ...] = ()
     merge: bool = False
+    affines: bool = False
     targets: tuple[str, ...] = ()
     dynamic: str | None = None
     batches: tuple[int, ...] = ()
@@ -58,7 +59,7 @@ def run(request: BenchRequest, terminal: Terminal) -> int:
             f"The outputs of the two models differ by {difference:.1e} of the largest output, so these are the times "
             "of two different functions. `bnfold fold` says where they start to differ."
         )
-    summary = Text(summary_line(document.summary, document.capture))
+    summary = Text(summary_line(document))
     return run.tell(document, *render_bench(document), Text(), summary)
 
 
@@ -71,7 +72,7 @@ def _document(request: BenchRequest, run: Run) -> Document:
         from bnfold.fold.api import fold
         from bnfold.inputs.search import shapes_in_words
 
-        folding = fold(loaded.model, found.inputs, keep=request.keep, merge=request.merge)
+        folding = fold(loaded.model, found.inputs, keep=request.keep, merge=request.merge, affines=request.affines)
         run.stages.add_parts("fold", folding.seconds)
     with run.stage("measure"):
         from bnfold.bench.api import bench

@@ -78,6 +78,12 @@ _keep = click.option(
     help="Leave this BatchNorm (with --merge, or convolution) as it is. Repeatable.",
 )
 _merge = click.option("--merge", is_flag=True, help="Also merge convolutions whose sum or sequence is one convolution.")
+_affines = click.option(
+    "--affines",
+    is_flag=True,
+    help="Also fold multiplications, divisions and sums by one constant for each channel: layer scales, frozen "
+    "BatchNorms by hand. Always done for an .onnx.",
+)
 _about_the_words = _options(
     click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only."),
     click.option("-v", "--verbose", is_flag=True, help="Print every row, and where the time goes."),
@@ -103,7 +109,7 @@ _witness = click.option(
     "witnesses",
     multiple=True,
     metavar="NAME",
-    help="Also prove it under this runtime: openvino, or one that another package registers. Repeatable.",
+    help="Also prove it under this runtime: openvino, mnn, or one that another package registers. Repeatable.",
 )
 _seed = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the inputs.")
 
@@ -145,6 +151,7 @@ def bnfold(context: click.Context) -> None:
 @click.option("--opset", type=int, metavar="N", help="Of the .onnx.  [default: the exporter's]")
 @_keep
 @_merge
+@_affines
 @click.option("--freeze-inputs", is_flag=True, help="Of an .onnx: make constants of inputs that have a default.")
 @click.option("--flush-denormals", is_flag=True, help="Set weights that the fold made denormal to zero.")
 @click.option("--strict", is_flag=True, help="Exit 4, and write no model, unless every BatchNorm folded.")
@@ -183,6 +190,7 @@ def fold(**options: Any) -> int:
 @_about_the_model
 @_keep
 @_merge
+@_affines
 @_reports
 @_seed
 @_force
@@ -239,6 +247,7 @@ def verify(**options: Any) -> int:
 @_about_the_model
 @_keep
 @_merge
+@_affines
 @click.option(
     "--target",
     "targets",

@@ -38,6 +38,7 @@ class ExplainRequest:
     name: str | None = None
     keep: tuple[str, ...] = ()
     merge: bool = False
+    affines: bool = False
     reports: tuple[str, ...] = ()
     force: bool = False
 
@@ -65,10 +66,14 @@ def run(request: ExplainRequest, terminal: Terminal) -> int:
             parts = _explained(request, model.model, document, inputs, plain=plain)
         else:
             parts = [*render_decisions(document, every=terminal.verbose or len(document.batchnorms) <= 24)]
-            if document.merges is not None:
-                parts += [Text(), *render_merges(document, every=True)]
+            parts += _merges(document)
         document = run.write(document)
     return run.tell(document, *parts)
+
+
+def _merges(document: Document) -> list[Any]:
+    """Return the parts that tell of merges, where these were asked for."""
+    return [] if document.merges is None else [Text(), *render_merges(document, every=True)]
 
 
 def _details(request: ExplainRequest, model: Any, inputs: Any, way: str, run: Run) -> Details:
@@ -77,7 +82,8 @@ def _details(request: ExplainRequest, model: Any, inputs: Any, way: str, run: Ru
     from bnfold.report.gather import details_of
 
     with run.stages("report"):
-        folding = fold(model, inputs, keep=request.keep, merge=request.merge, capture=way, check=False)
+        options: dict[str, Any] = {"keep": request.keep, "merge": request.merge, "affines": request.affines}
+        folding = fold(model, inputs, capture=way, check=False, **options)
         return details_of(folding, None, seed=request.about.seed, files=run.files_read)
 
 
@@ -99,7 +105,8 @@ def _plan(request: ExplainRequest, loaded: Any, run: Run) -> tuple[Any, Any]:
     with run.stage("plan"):
         way = "auto" if inputs is not None else "symbolic"  # not searched for a second time
         try:
-            return make_plan(loaded.model, inputs, keep=request.keep, merge=request.merge, capture=way), inputs
+            options: dict[str, Any] = {"keep": request.keep, "merge": request.merge, "affines": request.affines}
+            return make_plan(loaded.model, inputs, capture=way, **options), inputs
         except NeedsInputsError as error:
             raise missing or error from None
 
@@ -137,7 +144,7 @@ def _chains(request: ExplainRequest, model: Any, inputs: Any, way: str, decision
     from bnfold.fold.api import fold
     from bnfold.report.gather import chain_of
 
-    folding = fold(model, inputs, keep=request.keep, capture=way, check=False)
+    folding = fold(model, inputs, keep=request.keep, affines=request.affines, capture=way, check=False)
     numbers = {decision.site: number for number, decision in enumerate(folding.plan)}
     return [chain_of(folding, numbers[d.site]) if d.site in numbers else () for d in decisions]
 

@@ -14,6 +14,7 @@ from bnfold.cli import outputs as files
 from bnfold.cli.onnx_models import fold_onnx_file, is_onnx, onnx_output_path
 from bnfold.cli.packages import check_witnesses, require_for
 from bnfold.cli.request import ModelRequest
+from bnfold.cli.room import Work, sentence_on_room
 from bnfold.cli.run import Run, blaming_inputs
 from bnfold.cli.terminal import Terminal
 from bnfold.errors import UsageError
@@ -59,6 +60,7 @@ class FoldRequest:
     opset: int | None = None
     keep: tuple[str, ...] = ()
     merge: bool = False
+    affines: bool = False
     freeze_inputs: bool = False
     flush_denormals: bool = False
     strict: bool = False
@@ -85,10 +87,9 @@ def run(request: FoldRequest, terminal: Terminal) -> int:
     notes = [] if document.inputs is None else ["The inputs are {} ({}).".format(*document.inputs)]
     run.tell(document, *_told(document, verbose=terminal.verbose), notes=notes)
     if document.exit_code == 4:
-        every = [decision for decision in document.batchnorms if decision.kind == "batchnorm"]
-        total, folded = len(every), sum(decision.action == "fold" for decision in every)
+        total = sum(decision.kind == "batchnorm" for decision in document.batchnorms)
         terminal.error(
-            f"--strict: {total - folded} of {counted(total, 'BatchNorm')} did not fold. No model was written.",
+            f"--strict: {len(document.unfolded)} of {counted(total, 'BatchNorm')} did not fold. No model was written.",
             "See why in the table above, or leave --strict out.",
         )
     elif document.exit_code == 1:
@@ -125,6 +126,8 @@ class _FoldRun(Run):
         loaded = self.load()
         if loaded.kind == "spec":
             notes.append("The model is used as its factory makes it, possibly with random weights.")
+        work = Work.of(loaded.model, {path.suffix for path in self.paths}, proof=not request.no_verify)
+        warned = self._warn_of_room(work)
         found = self.find_inputs(loaded)
         with self.stage("fold"), blaming_inputs(loaded.model, found.inputs):
             from bnfold.export.refusals import fixed_batch
@@ -137,12 +140,15 @@ class _FoldRun(Run):
                 found.inputs,
                 keep=request.keep,
                 merge=request.merge,
+                affines=request.affines,
                 flush_denormals=request.flush_denormals,
                 check=request.no_verify,  # else the proof covers it
             )
             self.stages.add_parts("fold", folding.seconds)
             before, after = folding.counts()
             self.fixed = fixed_batch(folding.module, found.inputs)
+        if not warned:
+            self._warn_of_room(work.with_values(folding.captured, found.inputs))
         notes[:] = [*notes, *folding.plan.notes] if folding.plan else [*folding.plan.notes, *notes]
         notes += denormal_sentences(folding.denormals(), flushed=False)
         notes += [] if self.fixed is None else [str(self.fixed)]
@@ -159,7 +165,7 @@ class _FoldRun(Run):
         )
         if self.wants_page:
             self.of_page = (folding, found.inputs)
-        if request.strict and document.summary["fold"] < len(document.batchnorms):
+        if request.strict and document.unfolded:
             return self._written(document.with_results(exit_code=4))
         with blaming_inputs(loaded.model, found.inputs):
             exported = self._export(folding, found.inputs, dynamic or Wanted(size=found.guessed))
@@ -173,6 +179,13 @@ class _FoldRun(Run):
                 return self._written(document.with_results(exit_code=1))
         document = document.with_results(notes=tuple(dict.fromkeys(notes)))
         return self._written(document, self._outputs(folding, exported))
+
+    def _warn_of_room(self, work: Work) -> bool:
+        """Warn, and return True, where there is less memory than will be needed."""
+        sentence = sentence_on_room(work)
+        if sentence is not None:
+            self.terminal.warn(sentence)
+        return sentence is not None
 
     def _export(self, folding: Folding, inputs: tuple[Any, ...], want: Wanted) -> dict[str, Any]:
         """Export to each kind that is wanted.

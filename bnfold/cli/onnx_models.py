@@ -118,10 +118,11 @@ def fold_onnx_file(request: Any, path: Path, run: Run) -> Document:
         model=about.model,
         capture=folding.plan.capture,
         batchnorms=folding.plan.decisions,
+        merges=folding.plan.merges if request.merge else None,
         notes=folding.plan.notes,
         strict=request.strict,
     )
-    if request.strict and any(d.kind == "batchnorm" and d.action != "fold" for d in folding.plan):
+    if request.strict and document.unfolded:
         return _written(None, folding, document.with_results(exit_code=4), request, run)
     if not request.no_verify:
         shapes, how, report = _proven(folding, request, path, run)
@@ -193,7 +194,9 @@ def explain_onnx(request: Any, run: Run, *, plain: bool) -> tuple[Document, list
     Raises:
         UnknownNameError: none has the name that was given.
     """
-    from bnfold.report.console import render_decisions
+    from rich.text import Text
+
+    from bnfold.report.console import render_decisions, render_merges
 
     about: ModelRequest = request.about
     only_for_torch(about)
@@ -212,6 +215,7 @@ def explain_onnx(request: Any, run: Run, *, plain: bool) -> tuple[Document, list
         model=about.model,
         capture=plan.capture,
         batchnorms=tuple(plan[number] for number in chosen),
+        merges=plan.merges if request.merge else None,
         notes=plan.notes,
     )
     if run.wants_page:
@@ -221,7 +225,10 @@ def explain_onnx(request: Any, run: Run, *, plain: bool) -> tuple[Document, list
             details = details_of_onnx(folding, seed=about.seed, files=run.files_read)
         document = document.with_results(details=details)
     if request.name is None:
-        return document, list(render_decisions(document, every=True))
+        parts: list[Any] = list(render_decisions(document, every=True))
+        if document.merges is not None:
+            parts += [Text(), *render_merges(document, every=True)]
+        return document, parts
     return document, _explained(folding, document, tuple(chosen), request, plain=plain)
 
 
@@ -284,6 +291,7 @@ def bench_onnx(request: Any, run: Run) -> Document:
         inputs=(shapes_in_words(found.inputs), found.how),
         capture=folding.plan.capture,
         batchnorms=folding.plan.decisions,
+        merges=folding.plan.merges if request.merge else None,
         notes=folding.plan.notes,
         bench=measured.to_dict(),
     )

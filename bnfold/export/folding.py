@@ -35,7 +35,9 @@ class FoldedProgram:
     plan: Plan
 
 
-def fold_program(program: ExportedProgram, *, keep: Iterable[str] = (), merge: bool = False) -> FoldedProgram:
+def fold_program(
+    program: ExportedProgram, *, keep: Iterable[str] = (), merge: bool = False, affines: bool = False
+) -> FoldedProgram:
     """Fold the BatchNorms of a ``torch.export`` program.
 
     The weights keep their names, and those that no fold touches their memory.
@@ -44,6 +46,7 @@ def fold_program(program: ExportedProgram, *, keep: Iterable[str] = (), merge: b
         program: of a model in eval mode, as ``torch.export.export`` returned it; not changed.
         keep: names of BatchNorms to leave as they are.
         merge: as for :func:`bnfold.fold`.
+        affines: as for :func:`bnfold.fold`.
 
     Raises:
         UsageError: the program has no example inputs, or takes keyword arguments.
@@ -59,7 +62,7 @@ def fold_program(program: ExportedProgram, *, keep: Iterable[str] = (), merge: b
         raise UsageError(
             f"The program takes keyword arguments ({', '.join(named)}).", fix="Export the model with positional inputs."
         )
-    folding = fold(_as_module(program), tuple(inputs), keep=keep, merge=merge)
+    folding = fold(_as_module(program), tuple(inputs), keep=keep, merge=merge, affines=affines)
     try:
         with quiet():
             shapes = _free_shapes(program, tuple(inputs))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import nn
-from torch.fx import Graph, Node
 
 from bnfold.capture.ways import capture
 from bnfold.errors import NotFiniteError
@@ -19,9 +16,9 @@ from bnfold.fold.denormals import denormal_sentences, denormals_made, flush
 from bnfold.fold.overflow import require_finite
 from bnfold.fold.plan import Plan
 from bnfold.fold.whole import plan_model, rewrite_model, unfolded_model
-from bnfold.graph.captured import NARROW, Capture
+from bnfold.graph.captured import Capture
+from bnfold.graph.doubled import capture_in_double
 from bnfold.graph.quiet import collecting_later
-from bnfold.graph.shells import double_shell
 from bnfold.ops.refusal import Refusal
 
 __all__ = ["Folding", "fold", "plan"]
@@ -53,7 +50,7 @@ class Folding:
         The same plan is applied to a float64 copy of the model, so that the two differ by nothing but the fold: what
         remains between them is float64 rounding.
         """
-        double = _capture_in_double(self.captured, {})
+        double = capture_in_double(self.captured, {})
         return unfolded_model(double), rewrite_model(double, self.plan)
 
     def denormals(self) -> dict[str, int]:
@@ -73,6 +70,7 @@ def plan(
     keep: Iterable[str] = (),
     capture: str = "auto",
     merge: bool = False,
+    affines: bool = False,
     share: Literal["clone", "keep"] = "clone",
     check: bool = True,
 ) -> Plan:
@@ -81,6 +79,7 @@ def plan(
     Arguments and errors are those of :func:`fold`.
     """
     captured = _capture(model, example_inputs, capture, check=check)
+    captured = captured.with_affines() if affines else captured
     with collecting_later():
         decided, _ = _decided(captured, _names(keep), share, merge, require_finite)
     return decided
@@ -93,6 +92,7 @@ def fold(
     keep: Iterable[str] = (),
     capture: str = "auto",
     merge: bool = False,
+    affines: bool = False,
     share: Literal["clone", "keep"] = "clone",
     flush_denormals: bool = False,
     check: bool = True,
@@ -107,6 +107,8 @@ def fold(
             which records the calls without running them.
         merge: also merge convolutions of one input whose outputs are only added, and a convolution with a 1x1 one right
             before or after it, where that saves multiplications.
+        affines: also fold affines by constants, as if they were BatchNorms: a multiplication, a division or a sum by
+            one constant for each channel, such as a layer scale, or a frozen BatchNorm written by hand.
         share: whether a layer called at several sites is cloned where one of them folds, or kept.
         flush_denormals: set the weights to zero that the fold made denormal, and say in the plan's notes which. They
             slow some processors down. See :meth:`Folding.denormals` for their number.
@@ -123,6 +125,7 @@ def fold(
     """
     begin = time.perf_counter()
     captured = _capture(model, example_inputs, capture, check=check)
+    captured = captured.with_affines() if affines else captured
     seconds = {"capture": time.perf_counter() - begin - captured.check_seconds}
     if check:
         seconds["check"] = captured.check_seconds
@@ -180,48 +183,3 @@ def _sites_at(decided: Plan, node: str) -> set[str]:
 
 def _names(keep: Iterable[str]) -> frozenset[str]:
     return frozenset((keep,) if isinstance(keep, str) else keep)
-
-
-def _double(value: torch.Tensor) -> torch.Tensor:
-    return value.double() if value.is_floating_point() else value
-
-
-def _capture_in_double(captured: Capture, shells: dict[int, Any]) -> Capture:
-    """Return the capture of the same model with float64 parameters and no narrower casts."""
-    return replace(
-        captured,
-        graph=_graph_in_double(captured.graph),
-        root=double_shell(captured.root, shells),
-        shapes=(),
-        constants={name: _double(value) for name, value in captured.constants.items()},
-        pieces={path: _capture_in_double(piece, shells) for path, piece in captured.pieces.items()},
-        _cache={},
-    )
-
-
-_CASTS = frozenset(("float", "half", "bfloat16"))
-
-
-def _graph_in_double(graph: Graph) -> Graph:
-    """Return a copy of the graph in which no cast to a narrower floating type is left."""
-    new = Graph()
-    copies: dict[Node, Node] = {}
-    new.graph_copy(graph, copies)
-    new.set_codegen(copy.copy(graph._codegen))
-    for node in graph.nodes:
-        if node.op == "output":
-            new.node_copy(node, copies.__getitem__)
-    for node in new.nodes:
-        node.args, node.kwargs = _wide(node.args), _wide(node.kwargs)
-        node.meta.pop(NARROW, None)
-        if node.op == "call_method" and node.target in _CASTS:
-            node.target = "double"
-    return new
-
-
-def _wide(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)(_wide(part) for part in value) if type(value) in (tuple, list) else value
-    if isinstance(value, dict):
-        return {key: _wide(part) for key, part in value.items()}
-    return torch.float64 if value in (torch.float32, torch.float16, torch.bfloat16) else value

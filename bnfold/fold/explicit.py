@@ -36,6 +36,7 @@ class ExplicitAffine(nn.Module):
         weight: shape ``(C,)``.
         bias: shape ``(C,)``, dtype of weight.
         requires_grad: of both.
+        dim: the dimension of x that the channels run along, where it is another.
 
     Built from :func:`bnfold.affine.exact_terms` it equals the BatchNorm bit for bit (float32 and float64, and float16
     and bfloat16 inputs; CPU).
@@ -44,9 +45,11 @@ class ExplicitAffine(nn.Module):
     zero: Tensor
     one: Tensor
     finite: bool = True
+    dim: int = 1
 
-    def __init__(self, weight: Tensor, bias: Tensor, *, requires_grad: bool = False) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, *, requires_grad: bool = False, dim: int = 1) -> None:
         super().__init__()
+        self.dim = dim
         self.weight = nn.Parameter(weight, requires_grad=requires_grad)
         self.bias = nn.Parameter(bias, requires_grad=requires_grad)
         self.register_buffer("zero", torch.zeros_like(weight), persistent=False)
@@ -59,21 +62,22 @@ class ExplicitAffine(nn.Module):
         if not is_scripting():  # noqa: SIM102  torch.jit.script leaves out what is under this very condition
             if torch.onnx.is_in_onnx_export():
                 return self._for_onnx(x)
-        if not self.finite:
-            return self._with_infinities(x)
+        if not self.finite or self.dim != 1:
+            return self._as_arithmetic(x)
         return torch.batch_norm(x, self.weight, self.bias, self.zero, self.one, False, 0.0, 0.0, False)
 
-    def _with_infinities(self, x: Tensor) -> Tensor:
-        """The form above would multiply infinity by its mean of 0; this one multiplies it by x alone."""
-        shape = [-1] + [1] * (x.ndim - 2)  # TorchScript unpacks nothing
+    def _as_arithmetic(self, x: Tensor) -> Tensor:
+        """The form above knows of dimension 1 alone, and would multiply infinity by its mean of 0."""
+        shape = [-1] + [1] * (x.ndim - 1 - self.dim)  # TorchScript unpacks nothing
         return torch.addcmul(self.bias.view(shape), x.to(self.weight.dtype), self.weight.view(shape)).to(x.dtype)
 
     @torch.jit.unused
     def _for_onnx(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        depthwise = _DEPTHWISE.get(x.ndim)
+        depthwise = _DEPTHWISE.get(x.ndim) if self.dim == 1 else None
         if depthwise is None:
-            return x * weight + bias
+            shape = [-1] + [1] * (x.ndim - 1 - self.dim)
+            return x * weight.reshape(shape) + bias.reshape(shape)
         channels = weight.numel()
         return depthwise(x, weight.reshape(channels, 1, *[1] * (x.ndim - 2)), bias, groups=channels)
 

@@ -155,12 +155,16 @@ class _Planner:
                 self._try_sideways(index, node)
         for node in self.facts.index:
             for hidden in self.facts.hidden_batchnorms(node):
-                stays = Decision(hidden.name, "keep", None, (), (), hidden.reason, "", hidden.site, hidden.source)
+                stays = Decision(
+                    hidden.name, "keep", None, (), (), hidden.reason, "", hidden.site, hidden.source, kind=hidden.kind
+                )
                 self.decisions.append(stays.staying(hidden.because))
         for node, absorptions in self.absorbed.items():
             self.steps.absorbed[node.name] = absorptions
         for node, explicit in self.explicit.items():
             self.steps.explicit[node.name] = explicit
+            if self._by_constants(node) and not explicit.composed:
+                self.steps.guards.pop(node.name, None)  # it is left as it is
         self.steps.removed = [node.name for node in self.settled]
         lines = {node.name: self.facts.lines(node) for node in self.facts.index}
         decisions = called_at(self._with_added_bytes(), lines)
@@ -180,6 +184,8 @@ class _Planner:
             self._stay(node, name, Refusal("hooks", "it carries hooks, which expect a BatchNorm to be called"))
         elif name in self.keep or node.name in self.keep:
             self._stay(node, name, Refusal("kept-by-request", "the caller asked to keep it"))
+        elif call.stays is not None:
+            self._stay(node, name, call.stays)
         elif self.facts.is_constant(call.input) and not self.facts.mutated(node):
             self._settle_constant(node, name)
         elif call.uses_batch_statistics:

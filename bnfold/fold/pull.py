@@ -279,6 +279,8 @@ def _stays_finite(
 
 
 def _no_rule(call: ops.Operation) -> Refusal:
+    if call.refusal is not None:
+        return call.refusal
     if isinstance(call, ops.ActiveDropout):
         return Refusal("active-dropout", "{op} is active in eval mode too", op=call)
     if isinstance(call, ops.BatchNorm):
@@ -288,8 +290,8 @@ def _no_rule(call: ops.Operation) -> Refusal:
 
 def _nothing_known(facts: GraphFacts, value: Value) -> Refusal:
     if facts.is_input(value):
-        text = "it reads the model's input `{value}`, and no weights stand before it"
-        return Refusal("no-producer", text, value=value)
+        text = "it reads {what}, and no weights stand before it"
+        return Refusal("no-producer", text, what=Described(value))
     hooks = ", which carries hooks" if facts.hooked(value) else ""
     text = "no affine moves through {what}{hooks}"
     return Refusal("hooks" if hooks else "unknown-op", text, what=Described(value), hooks=hooks)

@@ -239,6 +239,9 @@ class _Rewriter:
     def _make_explicit(self, old: Node, new: Node, explicit: Explicit) -> None:
         call = self.facts.call(old)
         assert isinstance(call, ops.BatchNorm)
+        if call.by_constants and not explicit.composed:
+            return  # it is as it should be
+        assert call.stays is None
         mean, variance = self._tensor(call.running_mean), self._tensor(call.running_var)
         weight, bias = self._tensor(call.weight), self._tensor(call.bias)
         assert mean is not None
@@ -254,7 +257,7 @@ class _Rewriter:
         narrow = old.meta.get(NARROW)
         if narrow is not None:
             alpha, beta = alpha.to(narrow), beta.to(narrow)
-        layer = ExplicitAffine(alpha, beta, requires_grad=weight is not None and weight.requires_grad)
+        layer = ExplicitAffine(alpha, beta, requires_grad=weight is not None and weight.requires_grad, dim=call.dim)
         name = self._free_name(call.name or old.name, old)
         self.held[name] = layer
         if new.op == "call_module":

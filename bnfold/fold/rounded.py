@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bnfold import ops
 from bnfold.affine import ChannelAffine
 from bnfold.errors import NotFiniteError
+from bnfold.fold.merge.found import factor_of
 from bnfold.fold.plan import Absorption
 from bnfold.graph.on_demand import OnDemand, made
 from bnfold.ops.interface import GraphFacts
@@ -49,20 +50,11 @@ def absorbed_weights(
         NotFiniteError: a rounded value is not finite; ``error.node`` is the name of the call's node.
     """
     if isinstance(weight, OnDemand):
-
-        def again() -> tuple[nn.Parameter, nn.Parameter | None]:
-            return absorbed_weights(call, made(weight), bias, absorptions, statistics, name)
-
-        first, its_bias = again()
-        later = OnDemand(first, first.dtype, lambda: again()[0].detach())  # noqa: PLW0108 - anew for each call
-        return cast(nn.Parameter, later.requires_grad_(weight.requires_grad)), its_bias
+        return _absorbed_on_demand(call, weight, bias, absorptions, statistics, name)
     like = weight if weight is not None else bias if bias is not None else statistics.new_empty(0)
     affines = [_on(absorption.affine, like.device) for absorption in absorptions]
-    after = all(absorption.side == "after" for absorption in absorptions)
-    if weight is not None and after and call.scales_rows:
-        whole = affines[0]
-        for affine in affines[1:]:
-            whole = affine.after(whole)
+    if weight is not None and _scales_rows(call, absorptions):
+        whole = _as_one(affines)
         new_weight, finite = _scaled_rows(weight.detach(), whole.scale)
         new_bias: Tensor | None = whole.shift if bias is None else whole.scale * bias.detach().double() + whole.shift
     else:
@@ -80,6 +72,43 @@ def absorbed_weights(
     if rounded_bias is None:
         return parameter, None
     return parameter, nn.Parameter(rounded_bias, requires_grad=(like if bias is None else bias).requires_grad)
+
+
+def _scales_rows(call: ops.Absorber, absorptions: Sequence[Absorption]) -> bool:
+    """Whether each row of the weight is multiplied by one number, and nothing more."""
+    return call.scales_rows and all(absorption.side == "after" for absorption in absorptions)
+
+
+def _as_one(affines: Sequence[ChannelAffine]) -> ChannelAffine:
+    """Return the affine that is these, one after the other."""
+    whole = affines[0]
+    for affine in affines[1:]:
+        whole = affine.after(whole)
+    return whole
+
+
+def _absorbed_on_demand(
+    call: ops.Absorber,
+    weight: OnDemand,
+    bias: Tensor | None,
+    absorptions: Sequence[Absorption],
+    statistics: Tensor,
+    name: str,
+) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Return what :func:`absorbed_weights` does, the weight to be made when a call needs it."""
+
+    def whole() -> tuple[nn.Parameter, nn.Parameter | None]:
+        return absorbed_weights(call, made(weight), bias, absorptions, statistics, name)
+
+    first, new_bias = whole()
+    source = weight.source
+    if source is not None and _scales_rows(call, absorptions):  # one pass over the memory, which casts on its way
+        scale = _as_one([_on(absorption.affine, weight.device) for absorption in absorptions]).scale
+        column = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        later = OnDemand(first, first.dtype, lambda: torch.mul(source, column))
+    else:
+        later = OnDemand(first, first.dtype, lambda: whole()[0].detach())  # noqa: PLW0108 - anew for each call
+    return cast(nn.Parameter, later.requires_grad_(weight.requires_grad)), new_bias
 
 
 def _exact_weights(
@@ -120,8 +149,10 @@ class FoldedWeights:
         return weight, self.facts.constant(call.bias)
 
     def factor(self, node: str) -> Tensor:
-        """Return the constant that a node computes."""
-        value = self.facts.constant(self.nodes[node])
+        """Return the constants that a node multiplies by."""
+        factor = factor_of(self.facts, self.nodes[node])
+        assert factor is not None
+        value = self.facts.constant(factor.by)
         assert value is not None
         return value
 

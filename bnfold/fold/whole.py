@@ -14,10 +14,9 @@ from bnfold.affine import exact_terms
 from bnfold.errors import UnknownNameError
 from bnfold.fold.decision import Action, Decision, MergeDecision, listed
 from bnfold.fold.explicit import ExplicitAffine
-from bnfold.fold.merge.planner import plan_merges
+from bnfold.fold.merge.planner import with_merges
 from bnfold.fold.plan import Explicit, Plan, Steps, make_plan
 from bnfold.fold.rewrite import folded_capture, rewrite
-from bnfold.fold.rounded import FoldedWeights
 from bnfold.graph.captured import Capture
 from bnfold.graph.facts import Facts
 from bnfold.graph.leaves import carries_hooks
@@ -80,9 +79,7 @@ def _plan_whole(
     if not merge:
         return plan
     folded = Facts.of(folded_capture(capture, plan, original.shapes_by_name()))
-    weights = FoldedWeights(original, plan.steps.absorbed)
-    merges = plan_merges(folded, original, weights, keep=keep, share=share, refused=refused)
-    return replace(plan, merges=merges.decisions, steps=replace(plan.steps, merges=merges.steps))
+    return with_merges(plan, folded, original, keep=keep, share=share, refused=refused)
 
 
 def unfolded_model(capture: Capture) -> nn.Module:

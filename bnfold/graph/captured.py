@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-__all__ = ["NARROW", "Capture"]
+__all__ = ["DTYPE", "NARROW", "Capture"]
+
+DTYPE = "dtype"
+"""In a node's ``meta``: the type of the tensor that a recorded run computed there."""
 
 NARROW = "narrow"
 """In a node's ``meta``: the type in which float64 numbers computed from a layer of the user's are used."""
@@ -32,6 +35,7 @@ class Capture:
         passed: of a piece: the places after its own that it also stands for.
         exact: whether the graph calls the kernels that the model calls; else it may round otherwise.
         changes: attributes that a run of the model changes.
+        affines: whether affines by constants are read as such.
         check_seconds: how long the comparison with the model took.
     """
 
@@ -47,8 +51,15 @@ class Capture:
     passed: tuple[str, ...] = ()
     exact: bool = True
     changes: tuple[str, ...] = ()
+    affines: bool = False
     check_seconds: float = 0.0
     _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def with_affines(self) -> Capture:
+        """Return the same, in which affines by constants are read as such."""
+        names = {key: module for key, module in self._cache.items() if isinstance(key, str)}
+        pieces = {path: piece.with_affines() for path, piece in self.pieces.items()}
+        return replace(self, affines=True, pieces=pieces, _cache=names)
 
     def module(self, name: str) -> nn.Module:
         """Return the submodule called ``name``."""

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from bnfold import ops
+from bnfold.graph.affines import affine_by_constants, affine_of_unknown_rank
 from bnfold.graph.captured import Capture
+from bnfold.graph.doubled import capture_in_double
 from bnfold.graph.doubts import doubts
 from bnfold.graph.effects import is_pure, mutated_inputs
 from bnfold.graph.leaves import carries_hooks
@@ -43,6 +45,7 @@ class Facts(FrontEnd[Node]):
         self.index = {node: index for index, node in enumerate(capture.graph.nodes)}
         self.way = capture.way
         self._calls: dict[Node, ops.Operation | None] = {}
+        self._read: dict[Node, ops.Operation | None] = {}
         self._ranks: dict[Node, int | None] = {}
         self._constants: dict[Node, bool] = {}
 
@@ -60,6 +63,18 @@ class Facts(FrontEnd[Node]):
             return self._calls[node]
         except KeyError:
             pass
+        call = self.read(node)
+        if self.capture.affines and isinstance(call, ops.OfTwo):
+            call = affine_by_constants(self, call) or call
+        self._calls[node] = call
+        return call
+
+    def read(self, node: Node) -> ops.Operation | None:
+        """Return what the node computes as it is written; constants are not looked at."""
+        try:
+            return self._read[node]
+        except KeyError:
+            pass
         call: ops.Operation | None = None
         if node.op == "call_module":
             module = self.capture.module(str(node.target))
@@ -68,7 +83,7 @@ class Facts(FrontEnd[Node]):
             call = ops.Constant(node)
         elif node.op in ("call_function", "call_method"):
             call = read_function(node)
-        self._calls[node] = call
+        self._read[node] = call
         return call
 
     def hooked(self, node: Node) -> bool:
@@ -148,7 +163,7 @@ class Facts(FrontEnd[Node]):
 
     def tensor(self, source: ops.Source) -> Tensor | None:
         """Return the tensor that a source names; None for None or for a source that is computed."""
-        return self.capture.tensor(source) if isinstance(source, str) else None
+        return self.constant(source) if isinstance(source, str) else None
 
     def is_constant(self, value: Node) -> bool:
         """Whether a value depends on parameters and constants only, by pure operations."""
@@ -179,12 +194,20 @@ class Facts(FrontEnd[Node]):
         """Return the tensor that a source names, or computes from parameters only; None for None."""
         if isinstance(source, Node):
             return constant_value(self.capture, source)
-        return None if source is None else self.capture.tensor(source)
+        if source is None:
+            return None
+        made = self._made.get(source)
+        return self.capture.tensor(source) if made is None else made
+
+    @cached_property
+    def in_double(self) -> Facts:
+        """The facts of the same model in float64."""
+        return Facts(capture_in_double(self.capture, {}))
 
     @cached_property
     def memory(self) -> Memory:
         """Which values share memory, and what is written into it."""
-        return Memory(self.capture, self.index, self.call)
+        return Memory(self.capture, self.index, self.read)
 
     def mutated(self, value: Node) -> bool:
         """Whether anything writes into the memory of a value after it was computed, or may do so."""
@@ -224,7 +247,8 @@ class Facts(FrontEnd[Node]):
         """Return what holds the numbers: the layer, the parameter, the BatchNorm that a function call is of."""
         call = self.call(value)
         if isinstance(call, ops.BatchNorm) and call.name:
-            return self._whole(call.name)
+            held = call.by_constants and call.name != value.name
+            return self.capture.prefix + call.name if held else self._whole(call.name)
         return self._whole(str(value.target)) if value.op in ("call_module", "get_attr") else value.name
 
     def owner(self, source: ops.Source) -> str | None:
@@ -266,6 +290,9 @@ class Facts(FrontEnd[Node]):
         """Yield the BatchNorms inside a module that is called as a whole, or in a region that is kept apart."""
         if value.op == "get_attr":
             yield from self._in_region(value)
+        call = self.call(value)
+        if self.capture.affines and isinstance(call, ops.OfTwo) and (affine := affine_of_unknown_rank(self, call)):
+            yield affine
         if value.op != "call_module" or self.call(value) is not None:
             return
         target = str(value.target)
@@ -332,7 +359,8 @@ class Facts(FrontEnd[Node]):
         if isinstance(source, Node):
             shapes = self.shapes(source) if self.is_constant(source) else ()
             return shapes[0] if shapes else None
-        return None if source is None else tuple(self.capture.tensor(source).shape)
+        tensor = self.tensor(source)
+        return None if tensor is None else tuple(tensor.shape)
 
     def rank(self, value: Node) -> int | None:
         """Return the number of dimensions of a value, if the graph or an example input tells it."""

@@ -64,7 +64,8 @@ class Memory:
                 continue
             if node.op != "call_module" and node.target in _ARITHMETIC and "out" not in node.kwargs:
                 continue
-            for read in node.all_input_nodes:
+            in_place = call is not None and call.memory == "in place"
+            for read in mutated_inputs(node, self.capture.module) if in_place else node.all_input_nodes:
                 owner[find(read)] = find(node)
         return {node: find(node) for node in owner}
 

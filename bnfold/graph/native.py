@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.fx import Graph
 
+from bnfold.graph.captured import DTYPE
+
 __all__ = ["rewrite_native"]
 
 aten = torch.ops.aten
@@ -42,6 +44,7 @@ def rewrite_native(graph: Graph) -> tuple[str, ...]:
             new = graph.call_function(aten.batch_norm.default, (*arguments, True))
         new.meta.update({key: node.meta[key] for key in ("source", "lines", "module") if key in node.meta})
         for output in list(node.users):
+            new.meta[DTYPE] = output.meta.get(DTYPE)
             output.replace_all_uses_with(new)
             graph.erase_node(output)
         graph.erase_node(node)

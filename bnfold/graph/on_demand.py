@@ -39,9 +39,11 @@ class OnDemand(Tensor):
 
     Attributes:
         make: returns the numbers, each time anew or those that somebody holds; of the shape, dtype and strides told.
+        source: what they are cast from, if that is all.
     """
 
     make: Callable[[], Tensor]
+    source: Tensor | None
 
     @staticmethod
     def __new__(cls, like: Tensor, dtype: torch.dtype, make: Callable[[], Tensor]) -> OnDemand:
@@ -56,7 +58,7 @@ class OnDemand(Tensor):
         outline = like if isinstance(like, OnDemand) else torch.empty_like(like.detach(), device="meta")
         strides = outline.stride()  # of what is dense, in the same order
         new = Tensor._make_wrapper_subclass(cls, like.shape, strides, dtype=dtype, device=like.device)
-        new.make = make
+        new.make, new.source = make, None
         if isinstance(like, nn.Parameter):
             new._is_param = True
         return new
@@ -64,7 +66,9 @@ class OnDemand(Tensor):
     @staticmethod
     def of(source: Tensor, dtype: torch.dtype) -> OnDemand:
         """Return the numbers of a tensor in some dtype; in its own they are those of the tensor itself."""
-        return OnDemand(source, dtype, lambda: source.detach().to(dtype))
+        new = OnDemand(source, dtype, lambda: source.detach().to(dtype))
+        new.source = source.detach()
+        return new
 
     @staticmethod
     def suits(tensor: Tensor) -> bool:
@@ -84,8 +88,9 @@ class OnDemand(Tensor):
         """Make the numbers, and call ``func`` with them."""
         kwargs = kwargs or {}
         if func in _SAME:
-            source = args[0]
-            return OnDemand(source, source.dtype, source.make)
+            alias = OnDemand(args[0], args[0].dtype, args[0].make)
+            alias.source = args[0].source
+            return alias
         refuse_lent(func, args, kwargs)
         numbers: list[Tensor] = []
 

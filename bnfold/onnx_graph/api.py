@@ -12,8 +12,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from bnfold.errors import NotFiniteError, UnknownNameError, UsageError
+from bnfold.errors import NotFiniteError, UnknownNameError
 from bnfold.fold.decision import Decision
+from bnfold.fold.merge.after_folds import AfterFolds
+from bnfold.fold.merge.planner import with_merges
 from bnfold.fold.plan import Plan, Steps, make_plan
 from bnfold.onnx_graph.constants import Constants
 from bnfold.onnx_graph.facts import OnnxFacts
@@ -99,8 +101,9 @@ def fold_onnx(
 
     Args:
         model: a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; not changed.
-        keep: names of nodes to leave as they are.
-        merge: also merge convolutions of one input whose outputs are only added.
+        keep: names of nodes to leave as they are; with ``merge``, also of convolutions to leave apart.
+        merge: also merge convolutions of one input whose outputs are only added, and a convolution with a 1x1 one right
+            before or after it, where that saves multiplications.
         freeze_inputs: take initializers that are inputs too for constants, and no longer for inputs. In models of
             before IR version 4 all of them are: whoever runs the model may give others.
 
@@ -111,8 +114,6 @@ def fold_onnx(
         RefusedFileError: it is no ONNX model that could be read, or of an opset before 7.
         UnknownNameError: ``keep`` names no node that is a BatchNormalization or an affine.
     """
-    if merge:
-        raise UsageError("Merging is not made for ONNX models yet.", fix="Leave merge out.")
     names = frozenset((keep,) if isinstance(keep, str) else keep)
     given: OnnxModel = Path(model) if isinstance(model, str) else model
     begin = time.perf_counter()
@@ -122,7 +123,7 @@ def fold_onnx(
     refused: dict[str, Refusal] = {}
     while True:
         start = time.perf_counter()
-        plan = _planned(reading, names, refused)
+        plan = _planned(reading, names, refused, merge=merge)
         seconds["plan"] = seconds.get("plan", 0.0) + time.perf_counter() - start
         start = time.perf_counter()
         try:
@@ -156,7 +157,10 @@ class _Reading:
             self.constants.note_initializers(graph)
         for node in _nodes(model.graph):
             self.constants.note(node, self.version)
-        self.facts = [OnnxFacts(graph, self.constants, self.shapes, self.version) for graph in graphs]
+        self.facts = [
+            OnnxFacts(graph, self.constants, self.shapes, self.version, inside=graph is not model.graph)
+            for graph in graphs
+        ]
 
     def notes(self) -> tuple[str, ...]:
         """Return what is to be said about the model."""
@@ -193,7 +197,7 @@ def _bodies(node: ir.Node) -> list[ir.Graph]:
     ]
 
 
-def _planned(reading: _Reading, keep: frozenset[str], refused: Mapping[str, Refusal]) -> Plan:
+def _planned(reading: _Reading, keep: frozenset[str], refused: Mapping[str, Refusal], *, merge: bool) -> Plan:
     """Return one plan for all graphs: that of the model's own, with those inside of nodes as its pieces."""
     plans: list[Plan] = []
     for facts in reading.facts:
@@ -208,9 +212,14 @@ def _planned(reading: _Reading, keep: frozenset[str], refused: Mapping[str, Refu
                 break
         if plan.steps.guards:
             plan = replace(plan, steps=Steps())
+        if merge:
+            folded = AfterFolds(facts, plan.steps)
+            plan = with_merges(plan, folded, facts, keep=keep, share="clone", refused=refused)
         plans.append(plan)
     decisions: tuple[Decision, ...] = tuple(decision for plan in plans for decision in plan)
-    return Plan(decisions, "onnx", plans[0].notes, steps=Steps(), pieces={str(n): plan for n, plan in enumerate(plans)})
+    merges = tuple(decision for plan in plans for decision in plan.merges)
+    pieces = {str(number): plan for number, plan in enumerate(plans)}
+    return Plan(decisions, "onnx", plans[0].notes, merges, steps=Steps(), pieces=pieces)
 
 
 def _rewritten(reading: _Reading, plan: Plan) -> None:
@@ -231,6 +240,8 @@ def _refused(plan: Plan, error: NotFiniteError, before: Mapping[str, Refusal]) -
         for own in plan.pieces.values()
         for absorption in own.steps.absorbed.get(name, ())
     }
+    if any(step.root == name for own in plan.pieces.values() for step in own.steps.merges):
+        sites = {name}
     new = sites - before.keys()
     if not new:
         raise error
@@ -240,6 +251,7 @@ def _refused(plan: Plan, error: NotFiniteError, before: Mapping[str, Refusal]) -
 
 def _require_names(plan: Plan, keep: frozenset[str]) -> None:
     known = {name for decision in plan for name in (decision.batchnorm, decision.site)}
+    known |= {merge.into for merge in plan.merges}
     for name in sorted(keep - known):
         raise unknown_name(name, plan)
 

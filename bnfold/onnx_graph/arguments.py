@@ -133,8 +133,5 @@ class NodeArguments:
     @property
     def quantised(self) -> bool:
         """Whether its second input, or its third, is made of integers by DequantizeLinear."""
-        for value in self.node.inputs[1:3]:
-            maker = None if value is None else value.producer()
-            if maker is not None and is_standard(maker) and maker.op_type == "DequantizeLinear":
-                return True
-        return False
+        makers = [None if value is None else value.producer() for value in self.node.inputs[1:3]]
+        return any(maker and is_standard(maker) and maker.op_type == "DequantizeLinear" for maker in makers)

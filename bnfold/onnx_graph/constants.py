@@ -24,6 +24,7 @@ _COMPUTED = frozenset(
     "Cast Concat Slice Gather Neg Sqrt Reciprocal Exp Pow Mul Add Sub Div Expand ConstantOfShape".split()
 )
 _ASKED = frozenset({"CastLike", "Shape"})
+_WHOLE = ("quantize", "Quantize", "QLinear", "QGemm", "QAttention", "Integer")  # in names of operators of any domain
 _LARGEST = 1 << 20  # elements that something is computed of; what is only renamed may be larger
 _DEEPEST = 64  # nodes in a row
 
@@ -82,6 +83,7 @@ class Constants:
         self.shapes = shapes
         self.frozen = frozen
         self.overridable: list[str] = []
+        self.quantises_values = False  # and not weights alone
         self._held: dict[ir.Value, np.ndarray[Any, Any] | None] = {}  # None: the initializer tells
         self._depth: dict[ir.Value, int] = {}
         self._types: dict[ir.Value, ir.DataType] = {}
@@ -97,6 +99,9 @@ class Constants:
 
     def note(self, node: ir.Node, version: int) -> None:
         """Look at a node, after all that it reads."""
+        if any(part in node.op_type for part in _WHOLE):
+            of_weights = node.op_type == "DequantizeLinear" and self.holds(node.inputs[0])
+            self.quantises_values |= not of_weights
         if not is_standard(node) or len(node.outputs) != 1:
             return
         (output,) = node.outputs

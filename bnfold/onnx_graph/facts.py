@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from bnfold import ops
 from bnfold.onnx_graph.arguments import NodeArguments
-from bnfold.onnx_graph.constants import Constants, is_standard, tensor_of
+from bnfold.onnx_graph.constants import Constants, is_standard, tensor_of, torch_type
 from bnfold.onnx_graph.inference import InferredShapes
 from bnfold.onnx_graph.sizes import OnnxSizes
 from bnfold.onnx_graph.spellings import READERS
 from bnfold.onnx_graph.values import OnnxValue, free_name
-from bnfold.ops.interface import FrontEnd
+from bnfold.ops.interface import FrontEnd, WeightType
 from bnfold.ops.spelling import NotStaticError
 from bnfold.ops.symbolic import Size
 
@@ -30,18 +30,16 @@ class Parameter:
     """A parameter as an operation sees it, made of a constant of the graph.
 
     Attributes:
-        value: the constant; None for numbers that stand in no graph by themselves.
+        value: the constant.
         turned: whether the constant is its transpose.
         factor: the constant is multiplied by it.
         vector: how many entries it has, if the constant is to be stretched to a vector.
-        numbers: where there is no constant.
     """
 
-    value: ir.Value | None = None
+    value: ir.Value
     turned: bool = False
     factor: float = 1.0
     vector: int | None = None
-    numbers: np.ndarray[Any, Any] | None = field(default=None, repr=False)
 
     @property
     def plain(self) -> bool:
@@ -57,12 +55,16 @@ class OnnxFacts(FrontEnd[OnnxValue]):
         constants: of the model, with all that was computed before this graph noted.
         shapes: of the model's values.
         version: of the operators.
+        inside: whether the graph is the body of a node.
     """
 
     way = "onnx"
 
-    def __init__(self, graph: ir.Graph, constants: Constants, shapes: InferredShapes, version: int) -> None:
+    def __init__(
+        self, graph: ir.Graph, constants: Constants, shapes: InferredShapes, version: int, *, inside: bool = False
+    ) -> None:
         super().__init__()
+        self.inside = inside
         self.graph = graph
         self.constants = constants
         self.inferred = shapes
@@ -268,7 +270,9 @@ class OnnxFacts(FrontEnd[OnnxValue]):
     def described(self, value: OnnxValue) -> str:
         """Return a node that nothing is known of in words."""
         if value.kind == "input":
-            return f"the model's input `{value.name}`"
+            if value.value not in self.graph.inputs:
+                return f"the captured value `{value.name}`"
+            return f"the {'body' if self.inside else 'model'}'s input `{value.name}`"
         if value.maker is None or value.kind == "item":
             return f"`{self.name(value)}`"
         domain = "" if is_standard(value.maker) else f"{value.maker.domain}."
@@ -349,12 +353,6 @@ class OnnxFacts(FrontEnd[OnnxValue]):
         self.parameters.setdefault(name, made)
         return name
 
-    def made(self, value: OnnxValue, name: str, numbers: np.ndarray[Any, Any]) -> str:
-        """Return the name of a parameter that stands in no graph by itself."""
-        called = f"{name} of {value.name}"
-        self.parameters.setdefault(called, Parameter(numbers=numbers))
-        return called
-
     def tensor(self, source: Any) -> Tensor | None:
         """Return the tensor of a parameter."""
         return self.constant(source) if isinstance(source, str) else None
@@ -366,19 +364,29 @@ class OnnxFacts(FrontEnd[OnnxValue]):
             return None if numbers is None else tensor_of(numbers)
         if source is None:
             return None
-        known = self._torch.get(source)
+        known = self._made.get(source, self._torch.get(source))
         if known is None:
             known = self._tensor(self.parameters[source])
             if known is not None:
                 self._torch[source] = known
         return known
 
+    def weight_type(self, source: Any) -> WeightType | None:
+        """Return the type that a parameter has in the graph: what is computed of constants is in float64 here."""
+        if source in self._made:
+            return None
+        value = self.parameters[source].value if isinstance(source, str) else getattr(source, "value", None)
+        if value is None:
+            return None
+        found = self.constants.dtype(value)
+        return super().weight_type(source) if found is None else (torch_type(found), torch.device("cpu"))
+
     def forget(self, source: Any) -> None:
         """Let go of a parameter's tensor; it is read again if it is asked for."""
         self._torch.pop(source, None)
 
     def _tensor(self, made: Parameter) -> Tensor | None:
-        numbers = made.numbers if made.value is None else self.constants.numbers(made.value)
+        numbers = self.constants.numbers(made.value)
         tensor = None if numbers is None else tensor_of(numbers)
         if tensor is None:
             return None
@@ -394,9 +402,9 @@ class OnnxFacts(FrontEnd[OnnxValue]):
         """Return the shape of a parameter."""
         if not isinstance(source, str):
             return None if source is None else self.constants.shape(source.value)
+        if source in self._made:
+            return tuple(self._made[source].shape)
         made = self.parameters[source]
-        if made.numbers is not None:
-            return tuple(made.numbers.shape)
         if made.vector is not None:
             return (made.vector,)
         shape = self.constants.shape(made.value)
@@ -409,13 +417,15 @@ class OnnxFacts(FrontEnd[OnnxValue]):
     def sharing(self, source: Any) -> Sequence[OnnxValue]:
         """Return all that read the constant that a parameter is made of."""
         made = self.parameters.get(source) if isinstance(source, str) else None
-        if made is None or made.value is None:
+        if made is None:
             return ()
         return list(self._reading(made.value))
 
     def _reading(self, value: ir.Value) -> Iterator[OnnxValue]:
         for use in value.uses():
-            if use.node in self._nodes:
+            if is_standard(use.node) and use.node.op_type == "DequantizeLinear":  # part of the layer that it is for
+                yield from self._reading(use.node.outputs[0])
+            elif use.node in self._nodes:
                 yield self._nodes[use.node]
 
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from bnfold.onnx_graph.following import follow
+from bnfold.onnx_graph.loops import infer
 
 __all__ = ["OPEN", "InferredShapes", "NamedShapes", "inferred"]
 
@@ -174,7 +175,7 @@ def _inferred(model: ir.Model, skeleton: onnx.ModelProto, sizes: Sizes) -> Itera
             elif given is not None:
                 size.dim_value = given
     try:
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        proto = infer(proto)
     except Exception:  # it does not take the model: then nothing is known
         return
     follow(proto, numbers_only=all(isinstance(size, int) for size in sizes.values()))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from bnfold.fold.plan import Absorption, Explicit, Plan
 from bnfold.fold.rounded import absorbed_weights
 from bnfold.onnx_graph.constants import array_of, is_standard, torch_type
 from bnfold.onnx_graph.facts import OnnxFacts
+from bnfold.onnx_graph.merging import Merging
+from bnfold.onnx_graph.spellings.quantised import dequantised
 from bnfold.onnx_graph.values import OnnxValue, free_name
 
 __all__ = ["Names", "rewrite"]
@@ -125,10 +128,10 @@ def rewrite(facts: OnnxFacts, plan: Plan, names: Names) -> None:
     Raises:
         NotFiniteError: a weight overflowed when rounded; ``error.node`` names the value. Nothing is changed then.
     """
-    _Rewriter(facts, plan, names).run()
+    Rewriter(facts, plan, names).run()
 
 
-class _Rewriter:
+class Rewriter:
     def __init__(self, facts: OnnxFacts, plan: Plan, names: Names) -> None:
         self.facts = facts
         self.graph = facts.graph
@@ -136,16 +139,18 @@ class _Rewriter:
         self.names = names
         self.by_name = {value.name: value for value in facts.index}
         self.live = [node for node in self.graph if any(facts.is_used(output) for output in node.outputs)]
+        self.instead: dict[ir.Value, ir.Value] = {}  # of values that are another by now
         self.used = [value for value in self.graph.initializers.values() if facts.is_used(value)]
 
     def run(self) -> None:
         steps = self.plan.steps
         sites = [*steps.removed, *steps.explicit, *steps.constant]
         places = {name: self._place(name) for name in sites}
-        weights = {name: self._absorbed(name, taken) for name, taken in steps.absorbed.items()}
+        merging = Merging(self, steps)
+        merged = {name for step in steps.merges for part in step.parts for name in part.branch.members}
+        weights = {name: self._absorbed(name, taken) for name, taken in steps.absorbed.items() if name not in merged}
         affines = {name: self._affine(name, explicit) for name, explicit in steps.explicit.items()}
         values = {name: self._constant(name) for name in steps.constant}
-        drops = [self._term(*step) for step in steps.dropped.values()]
         for name, (weight, bias) in weights.items():
             self._absorb(self.by_name[name], weight, bias)
         for name, (affine, dim, rank) in affines.items():
@@ -153,16 +158,18 @@ class _Rewriter:
                 self._make_explicit(self.by_name[name], affine, dim, rank, places[name])
         for name, value in values.items():
             node = self._node(name)
-            self._put_through(node, self._held(f"{name}.value", value, self._dtype(node)))
-        for total, place in drops:
-            rest = total.inputs[1 - place]
+            self.put_through(node, self.held(f"{name}.value", value, self._dtype(node)))
+        for term, total in steps.dropped.values():  # in order: the sum before it may be one that lost a term
+            node = self._node(total)
+            rest = node.inputs[1 - list(node.inputs).index(self.value(term))]
             assert rest is not None
-            self._put_through(total, rest)
+            self.put_through(node, rest)
         for name in steps.removed:
             node = self._node(name)
             source = node.inputs[places[name]]
             assert source is not None
-            self._put_through(node, source)
+            self.put_through(node, source)
+        merging.run()
         self._sweep()
 
     # --- what is known before anything changes --------------------------------------------------------------------
@@ -171,6 +178,14 @@ class _Rewriter:
         node = self.by_name[name].maker
         assert node is not None
         return node
+
+    def value(self, name: str) -> ir.Value:
+        """Return the value of the graph, as it is by now, for a name of the planner's."""
+        value = self.by_name[name].value
+        assert value is not None
+        while value in self.instead:
+            value = self.instead[value]
+        return value
 
     def _place(self, name: str) -> int:
         """Which input of its node a BatchNorm normalises."""
@@ -233,7 +248,7 @@ class _Rewriter:
                 for each in absorptions
             ]
         new = absorbed_weights(call, weight, bias, absorptions, statistics, self.facts.name(call.node))
-        dtype = self._rounded_to(call)
+        dtype = self.rounded_to(call)
         rounded = [None if part is None else part.detach().to(dtype) for part in new]
         narrowed = [
             part for part, before in zip(rounded, new, strict=True) if before is not None and before.dtype != dtype
@@ -248,7 +263,7 @@ class _Rewriter:
         assert rounded[0] is not None
         return rounded[0], rounded[1]
 
-    def _rounded_to(self, call: ops.Absorber) -> torch.dtype:
+    def rounded_to(self, call: ops.Absorber) -> torch.dtype:
         """The type that a weight has in the graph: what is computed of constants is in float64 here."""
         assert isinstance(call.weight, str)
         value = self.facts.parameters[call.weight].value
@@ -286,52 +301,78 @@ class _Rewriter:
         assert variance is not None
         return affine_of_statistics(mean, variance, weight, bias, call.eps)(x.double(), call.dim)
 
-    def _term(self, term: str, total: str) -> tuple[ir.Node, int]:
-        """The sum that loses a term, and which of its inputs that is."""
-        node = self._node(total)
-        return node, list(node.inputs).index(self.by_name[term].value)
-
     # --- weights --------------------------------------------------------------------------------------------------
 
     def _absorb(self, value: OnnxValue, weight: Tensor | Later, bias: Tensor | None) -> None:
         node = value.maker
         assert node is not None
         product = self.facts.product_before(node)
-        if product is not None:  # a product, and the sum after it
-            self._set(product, 1, weight.t())
+        scales = dequantised(node.inputs[1])
+        if scales is not None:
+            assert isinstance(weight, Tensor)
+            self._scale(node, scales, weight, bias)
+        elif product is not None:  # a product, and the sum after it
+            self.set(product, 1, weight.t())
             assert bias is not None
-            self._set(node, 0 if node.inputs[1] is product.outputs[0] else 1, bias)
+            self.set(node, 0 if node.inputs[1] is product.outputs[0] else 1, bias)
         elif node.op_type == "MatMul":
-            dtype = self._set(node, 1, weight.t())
+            dtype = self.set(node, 1, weight.t())
             if bias is not None and bool((bias != 0).any()):
-                held = self._held(f"{node.name or value.name}.bias", bias, dtype)
+                held = self.held(f"{node.name or value.name}.bias", bias, dtype)
                 self._insert_after(node, "Add", held)
         elif node.op_type == "Gemm":
             turned = "transB" not in node.attributes or not node.attributes["transB"].as_int()
             for name in ("alpha", "beta"):
                 node.attributes.pop(name, None)
-            self._set(node, 1, weight.t() if turned else weight)
-            self._set(node, 2, bias)
+            self.set(node, 1, weight.t() if turned else weight)
+            self.set(node, 2, bias)
         else:
-            self._set(node, 1, weight)
-            self._set(node, 2, bias)
+            self.set(node, 1, weight)
+            self.set(node, 2, bias)
 
-    def _set(self, node: ir.Node, place: int, tensor: Tensor | Later | None) -> ir.DataType:
+    def _scale(self, node: ir.Node, scales: ir.Node, scale: Tensor, bias: Tensor | None) -> None:
+        """Give the weights of a convolution another scale, one for each output channel, in a node of its own."""
+        (shared,) = scales.outputs
+        if len(shared.uses()) != 1 or shared.is_graph_output() or scales.graph is not self.graph:
+            old, attributes = scales, [*scales.attributes.values()]
+            scales = ir.Node("", "DequantizeLinear", old.inputs, attributes, name=f"{old.name or shared.name}_folded")
+            output = scales.outputs[0]
+            output.name = self.names.free(f"{shared.name}_folded")
+            output.type, output.shape = shared.type, shared.shape
+            self.graph.insert_before(node, scales)
+            node.replace_input_with(1, output)
+        before = scales.inputs[1]
+        assert before is not None
+        dtype = self.dtype_of(before, scales)
+        zero = scales.inputs[2] if len(scales.inputs) > 2 else None
+        points = self.facts.constants.numbers(zero)
+        if zero is not None and points is not None and points.size == 1:  # that of all channels, for each of them
+            numbers = ir.Tensor(np.repeat(points.reshape(-1), scale.numel()), dtype=self.facts.constants.dtype(zero))
+            scales.replace_input_with(2, self._registered(self.names.free(f"{zero.name}_folded"), numbers))
+        scales.attributes["axis"] = ir.AttrInt64("axis", 1 if node.op_type == "ConvTranspose" else 0)
+        self.set(scales, 1, scale)
+        if bias is not None:
+            old_bias = node.inputs[2] if len(node.inputs) > 2 else None
+            held = self.held(f"{node.name or node.outputs[0].name}.bias", bias, dtype, instead=old_bias)
+            node.resize_inputs(3)
+            node.replace_input_with(2, held)
+
+    def set(self, node: ir.Node, place: int, tensor: Tensor | Later | None) -> ir.DataType:
         """Give a node another constant, in the type that its weight has."""
         old = node.inputs[place] if place < len(node.inputs) else None
         weight = old if old is not None else node.inputs[1]
         assert weight is not None
-        dtype = self._dtype_of(weight, node)
+        dtype = self.dtype_of(weight, node)
         if tensor is None:
             return dtype
         wanted = f"{node.name or node.outputs[0].name}.bias" if old is None else str(old.name)
-        new = self._held(wanted, tensor, dtype, instead=old)
+        new = self.held(wanted, tensor, dtype, instead=old)
         if place >= len(node.inputs):
             node.resize_inputs(place + 1)
         node.replace_input_with(place, new)
         return dtype
 
-    def _dtype_of(self, value: ir.Value, node: ir.Node) -> ir.DataType:
+    def dtype_of(self, value: ir.Value, node: ir.Node) -> ir.DataType:
         dtype = self.facts.constants.dtype(value)
         return dtype if dtype is not None else self._dtype(node)
 
@@ -344,7 +385,7 @@ class _Rewriter:
                 return value.const_value.dtype
         return ir.DataType.FLOAT
 
-    def _held(
+    def held(
         self, wanted: str, tensor: Tensor | Later, dtype: ir.DataType, instead: ir.Value | None = None
     ) -> ir.Value:
         """Return a new initializer; it has the name of the old one where nobody else reads that."""
@@ -382,26 +423,26 @@ class _Rewriter:
             if node.op_type == "BatchNormalization":
                 ones, zeros = torch.ones_like(affine.scale), torch.zeros_like(affine.scale)
                 for position, part in enumerate((affine.scale, affine.shift, zeros, ones), start=1):
-                    kind = self._dtype_of(node.inputs[position], node)  # type: ignore[arg-type]
-                    node.replace_input_with(position, self._held(f"{stem}.{position}", part, kind))
+                    kind = self.dtype_of(node.inputs[position], node)  # type: ignore[arg-type]
+                    node.replace_input_with(position, self.held(f"{stem}.{position}", part, kind))
                 node.attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)
             return
         channels = affine.channels
         if dim == 1 and 3 <= rank <= 5 and dtype in _DEPTHWISE:
-            weight = self._held(f"{stem}.weight", affine.scale.reshape(channels, 1, *[1] * (rank - 2)), dtype)
-            bias = self._held(f"{stem}.bias", affine.shift, dtype)
-            self._become(node, "Conv", [source, weight, bias], [ir.AttrInt64("group", channels)])
+            weight = self.held(f"{stem}.weight", affine.scale.reshape(channels, 1, *[1] * (rank - 2)), dtype)
+            bias = self.held(f"{stem}.bias", affine.shift, dtype)
+            self.become(node, "Conv", [source, weight, bias], [ir.AttrInt64("group", channels)])
             return
         shape = (channels, *[1] * (rank - 1 - dim))
-        bias = self._held(f"{stem}.bias", affine.shift.reshape(shape), dtype)
-        weight = self._held(f"{stem}.weight", affine.scale.reshape(shape), dtype)
+        bias = self.held(f"{stem}.bias", affine.shift.reshape(shape), dtype)
+        weight = self.held(f"{stem}.weight", affine.scale.reshape(shape), dtype)
         product = ir.Node("", "Mul", [source, weight], name=self.names.free(f"{stem}.product"))
         product.outputs[0].name = self.names.free(f"{value.name}.product")
         product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
         self.graph.insert_before(node, product)
-        self._become(node, "Add", [product.outputs[0], bias], [])
+        self.become(node, "Add", [product.outputs[0], bias], [])
 
-    def _become(self, node: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: list[Any]) -> None:
+    def become(self, node: ir.Node, op: str, inputs: Sequence[ir.Value | None], attributes: list[Any]) -> None:
         """Let a node compute something else; its name, its place and its result stay."""
         node.domain, node.op_type = "", op
         node.resize_outputs(1)
@@ -411,7 +452,7 @@ class _Rewriter:
         node.attributes.clear()
         node.attributes.update({attribute.name: attribute for attribute in attributes})
 
-    def _put_through(self, node: ir.Node, source: ir.Value) -> None:
+    def put_through(self, node: ir.Node, source: ir.Value) -> None:
         """Let a value stand in the place of a node's result, and keep the names of what the graph returns."""
         (output, *_) = node.outputs
         if output.is_graph_output():
@@ -419,13 +460,14 @@ class _Rewriter:
             returned = any(value is output for value in self.graph.outputs)
             free = maker is not None and maker.graph is self.graph and not source.is_graph_output()
             if not returned or not free or (len(output.uses()) and self._returned_inside(output)):
-                self._become(node, "Identity", [source], [])
+                self.become(node, "Identity", [source], [])
                 return
             name = str(output.name)
             output.name = self.names.free(f"{name}_unfolded")
             source.name, source.type, source.shape = name, output.type, output.shape
             source.doc_string = output.doc_string or source.doc_string
         output.replace_all_uses_with(source, replace_graph_outputs=True)
+        self.instead[output] = source
         self.graph.remove(node, safe=True)
 
     def _returned_inside(self, output: ir.Value) -> bool:
@@ -444,6 +486,7 @@ class _Rewriter:
         output.name = self.names.free(f"{name}_unfolded")
         new.name = name
         output.replace_all_uses_with(new, replace_graph_outputs=True)
+        self.instead[output] = new
         added.replace_input_with(0, output)
         self.graph.insert_after(node, added)
 

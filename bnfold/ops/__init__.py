@@ -9,6 +9,7 @@
 :mod:`.arranging`  reshapes, permutations, shuffles, flips; reads of a shape
 :mod:`.cutting`    slices, selections, splits
 :mod:`.own`        layers of a user's own
+:mod:`.by_constants`  affines by constants, read from sums, products and quotients
 =================  ================================================================================================
 
 Beside them stand what they are made of: :mod:`.operation` (what a class declares), :mod:`.spelling`, :mod:`.form` and
@@ -28,8 +29,9 @@ from bnfold.ops.arranging import (
     Rearrange,
     Reshape,
 )
+from bnfold.ops.by_constants import OfTwo, by_constants, channel_dim
 from bnfold.ops.cutting import Item, Select, Slice, Split
-from bnfold.ops.elementwise import ActiveDropout, ByNumber, Multiply, Passing, PositivelyHomogeneous
+from bnfold.ops.elementwise import ActiveDropout, ByNumber, Divide, Multiply, Passing, PositivelyHomogeneous
 from bnfold.ops.interface import GraphFacts, HiddenBatchNorm, Source, Value
 from bnfold.ops.joining import Add, Concatenate
 from bnfold.ops.normalising import AffineNormalization, BatchNorm, ExplicitAffine
@@ -53,6 +55,7 @@ __all__ = [
     "Concatenate",
     "Constant",
     "Convolution",
+    "Divide",
     "Embedding",
     "ExplicitAffine",
     "GraphFacts",
@@ -64,6 +67,7 @@ __all__ = [
     "Mean",
     "MetadataRead",
     "Multiply",
+    "OfTwo",
     "Operation",
     "Pad",
     "Passing",
@@ -83,6 +87,8 @@ __all__ = [
     "TaughtPassing",
     "TransposedConvolution",
     "Value",
+    "by_constants",
+    "channel_dim",
     "kinds",
 ]
 

@@ -23,9 +23,11 @@ __all__ = [
     "SPELLINGS",
     "ActiveDropout",
     "ByNumber",
+    "Divide",
     "Multiply",
     "Passing",
     "PositivelyHomogeneous",
+    "arithmetic",
     "identity",
     "is_number",
 ]
@@ -116,16 +118,20 @@ class ByNumber(_Elementwise):
     offset: float
 
 
+def arithmetic(node: Value, value: Value, factor: float, offset: float) -> Operation | None:
+    """Return the operation ``factor * x + offset``; None where the factor is 0."""
+    return ByNumber(node, value, factor, offset) if factor else None
+
+
 def is_number(value: Any) -> bool:
     """Whether an argument is a finite number, and no truth value."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, eq=False)
-class Multiply(Operation):
-    """The product of two values, one of which may be a constant. Merging reads it; no affine passes."""
+class _OfTwo(Operation):
+    """A product or a quotient of two values, one of which may be a constant."""
 
-    words = "product"
     keeps_rank = False
     keeps_channels = False
     memory = "in place"
@@ -136,13 +142,27 @@ class Multiply(Operation):
 
     @property
     def inputs(self) -> tuple[Value, ...]:
-        """Both factors."""
+        """Both."""
         return (self.left, self.right)
 
     def sizes(self, before: Shape, sight: Sight) -> Shape | None:
         """Both are stretched to one another."""
         other = sight.known.get(self.right)  # none where it is a number
         return broadcast([before, *((other,) if other is not None else ())], sight.fresh)
+
+
+@dataclass(frozen=True, eq=False)
+class Multiply(_OfTwo):
+    """The product of two values. Merging reads it; no affine passes."""
+
+    words = "product"
+
+
+@dataclass(frozen=True, eq=False)
+class Divide(_OfTwo):
+    """The quotient of two values. No affine passes."""
+
+    words = "quotient"
 
 
 def _multiply(node: Value, a: Arguments) -> Operation | None:
@@ -156,7 +176,9 @@ def _multiply(node: Value, a: Arguments) -> Operation | None:
 
 
 def _divide(node: Value, a: Arguments) -> Operation | None:
-    divisor = a.get("other")
+    value, divisor = a.get("input"), a.get("other")
+    if a.is_value(value) and a.is_value(divisor):
+        return Divide(node, value, divisor)
     if not is_number(divisor) or divisor == 0:
         return None
     return ByNumber(node, a.value(), 1 / divisor, 0.0)

@@ -18,8 +18,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from bnfold.ops.refusal import Refusal
     from bnfold.ops.symbolic import Size
 
-__all__ = ["FrontEnd", "GraphFacts", "HiddenBatchNorm", "Source", "Value"]
+__all__ = ["FrontEnd", "GraphFacts", "HiddenBatchNorm", "Source", "Value", "WeightType"]
 
 
 Value: TypeAlias = Any
@@ -40,6 +41,10 @@ Source: TypeAlias = "str | Value | None"
 """Where a parameter comes from: the name of a tensor that the model holds; the value that computes it; or nowhere."""
 
 
+WeightType: TypeAlias = tuple[torch.dtype, torch.device]
+"""The type of a parameter's numbers in the model, and their device."""
+
+
 @dataclass(frozen=True)
 class HiddenBatchNorm:
     """A BatchNorm that no value of the graph is a call of: it runs inside of something that is called as a whole.
@@ -50,6 +55,7 @@ class HiddenBatchNorm:
         reason: a stable kebab-case code: why it stays.
         because: the end of the sentence "it stays a BatchNorm: ...".
         source: ``file:line`` of the call, if known.
+        kind: ``"affine"`` for what may be an affine by constants.
     """
 
     name: str
@@ -57,6 +63,7 @@ class HiddenBatchNorm:
     reason: str
     because: str
     source: str | None = None
+    kind: Literal["batchnorm", "affine"] = "batchnorm"
 
 
 V = TypeVar("V")
@@ -77,6 +84,7 @@ class FrontEnd(ABC, Generic[V]):
 
     def __init__(self) -> None:
         self._channels: dict[V, int] = {}
+        self._made: dict[str, Tensor] = {}
 
     # --- the graph ------------------------------------------------------------------------------------------------
 
@@ -182,6 +190,18 @@ class FrontEnd(ABC, Generic[V]):
 
     # --- parameters and constants -----------------------------------------------------------------------------------
 
+    def made(self, value: V, part: str, numbers: Tensor) -> str:
+        """Return the name of a tensor that stands in the model nowhere by itself.
+
+        Args:
+            value: whose computation it is a parameter of.
+            part: which parameter.
+            numbers: the tensor.
+        """
+        name = f"{part} of {value.name}"  # type: ignore[attr-defined]  # with spaces: no parameter is called so
+        self._made[name] = numbers
+        return name
+
     @abstractmethod
     def tensor(self, source: Any) -> Tensor | None:
         """Return the tensor that the model holds under a name; the same object each time, and for tied names."""
@@ -189,6 +209,11 @@ class FrontEnd(ABC, Generic[V]):
     @abstractmethod
     def constant(self, source: Any) -> Tensor | None:
         """Return the tensor of a source: held by the model, or computed from what it holds; None for None."""
+
+    def weight_type(self, source: Any) -> WeightType | None:
+        """Return the type in which a parameter is held, and where; None where it stands in the model nowhere."""
+        tensor = self.constant(source)
+        return None if tensor is None else (tensor.dtype, tensor.device)
 
     @abstractmethod
     def shape_of(self, source: Any) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ import torch
 
 from bnfold.affine import ChannelAffine
 from bnfold.ops.conditions import has_fixed_size, needs_shapes
-from bnfold.ops.elementwise import ByNumber, identity, is_number
+from bnfold.ops.elementwise import arithmetic, identity, is_number
 from bnfold.ops.form import ChannelForm
 from bnfold.ops.inplace import IN_PLACE_ADD, IN_PLACE_SUBTRACT
 from bnfold.ops.interface import GraphFacts, Value
@@ -197,9 +197,9 @@ def _add(sign: int, node: Value, a: Arguments) -> Operation | None:
     if a.is_value(left) and a.is_value(right):
         return Add(node, left, right, sign) if alpha == 1 else None
     if a.is_value(left) and is_number(right) and is_number(alpha):
-        return ByNumber(node, left, 1.0, float(sign * alpha * right))
-    if a.is_value(right) and is_number(left) and is_number(alpha) and alpha != 0:
-        return ByNumber(node, right, float(sign * alpha), float(left))
+        return arithmetic(node, left, 1.0, float(sign * alpha * right))
+    if a.is_value(right) and is_number(left) and is_number(alpha):
+        return arithmetic(node, right, float(sign * alpha), float(left))
     return None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bnfold.ops.interface import GraphFacts, Source, Value
 from bnfold.ops.operation import STOPS, Operation
+from bnfold.ops.refusal import Refusal
 from bnfold.ops.spelling import Arguments, NotStaticError, Signature, Spellings
 from bnfold.ops.symbolic import Shape, Sight, number, with_size
 from bnfold.ops.weighted import Absorber
@@ -28,6 +29,7 @@ class BatchNorm(Operation):
         fixed: whether it takes so many channels and no others; arithmetic of the user's own stretches one channel.
         dim: the dimension that its channels run along.
         by_constants: whether it is an affine by constants, and no normalisation.
+        stays: why it must stay as it is, where the front end knows.
     """
 
     words = "BatchNorm"
@@ -48,6 +50,7 @@ class BatchNorm(Operation):
     fixed: bool = True
     dim: int = 1
     by_constants: bool = False
+    stays: Refusal | None = None
 
     def own_channels(self, facts: GraphFacts) -> int | None:
         """The statistics tell."""
@@ -169,8 +172,10 @@ class ExplicitAffine(Absorber):
         return weight
 
 
-def explicit_affine(node: Value, a: Arguments) -> Operation:
+def explicit_affine(node: Value, a: Arguments) -> Operation | None:
     """Read bnfold's own layer."""
+    if a.layer.dim != 1:
+        return None
     return ExplicitAffine(node, a.value(), a.source("weight"), a.source("bias"))
 
 

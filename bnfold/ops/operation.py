@@ -130,6 +130,11 @@ class Operation:
         return () if value is None else (value,)
 
     @property
+    def refusal(self) -> Refusal | None:
+        """Why no affine passes it or goes into it, where there is more to say than that no rule is known."""
+        return None
+
+    @property
     def result(self) -> int | None:
         """Which of its results the numbers are, where it has several; else None."""
         return None

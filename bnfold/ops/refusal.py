@@ -85,7 +85,7 @@ class OutputOf:
     def rendered(self, facts: GraphFacts) -> str:
         """Return "the output of `conv1`"."""
         name = facts.name(self.value)
-        return f"the model's input `{name}`" if facts.is_input(self.value) else f"the output of `{name}`"
+        return facts.described(self.value) if facts.is_input(self.value) else f"the output of `{name}`"
 
 
 @dataclass(frozen=True, eq=False)

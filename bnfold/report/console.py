@@ -76,7 +76,7 @@ def render_decisions(document: Document, *, every: bool) -> Iterator[Table | Tex
             table.add_row(*(row[column] for column in told))
         yield table
         yield Text()
-    yield Text(summary_line(document.summary, document.capture))
+    yield Text(summary_line(document))
     if compact and len(shown) < len(decisions):
         folded = [decision for decision in decisions if decision.action == "fold"]
         yield Text(f"The folded ones ({folded_in_words(folded)}) are listed with -v.")

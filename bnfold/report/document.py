@@ -91,6 +91,11 @@ class Document:
         return {"fold": count["fold"], "affine": count["affine"], "keep": count["keep"]}
 
     @property
+    def unfolded(self) -> tuple[Decision, ...]:
+        """The BatchNorms that did not fold; affines by constants are no such."""
+        return tuple(each for each in self.batchnorms if each.kind == "batchnorm" and each.action != "fold")
+
+    @property
     def outcome(self) -> str:
         """The result in a few words."""
         if self.verification is not None and not self.verification["passed"]:

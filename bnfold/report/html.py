@@ -64,7 +64,7 @@ def html(document: Document) -> str:
         mood=mood,
         sign=_SIGNS[mood],
         visible=visible,
-        summary=summary_line(document.summary, document.capture) if document.capture is not None else None,
+        summary=summary_line(document) if document.capture is not None else None,
         groups=[
             _group(
                 group,

@@ -33,7 +33,7 @@ def markdown(document: Document) -> str:
     )
     lines = [f"## bnfold: {told}: {_SIGNS.get(document.outcome, '')} {document.outcome}".replace(":  ", ": "), ""]
     if document.capture is not None:
-        lines += [summary_line(document.summary, document.capture) + ".", ""]
+        lines += [summary_line(document) + ".", ""]
     lines += _decisions(document.batchnorms)
     if document.merges is not None:
         lines += [merges_line(document.merges) + ".", ""]

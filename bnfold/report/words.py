@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnfold.fold.decision import Decision, MergeDecision
 from bnfold.printable import bytes_in_words
+
+if TYPE_CHECKING:
+    from bnfold.report.document import Document
 
 __all__ = [
     "became",
@@ -28,7 +31,10 @@ __all__ = [
 def became(decision: Decision, count: int = 1) -> str:
     """Return what became of a BatchNorm, or of several of which this is one, in a few words."""
     if count > 1:
-        return f"{count} explicit affines" if decision.action == "affine" else f"{count} {became(decision)}"
+        explicit = decision.action == "affine" and decision.kind == "batchnorm"
+        return f"{count} explicit affines" if explicit else f"{count} {became(decision)}"
+    if decision.kind == "affine" and decision.action == "affine":
+        return "left an affine"
     if decision.action == "fold":
         return f"folded {decision.direction}" if decision.direction else "folded"
     return {"affine": "explicit affine", "keep": "kept"}[decision.action]
@@ -87,9 +93,13 @@ def counted(count: int, singular: str) -> str:
     return f"{count} {singular}" if count == 1 else f"{count} {singular}s"
 
 
-def summary_line(summary: dict[str, int], capture: str | None) -> str:
+def summary_line(document: Document) -> str:
     """Return the sums of a plan in one line."""
-    total = counted(sum(summary.values()), "BatchNorm")
+    summary, capture = document.summary, document.capture
+    affines = sum(decision.kind == "affine" for decision in document.batchnorms)
+    total = counted(sum(summary.values()) - affines, "BatchNorm")
+    if affines:
+        total += f" and {counted(affines, 'affine')} by constants"
     how = "" if capture is None else f" ({capture} capture)"
     return f"{total}: {summary['fold']} folded, {summary['affine']} explicit affine, {summary['keep']} kept{how}"
 

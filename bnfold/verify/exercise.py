@@ -21,32 +21,32 @@ __all__ = ["unreached"]
 BATCHNORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
-def unreached(exact: nn.Module, inputs: Sequence[Any], *, seed: int = 0) -> list[str]:
+def unreached(model: nn.Module, inputs: Sequence[Any], *, seed: int = 0) -> list[str] | None:
     """Return the names of the BatchNorms that the outputs do not depend on, in any channel.
 
     Args:
-        exact: the original in float64; runs under the caller's modes, and is left as it was.
-        inputs: one set of positional inputs, in float64.
+        model: a copy of the original; runs under the caller's modes, and is left as it was.
+        inputs: one set of positional inputs, in its precision.
         seed: of the weights by which the outputs are summed.
 
     Returns:
         Names of layers whose values are read and have no effect. A bare ``F.batch_norm`` with running statistics has
-        the name of what holds its running mean, or else of that buffer, or a number. Empty where gradients cannot be
+        the name of what holds its running mean, or else of that buffer, or a number. None where gradients cannot be
         had.
     """
-    shifted = _Shifted(exact)
+    shifted = _Shifted(model)
     try:
         with torch.enable_grad():
             with shifted:
-                leaves = [leaf.value for leaf in flatten(exact(*inputs)) if leaf.is_tensor]
+                leaves = [leaf.value for leaf in flatten(model(*inputs)) if leaf.is_tensor]
             outputs = [value for value in leaves if value.is_floating_point() and value.requires_grad]
             generator = torch.Generator().manual_seed(seed)
             total = sum((torch.randn(value.shape, generator=generator).to(value) * value).sum() for value in outputs)
             if not outputs or not isinstance(total, Tensor):
-                return []
+                return None
             gradients = torch.autograd.grad(total, [shift for _, shift in shifted.ran], allow_unused=True)
     except Exception:
-        return []  # a model that writes in place, or has no gradient: nothing is said about it
+        return None  # a model that writes in place, or has no gradient: nothing is said about it
     finally:
         shifted.remove()
     reached: dict[tuple[str, int], bool] = {}

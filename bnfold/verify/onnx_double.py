@@ -16,8 +16,9 @@ import torch
 from onnx import AttributeProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from bnfold.verify.onnx_kernels import KERNELS, NARROW, RUNTIME, WHOLE, Arrays, Kernel, RuntimeKernel
+from bnfold.verify.onnx_kernels import KERNELS, NARROW, RUNTIME, WHOLE, WHOLE_BEFORE, Arrays, Kernel, RuntimeKernel
 from bnfold.verify.reference import in_float64
+from bnfold.verify.reference_loop import stacking_loop
 
 if TYPE_CHECKING:
     from onnx.reference import ReferenceEvaluator
@@ -111,7 +112,8 @@ def evaluator(model: onnx.ModelProto, engines: Engines | None = None) -> Referen
     version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     noted: Engines = {} if engines is None else engines
     quick = [_quick(name, version, noted) for name in sorted(used & (KERNELS.keys() | RUNTIME))]
-    return ReferenceEvaluator(model, new_ops=quick)
+    loops = [stacking_loop(version)] if "Loop" in used else []
+    return ReferenceEvaluator(model, new_ops=[*quick, *loops])
 
 
 def _operators(model: onnx.ModelProto) -> set[str]:
@@ -187,7 +189,7 @@ def _quick(name: str, version: int, engines: Engines) -> Any:
     from onnx.reference.op_run import OpRun
     from onnx.reference.ops import load_op
 
-    reference = OpRun if name in WHOLE else load_op("", name, version)
+    reference = OpRun if name in WHOLE or version < WHOLE_BEFORE.get(name, 0) else load_op("", name, version)
     schema = onnx.defs.get_schema(name, version)
     kernel: Kernel | None = KERNELS.get(name)
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["KERNELS", "NARROW", "RUNTIME", "WHOLE", "Arrays", "Kernel", "RuntimeKernel"]
+__all__ = ["KERNELS", "NARROW", "RUNTIME", "WHOLE", "WHOLE_BEFORE", "Arrays", "Kernel", "RuntimeKernel"]
 
 Arrays: TypeAlias = "tuple[Any, ...]"
 Kernel = Callable[[onnx.NodeProto, Sequence[Any], dict[str, Any]], "Arrays | None"]
@@ -176,6 +176,21 @@ def _batch_norm(node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str,
     return (F.batch_norm(x, mean, variance, scale, bias, eps=float(attributes["epsilon"])).numpy(),)
 
 
+def _dequantise(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
+    """Whole numbers times a scale: one of all, or one along an axis."""
+    q, scale, zero = (*args, None)[:3]
+    axis, scale = attributes.get("axis"), np.asarray(scale)
+    if q.dtype.kind not in "iu" or attributes.get("block_size") or scale.ndim > 1:
+        return None
+    shape = [1] * q.ndim
+    if scale.size > 1:
+        shape[1 if axis is None else axis] = -1
+    whole = q.astype(np.float64)
+    if zero is not None:
+        whole = whole - np.asarray(zero).astype(np.float64).reshape(shape)
+    return (whole * scale.reshape(shape if scale.ndim else ()),)
+
+
 def _erf(_node: onnx.NodeProto, args: Sequence[Any], _attributes: dict[str, Any]) -> Arrays | None:
     return (torch.erf(_tensor(args[0])).numpy(),)
 
@@ -275,6 +290,7 @@ KERNELS: dict[str, Kernel] = {
     "BatchNormalization": _batch_norm,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "DequantizeLinear": _dequantise,
     "Erf": _erf,
     "Gelu": _gelu,
     "GridSample": _grid_sample,
@@ -282,6 +298,8 @@ KERNELS: dict[str, Kernel] = {
     "Relu": _relu,
     "Resize": _resize,
 }
+WHOLE_BEFORE = {"DequantizeLinear": 19}
+"""Those that the reference knows from an opset on only."""
 WHOLE = frozenset({"Erf", "Gelu", "GridSample"})
 """Those that leave nothing to the reference."""
 

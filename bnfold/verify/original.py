@@ -23,6 +23,7 @@ __all__ = ["MOVED", "Original", "Run", "TorchOriginal", "finest", "moved_by_an_u
 Run = Callable[[Sequence[Any]], list[Leaf]]
 """From positional inputs to the flat outputs; the inputs are not changed."""
 
+_PIECE = 1 << 20
 MOVED = 1 / 16  # the share of weights moved one ulp up, and as many down: somewhat more than rounding to nearest moves
 
 
@@ -72,6 +73,11 @@ class TorchOriginal:
     def in_float64(self) -> nn.Module:
         """The copy that is the oracle."""
         return self._twins.in_float64
+
+    @property
+    def plain(self) -> nn.Module:
+        """The copy that answers in the model's own precision."""
+        return self._twins.plain
 
     def run(self, inputs: Sequence[Any]) -> list[Leaf]:
         """Answer in the model's own precision; the oracle is run before, which tells whether weights are written."""
@@ -133,7 +139,18 @@ def moved_by_an_ulp(tensor: Tensor, generator: torch.Generator, share: float = M
         generator: of the draw.
         share: of the elements that move up; as many move down.
     """
+    moved = torch.empty_like(tensor)
+    if tensor.ndim == 0:
+        return moved.copy_(_moved_piece(tensor, generator, share))
+    rows = max(1, _PIECE * len(tensor) // max(1, tensor.numel()))
+    for piece, into in zip(
+        torch.split(tensor, rows), torch.split(moved, rows), strict=True
+    ):  # some six copies of each in float64
+        into.copy_(_moved_piece(piece, generator, share))
+    return moved
+
+
+def _moved_piece(tensor: Tensor, generator: torch.Generator, share: float) -> Tensor:
     chance = torch.rand(tensor.shape, generator=generator)
     step = (chance < share).double() - (chance > 1 - share).double()
-    moved = tensor.double() * (1 + step.to(tensor.device) * torch.finfo(tensor.dtype).eps)
-    return moved.to(tensor.dtype)
+    return tensor.double() * (1 + step.to(tensor.device) * torch.finfo(tensor.dtype).eps)

@@ -61,11 +61,16 @@ class Twins:
         self._copied, self._writes_nothing = True, False
         return answer_in_float64(self.in_float64, inputs)
 
-    def run(self, inputs: Sequence[Any]) -> list[Leaf]:
-        """Answer in the module's own precision; the inputs are not changed."""
+    @property
+    def plain(self) -> nn.Module:
+        """The twin in the module's own precision."""
         if self._plain is None:
             self._plain = lent(self._module) if self._writes_nothing else copied(self._module)
-        return flatten(self._plain(*fresh(inputs)))
+        return self._plain
+
+    def run(self, inputs: Sequence[Any]) -> list[Leaf]:
+        """Answer in the module's own precision; the inputs are not changed."""
+        return flatten(self.plain(*fresh(inputs)))
 
 
 def answer_in_float64(module: nn.Module, inputs: Sequence[Any]) -> list[Leaf]:

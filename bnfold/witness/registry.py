@@ -20,7 +20,7 @@ GROUP = "bnfold.witnesses"
 
 Run = Callable[[dict[str, "np.ndarray[Any, Any]"]], Sequence["np.ndarray[Any, Any]"]]
 
-_OWN = {"openvino": "bnfold.witness.openvino:load"}
+_OWN = {name: f"bnfold.witness.{name}:load" for name in ("mnn", "openvino")}
 
 
 class Load(Protocol):

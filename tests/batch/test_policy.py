@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.batch import policy
 from bnfold.batch.job import Job
-from bnfold.batch.policy import GIB, Need, Queue, estimate, limit_for
+from bnfold.batch.policy import Need, Queue, estimate, limit_for
+from bnfold.cli.room import GIB, machine_memory
 
 NEEDS = st.lists(st.integers(1, 150), min_size=1, max_size=40)
 
@@ -112,5 +114,5 @@ def test_the_limit_is_a_multiple_of_the_estimate_and_never_more_than_there_is(
 
 
 def test_the_machine_keeps_some_of_its_memory() -> None:
-    assert 0 < policy.machine_memory() < policy.psutil.virtual_memory().total
+    assert 0 < machine_memory() < psutil.virtual_memory().total
     assert policy.cores() >= 1

@@ -91,7 +91,7 @@ def test_what_onnx_cannot_do_is_said_with_the_modules_name(run: Run, net: Path) 
     assert result.code == 0, result.err
     assert "ONNX has no adaptive pooling to 7, which `3` does." in " ".join(result.err.split())
     assert "wrote a.onnx  (batch, 3, 224, 224)  " in result.out
-    named = run("fold", "net.py:pooled", "-o", "b.onnx", "--dynamic", "batch,size")
+    named = run("fold", "net.py:pooled", "--input-shape", "2,3,28,28", "-o", "b.onnx", "--dynamic", "batch,size")
     assert named.code == 6
     assert "The size cannot stay free in ONNX" in named.err
     assert not Path("b.onnx").exists()
@@ -122,7 +122,6 @@ def test_what_cannot_be_meant_is_a_usage_error_before_any_work(
 
 def test_bench_takes_what_is_free(run: Run, net: Path) -> None:
     given = ("bench", "net.py:make", "--input-shape", "1,3,16,16", "--seconds", "0.05", "--target", "onnxruntime")
-    for dynamic in ("none", "batch,size"):
-        result = run(*given, "--batch", "1", "--batch", "2", "--dynamic", dynamic)
-        assert result.code == 0, result.err
-        assert result.out.count("ONNX Runtime") == 2
+    result = run(*given, "--batch", "1", "--batch", "2", "--dynamic", "batch,size")
+    assert result.code == 0, result.err
+    assert result.out.count("ONNX Runtime") == 2

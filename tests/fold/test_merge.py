@@ -235,6 +235,22 @@ def test_multiplications_by_constants_go_into_the_convolution() -> None:
     assert "mul" not in folding.module.code
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+def test_constants_of_a_wider_type_stay_since_the_sum_is_of_that_type(pooled: bool) -> None:
+    parts: dict[str, Any] = {
+        "conv": nn.Conv2d(3, 3, 3, padding=1),
+        "pool": nn.AvgPool2d(3, 1, 1),
+        "g": torch.randn(3, 1, 1),
+    }
+    model = Net(lambda s, x: s.conv(x) + (s.pool(x) if pooled else x) * s.g, **parts).eval()
+    model.g = model.g.double()
+    x = torch.randn(2, 3, 6, 6)
+    folding = bnfold.fold(model, x, merge=True)
+    assert folding.module(x).dtype == model(x).dtype == torch.float64
+    assert convolutions(folding.module) == 1
+    assert "mul" in folding.module.code or " * " in folding.module.code
+
+
 def test_an_addition_of_zero_after_a_convolution_is_not_computed() -> None:
     """MobileOne's ``out = 0; out += conv(x)``."""
     folding = merged(net(lambda s, y: 0 + s.bn(s.conv(y)), conv=nn.Conv2d(C, 4, 3), bn=nn.BatchNorm2d(4)))

@@ -13,7 +13,7 @@ import bnfold
 from tests.fold.random_branches import random_branches
 from tests.fold.support import ALGEBRA, error_of_peak, run
 
-DEFAULT, LONG = 30, 2_000
+DEFAULT, LONG = 18, 2_000
 
 
 def check(seed: int) -> Counter[str]:
@@ -48,8 +48,8 @@ def test_random_branches_keep_their_function() -> None:
     count: Counter[str] = Counter()
     for seed in range(DEFAULT):
         count += check(seed)
-    assert count["sum"] > 30  # a test of refusals alone would prove little
-    assert count["sequence"] > 5
+    assert count["sum"] > 15  # a test of refusals alone would prove little
+    assert count["sequence"] > 3
     assert count["factor"] > 0
     for reason in ("padding-differs", "padding-mode-differs", "more-multiplications", "different-inputs"):
         assert count[reason] > 0

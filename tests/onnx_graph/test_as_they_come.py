@@ -212,19 +212,6 @@ def test_an_overflow_in_half_precision_refuses_the_fold() -> None:
     assert (decision.action, decision.reason) == ("affine", "weight-not-finite")
 
 
-def test_a_quantised_weight_is_kept_with_the_reason() -> None:
-    net = Net(3, opset=21)
-    integers = net.constant(net.random.integers(-100, 100, (6, 4, 3, 3)).astype(np.int8), "q")
-    scale, zero = net.constant(np.float32(0.02)), net.constant(np.int8(3))
-    weight = net.node("DequantizeLinear", [integers, scale, zero])
-    x = net.node("Conv", [net.input(["n", 4, 8, 8]), weight])
-    folding = check(net.model(net.bn(x, 6)), IMAGE)
-    (decision,) = folding.plan
-    assert decision.action == "affine"
-    assert "layer with quantised weights" in decision.detail
-    assert left(folding.model, "DequantizeLinear") == 1
-
-
 def test_a_custom_domain_passes_untouched_and_nothing_moves_through_it() -> None:
     net = Net(3)
     x = net.conv(net.input(["n", 4, 8, 8]), 4, 6)

@@ -38,13 +38,13 @@ def test_pieces_are_the_whole(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(rewrite, "_LARGE", 0)
     monkeypatch.setattr(rewrite, "_PIECE", 8)
     asked: list[tuple[slice, slice]] = []
-    plain = rewrite._Rewriter._weights
+    plain = rewrite.Rewriter._weights
 
     def weights(self, name, absorptions, rows=slice(None), columns=slice(None)):
         asked.append((rows, columns))
         return plain(self, name, absorptions, rows, columns)
 
-    monkeypatch.setattr(rewrite._Rewriter, "_weights", weights)
+    monkeypatch.setattr(rewrite.Rewriter, "_weights", weights)
     bnfold.fold_onnx(apart).save(folded)
     assert any(pair != (slice(None), slice(None)) for pair in asked) == LAYERS[name]
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(folded).graph.initializer}

@@ -276,7 +276,7 @@ def test_casts_constants_and_declared_types_are_widened():
 def op(name: str, arrays: dict[str, np.ndarray], outputs: int = 1, *, opset: int = 20, **attributes) -> onnx.ModelProto:
     node = helper.make_node(name, list(arrays), [f"y{i}" for i in range(outputs)], **attributes)
     kinds = {np.dtype(np.float64): TensorProto.DOUBLE, np.dtype(np.int64): TensorProto.INT64}
-    kinds[np.dtype(np.float32)] = TensorProto.FLOAT
+    kinds |= {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int8): TensorProto.INT8}
     inputs = [(key, kinds[value.dtype], value.shape) for key, value in arrays.items() if key]
     made = [(f"y{i}", TensorProto.DOUBLE, None) for i in range(outputs)]
     return model_of([node], inputs, made, opset=opset)
@@ -309,6 +309,12 @@ def operator_cases():
         scales = {"x": doubles(1, 2, 4, 5), "": x, "scales": np.array([1, 1, 2, 3], np.float32)}
         yield "Resize", scales, {"mode": mode, "coordinate_transformation_mode": coordinates, "nearest_mode": "floor"}
     yield "Resize", sizes, {"mode": "cubic"}
+    whole = np.random.default_rng(5).integers(-100, 100, (4, 3, 2)).astype(np.int8)
+    yield "DequantizeLinear", {"q": whole, "s": np.array(0.5), "z": np.array(3, np.int8)}, {}
+    for axis in (0, 2, -2):
+        size = whole.shape[axis]
+        given = {"q": whole, "s": doubles(size), "z": np.arange(size).astype(np.int8)}
+        yield "DequantizeLinear", given if axis else {key: given[key] for key in "qs"}, {"axis": axis}
     yield "Relu", {"x": x}, {}
 
 

@@ -106,11 +106,14 @@ def test_assert_equivalent_takes_witnesses(made: Made) -> None:
         bnfold.assert_equivalent(model, folding.module, inputs, witnesses=[f"{FAKES}:refuses"])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+@pytest.mark.parametrize("witness", ["mnn", "openvino"])
 @pytest.mark.parametrize("name", ["seed", "vgg-mixed-signs"])
-def test_folds_are_right_under_openvino(name: str) -> None:
+def test_folds_are_right_under_another_runtime(witness: str, name: str) -> None:
+    package = {"mnn": "MNN"}.get(witness, witness)
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     model, inputs = NETWORKS[name]()
     folding = bnfold.fold(model, inputs)
-    report = bnfold.verify(model, folding.module, inputs, folding=folding, witnesses=["openvino"], thorough=True)
+    report = bnfold.verify(model, folding.module, inputs, folding=folding, witnesses=[witness], thorough=True)
     assert report.passed, str(report)
-    assert [c.name for c in report.comparisons][-2:] == ["openvino", "the original's own export under openvino"]
+    assert [c.name for c in report.comparisons][-2:] == [witness, f"the original's own export under {witness}"]

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.verify import original
+from bnfold.verify.original import moved_by_an_ulp
 from bnfold.verify.twins import Twins
 from tests.networks import NETWORKS, built, normal
 from tests.verify.mutants import MUTANTS, apply, sites_of
@@ -110,3 +112,19 @@ def test_a_merged_kernel_is_made_on_demand_too() -> None:
     assert len(list(folding.module.children())) == 1
     report = bnfold.verify(model, folding.module, x, onnx=False, folding=folding)
     assert report.passed, str(report)
+
+
+def test_weights_are_moved_in_pieces_as_they_would_be_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for tensor in (
+        normal(7, 6, 3, 3).to(memory_format=torch.channels_last),
+        normal(5),
+        torch.tensor(3.0),
+        normal(0, 2),
+    ):
+        whole = moved_by_an_ulp(tensor, torch.Generator().manual_seed(1), 0.3)
+        with monkeypatch.context() as patch:
+            patch.setattr(original, "_PIECE", 100)
+            pieces = moved_by_an_ulp(tensor, torch.Generator().manual_seed(1), 0.3)
+        assert torch.equal(pieces, whole)
+        assert pieces.stride() == tensor.stride()
+    assert (moved_by_an_ulp(normal(5000), torch.Generator().manual_seed(1), 0.3) != normal(5000)).sum() > 2500

@@ -27,7 +27,7 @@ class Reader(Protocol):
         """Return weight and bias of a convolution call in float64, with all that it absorbed."""
 
     def factor(self, node: str) -> Tensor:
-        """Return the constant that a node computes."""
+        """Return the constants that a node multiplies by."""
 
 
 Weights: TypeAlias = "tuple[Tensor, Tensor]"
@@ -98,7 +98,7 @@ class Scaled(Branch):
 
     Attributes:
         of: the branch.
-        by: a number, or the name of a node that gives one for each channel.
+        by: a number, or the name of the node that multiplies by constants, one for each channel.
     """
 
     of: Branch = field(kw_only=True)

@@ -1,4 +1,4 @@
-"""Put one convolution in the place of several, in a graph that may be changed; decide nothing."""
+"""Put one convolution in the place of several, in a torch.fx graph that may be changed; decide nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from bnfold.errors import NotFiniteError
 from bnfold.fold.merge.branches import Branch, Reader
+from bnfold.fold.merge.merged import Rest, merged_weights
 from bnfold.fold.merge.steps import MergeStep
 from bnfold.graph.on_demand import OnDemand, made
 
@@ -55,11 +55,10 @@ class Merging:
     def _merge(self, step: MergeStep) -> None:
         root = self.nodes[step.root]
         merged = [(part, self._layer(part.branch, step)) for part in step.parts]
-        terms = {self.nodes[name] for part in step.parts for name in part.terms}
         with self.graph.inserting_before(root):
-            total = _Rest(self.graph, self.nodes, step, terms).of(root)
+            total = Rest(step, self.nodes.__getitem__, self._sum).of(step.root)
             for _, layer in merged:
-                total = (layer, 1) if total is None else (_sum(self.graph, (layer, 1), total), 1)
+                total = (layer if total is None else self._sum(layer, *total)), 1
         assert total is not None
         value, sign = total
         assert sign > 0
@@ -98,6 +97,9 @@ class Merging:
                 self._erase(user)
                 return
 
+    def _sum(self, left: Node, right: Node, sign: int) -> Node:
+        return self.graph.call_function(operator.add if sign > 0 else operator.sub, (left, right))
+
     def _erase(self, node: Node) -> None:
         self.graph.erase_node(node)
         del self.order[node]
@@ -121,7 +123,8 @@ def built(branch: Branch, step: MergeStep, reader: Weighing) -> nn.Module:
     """
     assert branch.layer is not None
     like, bias_like = reader.own(branch.layer)
-    weight, bias = branch.weights(reader, like)
+    types = like.dtype, like.dtype if bias_like is None else bias_like.dtype
+    rounded, rounded_bias = merged_weights(branch, step, reader, like, types)
     geometry = branch.geometry
     layer: nn.Module = _LAYERS[len(geometry.kernel)](
         geometry.inputs,
@@ -134,14 +137,12 @@ def built(branch: Branch, step: MergeStep, reader: Weighing) -> nn.Module:
         padding_mode=geometry.mode,
         device="meta",
     )
-    rounded = _rounded(weight, like)
-    rounded_bias = bias.to(like.dtype if bias_like is None else bias_like.dtype)
-    for tensor in (rounded, rounded_bias):
-        if not bool(torch.isfinite(tensor).all()):
-            raise _not_finite(branch, step, tensor)
+    rounded = _laid_out(rounded, like)
     if isinstance(like, OnDemand):  # the kernel too is made when a call needs it
         new: Any = OnDemand(
-            nn.Parameter(rounded), like.dtype, lambda: made(_rounded(branch.weights(reader, like)[0], like))
+            nn.Parameter(rounded),
+            like.dtype,
+            lambda: made(_laid_out(branch.weights(reader, like)[0].to(like.dtype), like)),
         )
         layer.register_parameter("weight", new.requires_grad_(like.requires_grad))
     else:
@@ -150,56 +151,8 @@ def built(branch: Branch, step: MergeStep, reader: Weighing) -> nn.Module:
     return layer.eval()
 
 
-def _rounded(weight: Tensor, like: Tensor) -> Tensor:
-    """Return a weight in the dtype and memory format of another."""
-    rounded = weight.to(like.dtype)
+def _laid_out(weight: Tensor, like: Tensor) -> Tensor:
+    """Return a weight in the memory format of another."""
     if like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
-        return rounded.contiguous(memory_format=torch.channels_last)
-    return rounded
-
-
-def _not_finite(branch: Branch, step: MergeStep, tensor: Tensor) -> NotFiniteError:
-    names = " and ".join(f"`{name}`" for name in branch.names[:2])
-    error = NotFiniteError(
-        f"A weight of {names} as one is not finite in {tensor.dtype}.",
-        fix="Merge nothing, or convert the model to a wider dtype first.",
-    )
-    error.node = step.root  # type: ignore[attr-defined]
-    return error
-
-
-class _Rest:
-    """What is left of a tree of sums without some of its terms."""
-
-    def __init__(self, graph: Graph, nodes: dict[str, Node], step: MergeStep, terms: set[Node]) -> None:
-        self.graph = graph
-        self.terms = terms
-        self.tree = {nodes[knot.node]: [(nodes[name], sign) for name, sign in knot.values] for knot in step.tree}
-
-    def of(self, node: Node) -> tuple[Node, int] | None:
-        """Return the value that is left, with its sign; None where nothing is."""
-        if node in self.terms:
-            return None
-        if node not in self.tree:
-            return node, 1
-        values = self.tree[node]
-        left = [(self.of(value), sign) for value, sign in values]
-        if all(rest == (value, 1) for (rest, _), (value, _) in zip(left, values, strict=True)):
-            return node, 1
-        signed = [(rest[0], rest[1] * sign) for rest, sign in left if rest is not None]
-        if not signed:
-            return None
-        return signed[0] if len(signed) == 1 else _signed_sum(self.graph, *signed)
-
-
-def _signed_sum(graph: Graph, left: tuple[Node, int], right: tuple[Node, int]) -> tuple[Node, int]:
-    if left[1] < 0 and right[1] < 0:
-        return _sum(graph, (left[0], 1), (right[0], 1)), -1
-    if left[1] < 0:
-        left, right = right, left
-    return _sum(graph, left, right), 1
-
-
-def _sum(graph: Graph, left: tuple[Node, int], right: tuple[Node, int]) -> Node:
-    """Add or subtract; the first has a positive sign."""
-    return graph.call_function(operator.add if right[1] > 0 else operator.sub, (left[0], right[0]))
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from bnfold import ops
 from bnfold.fold.merge.branches import Leaf, Pool, divisor_of
 from bnfold.fold.merge.geometry import Geometry, geometry_of, sizes
 from bnfold.fold.settled import shares_weights, weight_of
-from bnfold.ops.interface import GraphFacts, Value
+from bnfold.ops.interface import GraphFacts, Source, Value, WeightType
 from bnfold.ops.refusal import Refusal
 
 __all__ = ["Factor", "adds_zero", "factor_of", "leaf_of", "pool_of", "positions"]
@@ -88,20 +87,22 @@ def adds_zero(facts: GraphFacts, node: Value) -> bool:
 
 
 class Factor:
-    """A multiplication by constants: of ``value``, by a number or by what the node ``by`` computes."""
+    """A multiplication by constants: of ``value``, by a number or by what stands in a source, one for each channel."""
 
-    def __init__(self, value: Value, by: float | Value) -> None:
+    def __init__(self, value: Value, by: float | Source) -> None:
         self.value = value
         self.by = by
 
-    def fits(self, facts: GraphFacts, dims: int, channels: int, dtype: torch.dtype, rank: int | None) -> bool:
+    def fits(self, facts: GraphFacts, dims: int, channels: int, kind: WeightType | None, rank: int | None) -> bool:
         """Whether it is one factor for each channel, and keeps the dtype and the shape."""
         if isinstance(self.by, float):
             return True
         tensor = facts.constant(self.by)
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             return False
-        if tensor.ndim and tensor.dtype != dtype:
+        if isinstance(self.by, str):  # of an affine by constants, which was read as one of so many channels
+            return tensor.numel() == channels
+        if tensor.ndim and kind is not None and facts.weight_type(self.by) != kind:
             return False
         if tensor.ndim > dims + 1 and (rank is None or tensor.ndim > rank):
             return False  # would add a dimension
@@ -120,4 +121,7 @@ def factor_of(facts: GraphFacts, node: Value) -> Factor | None:
         for value, by in ((call.left, call.right), (call.right, call.left)):
             if facts.is_constant(by) and not facts.is_constant(value):
                 return Factor(value, by)
+    if isinstance(call, ops.BatchNorm) and call.by_constants and call.dim == 1:
+        shift = facts.constant(call.bias)
+        return Factor(call.input, call.weight) if shift is None or not bool((shift != 0).any()) else None
     return None

@@ -7,53 +7,61 @@ by constants and a sum of branches of one value are branches again, so that what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
 
 from bnfold import ops
-from bnfold.fold.decision import MergeDecision, listed
+from bnfold.fold.decision import MergeDecision, fold_sentence, listed
 from bnfold.fold.merge.branches import Branch, Chain, Identity, Reader, Scaled
 from bnfold.fold.merge.found import adds_zero, factor_of, leaf_of, pool_of, positions
 from bnfold.fold.merge.geometry import composed
 from bnfold.fold.merge.steps import Knot, MergeStep, Part
 from bnfold.fold.merge.sums import SumOfBranches, more_multiplications
-from bnfold.ops.interface import GraphFacts, Value
+from bnfold.fold.plan import Plan
+from bnfold.fold.rounded import FoldedWeights
+from bnfold.ops.interface import GraphFacts, Value, WeightType
 from bnfold.ops.refusal import Refusal, rendered
 
-__all__ = ["Merges", "plan_merges"]
+__all__ = ["Merger", "with_merges"]
 
 
-@dataclass(frozen=True)
-class Merges:
-    """What was decided: for people, and for the rewrite."""
-
-    decisions: tuple[MergeDecision, ...]
-    steps: tuple[MergeStep, ...]
-
-
-def plan_merges(
+def with_merges(
+    plan: Plan,
     folded: GraphFacts,
     original: GraphFacts,
-    reader: Reader,
     *,
     keep: frozenset[str],
     share: Literal["clone", "keep"],
     refused: Mapping[str, Refusal],
-) -> Merges:
-    """Return the merges for a graph whose BatchNorms have been folded.
+) -> Plan:
+    """Return a plan that also says which convolutions become one, after its folds.
 
     Args:
+        plan: of the folds.
         folded: the graph as the folds leave it, its weights still those of the model.
         original: the graph before, which knows more of the number of dimensions.
-        reader: gives weights with all that they absorb.
         keep: names of convolutions to leave.
         share: as for a fold: what to do with a layer that is called at several sites.
         refused: merges that a rewrite found impossible, by the name of the node that they stand for.
     """
-    return Merger(folded, original, reader, keep, share, refused).plan()
+    reader = FoldedWeights(original, plan.steps.absorbed)
+    merger = Merger(folded, original, reader, keep, share, refused)
+    merges = merger.plan()
+    into = {name: step.root for step in merger.steps.values() for part in step.parts for name in part.branch.members}
+    decisions = list(plan.decisions)
+    for place, decision in enumerate(decisions):  # an affine by constants that nothing absorbed, and a merge takes
+        if decision.action == "affine" and decision.kind == "affine" and decision.site in into:
+            layers = tuple(merge.into for merge in merger.merged[into[decision.site]])
+            words = fold_sentence(decision.batchnorm, "sideways", layers, ())
+            decisions[place] = replace(
+                decision, action="fold", direction="sideways", into=layers, reason=None, detail=words, because=""
+            )
+    explicit = {name: what for name, what in plan.steps.explicit.items() if name not in into}
+    steps = replace(plan.steps, explicit=explicit, merges=tuple(merger.steps.values()))
+    return replace(plan, decisions=tuple(decisions), merges=merges, steps=steps)
 
 
 class Merger:
@@ -83,8 +91,8 @@ class Merger:
         self.merged: dict[str, list[MergeDecision]] = {}
         self.refusals: list[MergeDecision] = []
 
-    def plan(self) -> Merges:
-        """Go through the graph once."""
+    def plan(self) -> tuple[MergeDecision, ...]:
+        """Go through the graph once; the steps are then in ``steps``."""
         for node in self.facts.index:
             call = self.facts.call(node)
             if isinstance(call, ops.Convolution):
@@ -104,7 +112,7 @@ class Merger:
         decisions = [decision for found in self.merged.values() for decision in found] + self.refusals
         order = {node.name: index for node, index in self.facts.index.items()}
         decisions.sort(key=lambda decision: order[decision.site])
-        return Merges(tuple(decisions), tuple(self.steps.values()))
+        return tuple(decisions)
 
     def _passing(self, node: Value, call: ops.Operation, before: Branch) -> None:
         branch = self.branches[node] = replace(before, members=(*before.members, node.name))
@@ -208,11 +216,9 @@ class Merger:
         geometry = before.geometry
         by = factor.by
         if not isinstance(by, float):
-            like = None if before.layer is None else self.weight(before.layer)
-            tensor = self.facts.constant(by)
-            dtype = like.dtype if like is not None else getattr(tensor, "dtype", torch.float32)
+            kind = None if before.layer is None else self.weight_type(before.layer)
             dims, rank = len(geometry.kernel), self.rank(factor.value)
-            if not factor.fits(self.facts, dims, geometry.outputs, dtype, rank):
+            if not factor.fits(self.facts, dims, geometry.outputs, kind, rank):
                 return None
         return Scaled(
             before.source,
@@ -222,7 +228,7 @@ class Merger:
             before.cost,
             before.names,
             of=before,
-            by=by if isinstance(by, float) else by.name,
+            by=by if isinstance(by, float) else node.name,
         )
 
     # --- what the sums ask too ------------------------------------------------------------------------------------
@@ -256,10 +262,26 @@ class Merger:
         assert weight is not None
         return weight
 
+    def weight_type(self, layer: str) -> WeightType | None:
+        """Return the type in which the model holds the weight of a convolution call."""
+        call = self.facts.call(self.by_name[layer])
+        assert isinstance(call, ops.Convolution)
+        return self.facts.weight_type(call.weight)
+
     def same_type(self, *branches: Branch) -> bool:
-        """Whether all weights have the same dtype and device."""
-        found = [self.weight(branch.layer) for branch in branches if branch.layer is not None]
-        return len({(tensor.dtype, tensor.device) for tensor in found}) <= 1
+        """Whether all weights, and all constants of branches without, have the same dtype and device."""
+        return len({kind for branch in branches for kind in self._types(branch)}) <= 1
+
+    def _types(self, branch: Branch) -> Iterator[WeightType | None]:
+        if branch.layer is not None:
+            yield self.weight_type(branch.layer)
+            return
+        for name in branch.members:
+            factor = factor_of(self.facts, self.by_name[name])
+            by = None if factor is None or isinstance(factor.by, float) else factor.by
+            tensor, kind = self.facts.constant(by), self.facts.weight_type(by)
+            if tensor is not None and tensor.ndim and kind is not None:  # a single number takes the type of a value
+                yield kind
 
     def written(self, branch: Branch, members: tuple[str, ...], last: Value) -> bool:
         """Whether the value that a branch reads is written to while the branch runs."""

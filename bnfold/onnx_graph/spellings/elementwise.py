@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
+from torch import Tensor
 
 from bnfold import ops
 from bnfold.onnx_graph.arguments import NodeArguments
+from bnfold.onnx_graph.constants import tensor_of
 from bnfold.onnx_graph.values import OnnxValue
 from bnfold.ops.spelling import NotStaticError
 
@@ -53,74 +53,24 @@ def _negate(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
 def _arithmetic(kind: str, node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
     """``x + y``, ``x - y``, ``x * y``, ``x / y``; an affine where one of them is a constant."""
     held = [a.is_constant(0), a.is_constant(1)]
-    if held == [True, True]:
-        return None
-    if any(held):
-        found = _by_constant(kind, node, a, held.index(True))
-        if found is not None or kind not in ("Add", "Sub"):
-            return found
     left, right = a.value(0), a.value(1)
+    if held == [True, True] or (kind == "Mul" and left is right):
+        return None
+    call: ops.Add | ops.Multiply | ops.Divide
     if kind in ("Add", "Sub"):
-        return ops.Add(node, left, right, 1 if kind == "Add" else -1)
-    return ops.Multiply(node, left, right) if kind == "Mul" and left is not right else None
+        call = ops.Add(node, left, right, 1 if kind == "Add" else -1)
+    else:
+        call = (ops.Multiply if kind == "Mul" else ops.Divide)(node, left, right)
+    if not any(held):
+        return call
+    place = held.index(True)
 
+    def numbers() -> Tensor | None:
+        found = a.numbers(place)
+        return None if found.dtype.kind in "iub" else tensor_of(found)
 
-def _by_constant(kind: str, node: OnnxValue, a: NodeArguments, place: int) -> ops.Operation | None:
-    """An affine by a constant: one number, or one for each channel."""
-    shape, other = a.shape(place), 1 - place
-    rank = a.rank(other)
-    if len(shape) > rank or (kind == "Div" and place == 0) or a.numbers(place).dtype.kind in "iub":
-        return None
-    if math.prod(shape) == 1:
-        (number,) = np.asarray(a.numbers(place), dtype=np.float64).reshape(-1).tolist()
-        if not math.isfinite(number) or (number == 0 and kind in ("Mul", "Div")):
-            return None
-        factor, offset = _line(kind, place, number)
-        return ops.ByNumber(node, a.value(other), factor, offset)
-    dims = [dim + rank - len(shape) for dim, size in enumerate(shape) if size != 1]
-    if len(dims) != 1 or dims[0] == 0 or 0 in shape:
-        return None
-    (dim,) = dims
-    channels = math.prod(shape)
-    if a.facts.channels(a.value(other), dim) != channels:
-        return None  # it may be stretched
-    numbers = np.asarray(a.numbers(place), dtype=np.float64).reshape(-1)
-    if not bool(np.isfinite(numbers).all()) or (kind == "Div" and bool((numbers == 0).any())):
-        return None
-    zero, one = np.zeros(channels), np.ones(channels)
-    scale, shift = {
-        "Add": (one, numbers),
-        "Sub": (one, -numbers) if place == 1 else (-one, numbers),
-        "Mul": (numbers, zero),
-        "Div": (1 / numbers, zero),
-    }[kind]
-    facts = a.facts
-    mean, variance, weight, bias = (
-        facts.made(node, name, values)
-        for name, values in (("mean", zero), ("variance", one), ("scale", scale), ("shift", shift))
-    )
-    return ops.BatchNorm(
-        node,
-        a.value(other),
-        mean,
-        variance,
-        weight,
-        bias,
-        0.0,
-        False,
-        facts.name(node),
-        dim=dim,
-        by_constants=True,
-    )
-
-
-def _line(kind: str, place: int, number: float) -> tuple[float, float]:
-    """Return factor and offset."""
-    if kind == "Add":
-        return 1.0, number
-    if kind == "Sub":
-        return (1.0, -number) if place == 1 else (-1.0, number)
-    return (number if kind == "Mul" else 1 / number), 0.0
+    rank, name = a.rank(1 - place), a.facts.name(node)
+    return ops.by_constants(call, place, a.shape(place), numbers, a.facts, name=name, rank=rank) or call
 
 
 def _sum(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from bnfold import ops
 from bnfold.errors import RefusedFileError
 from bnfold.onnx_graph.arguments import NodeArguments
+from bnfold.onnx_graph.spellings.quantised import scaled_convolution, unscaled
 from bnfold.onnx_graph.values import OnnxValue
-from bnfold.ops.operation import STOPS
 from bnfold.ops.spelling import NotStaticError
-from bnfold.ops.symbolic import Shape, Sight
 
-__all__ = ["READERS", "OfQuantisedWeights"]
-
-
-@dataclass(frozen=True, eq=False)
-class OfQuantisedWeights(ops.Operation):
-    """A convolution or a matrix product whose weights are integers times a scale: they stay as they are."""
-
-    words = "layer with quantised weights"
-    keeps_rank = False
-    keeps_channels = False
-    memory = "fresh"
-    rule = STOPS
-
-    input: OnnxValue
-
-    def sizes(self, before: Shape, sight: Sight) -> None:  # noqa: ARG002
-        """The shape inference tells them."""
-        return
+__all__ = ["READERS"]
 
 
 # --- convolutions ------------------------------------------------------------------------------------------------
@@ -69,7 +49,7 @@ def _bias(a: NodeArguments, channels: int) -> object:
 
 def _conv(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
     if a.quantised:
-        return OfQuantisedWeights(node, a.value())
+        return scaled_convolution(node, a, 0)
     dims, kernel, strides, dilations = _spatial(a)
     groups, channels = a.integer("group", 1), a.shape(1)[0]
     if groups < 1 or channels % groups:
@@ -92,7 +72,7 @@ def _conv(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
 
 def _conv_transpose(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
     if a.quantised:
-        return OfQuantisedWeights(node, a.value())
+        return scaled_convolution(node, a, 1)
     dims, _, strides, dilations = _spatial(a)
     groups, shape = a.integer("group", 1), a.shape(1)
     if groups < 1 or shape[0] % groups:
@@ -113,7 +93,7 @@ def _conv_transpose(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
 def _gemm(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
     """``alpha * x @ w + beta * c``."""
     if a.quantised:
-        return OfQuantisedWeights(node, a.value())
+        return unscaled(node, a)
     shape = a.shape(1)
     if a.integer("transA", 0) or len(shape) != 2 or min(shape) < 1:
         return None
@@ -132,7 +112,7 @@ def _gemm(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
 def _matmul(node: OnnxValue, a: NodeArguments) -> ops.Operation | None:
     """``x @ w``, and the sum with a constant that follows it, where the facts have joined the two."""
     if a.quantised:
-        return OfQuantisedWeights(node, a.value())
+        return unscaled(node, a)
     shape = a.shape(1)
     if len(shape) != 2 or min(shape) < 1 or a.rank(0) < 2:
         return None
