@@ -20,10 +20,13 @@ from torch.utils import _pytree as pytree
 
 from bnfold.errors import BnfoldError
 
-__all__ = ["SMALL", "OnDemand", "WrittenError", "made", "refuse_lent", "writes_refused"]
+__all__ = ["MANY", "SMALL", "OnDemand", "WrittenError", "made", "refuse_lent", "worthwhile", "writes_refused"]
 
 SMALL = 1 << 16
 """Elements below which a tensor is better copied: a call with a tensor that is made on demand takes some 20 us more."""
+
+MANY = 1 << 25
+"""Elements in all below which a model is better copied: 256 MiB in float64 cost less than making them for each run."""
 
 _StorageWeakRef: Any = torch.multiprocessing.reductions.StorageWeakRef
 _lent: dict[int, Any] = {}  # what views of such tensors were made on, while anything holds it
@@ -107,6 +110,12 @@ class OnDemand(Tensor):
 
 
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+
+
+def worthwhile(module: nn.Module) -> bool:
+    """Whether a module holds so much that its tensors are better made when a call needs them than copied."""
+    every = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}.values()
+    return sum(tensor.numel() for tensor in every if OnDemand.suits(tensor)) >= MANY
 
 
 def made(value: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from bnfold.graph.on_demand import OnDemand
+from bnfold.graph.on_demand import OnDemand, worthwhile
 
 __all__ = ["double_shell", "fresh_shell", "shell", "wrapped"]
 
@@ -68,11 +68,12 @@ def fresh_shell(module: nn.Module, shells: dict[int, Any], *, without: Collectio
 
 
 def double_shell(module: nn.Module, shells: dict[int, Any]) -> Any:
-    """Return a shell whose floating tensors are float64: copies, or large ones cast when a call needs them."""
+    """Return a shell whose floating tensors are float64: copies, or of a large model cast when a call needs them."""
+    lean = worthwhile(module)
     for part in module.modules():
         for tensor in (*part._parameters.values(), *part._buffers.values()):
             if tensor is not None and id(tensor) not in shells:
-                shells[id(tensor)] = _in_double(tensor)
+                shells[id(tensor)] = _in_double(tensor, lean=lean)
     return shell(module, shells)
 
 
@@ -89,8 +90,8 @@ def wrapped(tensor: Any, shells: dict[int, Any]) -> Any:
     return found
 
 
-def _in_double(tensor: Tensor) -> Tensor:
-    if tensor.is_floating_point() and OnDemand.suits(tensor):
+def _in_double(tensor: Tensor, *, lean: bool) -> Tensor:
+    if lean and tensor.is_floating_point() and OnDemand.suits(tensor):
         return OnDemand.of(tensor, torch.float64).requires_grad_(tensor.requires_grad)
     double = tensor.detach().double() if tensor.is_floating_point() else tensor.detach().clone()
     if not isinstance(tensor, nn.Parameter):

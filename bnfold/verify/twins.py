@@ -1,8 +1,8 @@
-"""A module beside itself: in its own precision and in float64, without a second set of its weights.
+"""A module beside itself: in its own precision and in float64; a large one without a second set of its weights.
 
-The twin in float64 casts each weight when a call needs it. It refuses to write into one, and so finds out whether the
-module's code does that; if it does not, the twin in the module's own precision may share the weights. Else both become
-copies.
+Both are copies, unless the model is large. Then the twin in float64 casts each weight when a call needs it. It
+refuses to write into one, and so finds out whether the module's code does that; if it does not, the twin in the
+module's own precision may share the weights. Else both become copies.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from bnfold.capture.nests import Leaf, flatten
-from bnfold.graph.on_demand import writes_refused
+from bnfold.graph.on_demand import worthwhile, writes_refused
 from bnfold.verify.reference import (
     copied,
     copied_in_float64,
@@ -40,8 +40,9 @@ class Twins:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._plain: nn.Module | None = None
-        self._writes_nothing = self._copied = False
-        self.in_float64 = lent_in_float64(module)
+        self._writes_nothing = False
+        self._copied = not worthwhile(module)
+        self.in_float64 = copied_in_float64(module) if self._copied else lent_in_float64(module)
 
     def exact(self, inputs: Sequence[Any]) -> list[Leaf]:
         """Answer in float64 throughout; the inputs are not changed."""

@@ -18,6 +18,7 @@ from tests.networks import normal
 @pytest.fixture(autouse=True)
 def _all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnfold.graph.on_demand.SMALL", 1)
+    monkeypatch.setattr("bnfold.graph.on_demand.MANY", 1)
 
 
 def test_questions_about_it_make_no_numbers() -> None:
