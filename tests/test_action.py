@@ -102,6 +102,7 @@ def test_the_hooks_have_what_pre_commit_asks_for_and_their_commands_exist() -> N
         re.compile(hook["files"])
 
 
+@pytest.mark.long
 def test_a_hook_passes_and_fails_as_its_command_does(folder: Path) -> None:
     made: dict[str, Any] = {}
     exec(NETWORK, made)

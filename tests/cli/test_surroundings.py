@@ -173,6 +173,7 @@ def test_weights_are_written_without_anything_of_onnx(without: Run, seed_file: P
     assert seed_file.with_name("out.safetensors").exists()
 
 
+@pytest.mark.long
 def test_a_program_is_verified_in_torch_without_onnx_runtime(without: Run) -> None:
     code, said = without("onnx,onnxruntime,onnxscript", "fold", "model.pt", *CODE, "-o", "o.pt2")  # type: ignore[misc]
     assert code == 0, said
@@ -184,10 +185,11 @@ def test_a_program_is_verified_in_torch_without_onnx_runtime(without: Run) -> No
     [
         ("torch", {"torch", "fold", "torch.export", "writing .pt2", "ONNX export", "ONNX Runtime"}, {"torch": "torch"}),
         ("onnx,onnxscript", {"ONNX export", "ONNX Runtime"}, {"ONNX export": "onnx"}),
-        (
+        pytest.param(
             "onnxruntime,safetensors",
             {"ONNX Runtime", "writing .safetensors"},
             {"ONNX Runtime": "onnxruntime", "writing .safetensors": "safetensors"},
+            marks=pytest.mark.long,
         ),
     ],
 )
@@ -208,6 +210,7 @@ def test_the_doctor_says_what_fails_without_a_package(
 
 
 @needs_root
+@pytest.mark.long
 def test_the_doctor_is_content_where_only_the_folder_cannot_be_written_to(open_folder: Path) -> None:
     code, said = bnfold(open_folder, "doctor", before=as_nobody())
     assert code == 0, said
