@@ -212,6 +212,15 @@ def test_an_overflow_in_half_precision_refuses_the_fold() -> None:
     assert (decision.action, decision.reason) == ("affine", "weight-not-finite")
 
 
+def test_new_nodes_get_names_that_no_node_has() -> None:
+    net = Net(3)
+    end = net.node("Sigmoid", [net.bn(net.input(["n", 4]), 4)])
+    model = net.model(end)
+    model.graph.node[1].name = "batchnormalization5.product"
+    folding = check(model, ((2, 4),))  # which ONNX Runtime refuses if two have one name
+    assert [node.op_type for node in folding.model.graph.node] == ["Mul", "Add", "Sigmoid"]
+
+
 def test_a_custom_domain_passes_untouched_and_nothing_moves_through_it() -> None:
     net = Net(3)
     x = net.conv(net.input(["n", 4, 8, 8]), 4, 6)
