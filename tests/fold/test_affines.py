@@ -196,6 +196,17 @@ def test_constants_of_a_wider_type_stay_since_the_result_is_of_that_type() -> No
     assert told(bnfold.fold(model, x, affines=True)) == [("g", "fold", None)]
 
 
+def test_constants_that_are_rounded_on_the_way_stay_rounded() -> None:
+    x = values(*IMAGES).float()
+    for cast in (lambda c: c.half(), lambda c: c.bfloat16().float(), lambda c: c.to(torch.half)):
+        parts = {"conv": nn.Conv2d(3, C, 3), "g": scales(C, 1, 1).float()}
+        model = Net(lambda s, x, cast=cast: s.conv(x) * cast(s.g), **parts).eval()
+        folding = bnfold.fold(model, x, affines=True)
+        assert told(folding) == [("g", "keep", "rounded-constants")]
+        exact = bnfold.fold(Net(lambda s, x: s.conv(x) * s.g, conv=model.conv, g=model.g).eval(), x, affines=True)
+        assert error_of_peak(run(model, x), run(exact.module, x)) > 1e-5
+
+
 OTHERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], Any]] = {  # no affines per channel at all
     "over two dimensions": (lambda s, y: y * s.c, scales(C, 1, 6)),
     "over the batch": (lambda s, y: y * s.c, scales(2, 1, 1, 1)),
