@@ -242,6 +242,8 @@ class _Planner:
                 self.decisions[index] = old.staying(f"{old.because}; and sideways, {rendered(way, self.facts)}")
             return
         self.absorbed.setdefault(way.convolution, []).append(Absorption("beside", way.affine, index))
+        if way.rank is not None:
+            self.steps.guards[way.convolution.name] = way.rank
         del self.explicit[node]
         self.dropped[way.sum] = way.rest
         self.steps.dropped[node.name] = (way.term.name, way.sum.name)

@@ -33,6 +33,8 @@ class Sideways:
         rest: what is left of that sum.
         through: the sums passed.
         hops: pairs (reader, what it reads) along which it moved.
+        rank: how many dimensions the convolution's input must have, which must be checked when run; None where the
+            graph tells it. An image without a batch has its channels in dimension 0, and a BatchNorm in dimension 1.
     """
 
     convolution: Value
@@ -42,6 +44,7 @@ class Sideways:
     rest: Value
     through: tuple[Value, ...]
     hops: tuple[tuple[Value, Value], ...]
+    rank: int | None
 
 
 def sideways(state: State, start: Value, affine: ChannelAffine) -> Sideways | Refusal:
@@ -74,7 +77,9 @@ def sideways(state: State, start: Value, affine: ChannelAffine) -> Sideways | Re
             signed = affine if sign > 0 else ChannelAffine(-affine.scale, -affine.shift)
             out = ((other.top, total.node),) if other.top is not total.node else ()
             hops = ((total.node, start), *out, (other.top, convolution.node))
-            return Sideways(convolution.node, signed, term, total.node, rest, (total.node, *other.through), hops)
+            through = (total.node, *other.through)
+            rank = None if facts.graph_rank(convolution.node) is not None else convolution.needed_rank
+            return Sideways(convolution.node, signed, term, total.node, rest, through, hops, rank)
         refusal = refusal or why
     return refusal or Refusal("no-convolution-beside", "no convolution of the same input is added to it")
 
@@ -103,6 +108,8 @@ def _refusal(
         return Refusal("several-readers", "the output of `{value}` is also read elsewhere", value=convolution.node)
     if facts.hooked(convolution.node):
         return Refusal("hooks", "{op} carries hooks", op=convolution)
+    if facts.rank(convolution.node) not in (None, convolution.needed_rank):
+        return Refusal("channel-dimension", "{op} has its channels in another dimension", op=convolution)
     weight = weight_of(facts, convolution)
     if isinstance(weight, Refusal):
         return weight

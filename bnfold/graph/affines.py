@@ -26,6 +26,9 @@ __all__ = ["affine_by_constants", "affine_of_unknown_rank"]
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
+_STEPS = 256
+"""How many units of rounding, of the largest, constants may be off that are never cast to a narrower type."""
+
 
 def affine_by_constants(facts: Facts, call: ops.OfTwo) -> ops.Operation | None:
     """Return the affine that a call is, or arithmetic with one number; None where it is neither.
@@ -120,6 +123,10 @@ class _Site:
 
     def numbers(self) -> Tensor | None:
         """The numbers of the constant; in float64 where they are computed."""
+        return self._numbers
+
+    @cached_property
+    def _numbers(self) -> Tensor | None:
         if self.constant.op == "get_attr" or self.tensor.dtype == torch.float64:
             return self.tensor
         exact = self.facts.in_double
@@ -140,6 +147,10 @@ class _Site:
         if tensor.ndim and (dtype not in _FLOATS or torch.promote_types(dtype, tensor.dtype) != dtype):
             text = "its constants are {one} and its input {other}, so the result is of another type"
             return Refusal("wider-constants", text, one=tensor.dtype, other=dtype)
+        if self._is_rounded(dtype or tensor.dtype):
+            return Refusal(
+                "rounded-constants", "its constants are rounded to a narrower type, and the fold would not be"
+            )
         if facts.may_be_written(self.constant):
             return Refusal("mutated", "its constants are written to when the model runs")
         if facts.written_by(self.node) and self._is_seen_elsewhere():
@@ -148,6 +159,14 @@ class _Site:
         if trained is not None:
             return Refusal("shared", "`{name}` needs a gradient and is used elsewhere too", name=trained)
         return None
+
+    def _is_rounded(self, dtype: torch.dtype) -> bool:
+        """Whether the constants are further from what they are in float64 than computing them in a type explains."""
+        exact = self._numbers
+        if exact is None or exact.numel() == 0:
+            return False
+        off, peak = (exact.double() - self.tensor.double()).abs().max(), exact.double().abs().max()
+        return bool(off > _STEPS * torch.finfo(dtype).eps * peak)
 
     def _is_seen_elsewhere(self) -> bool:
         """Whether anybody sees what the call writes into its input, besides those who read its result."""

@@ -90,7 +90,8 @@ class Merging:
 
     def _sum(self, root: ir.Node, left: ir.Value, right: ir.Value, sign: int) -> ir.Value:
         op = "Add" if sign > 0 else "Sub"
-        node = ir.Node("", op, [left, right], name=f"{root.name}_{op.lower()}" if root.name else None)
+        name = self.rewriter.names.free_node(f"{root.name}_{op.lower()}") if root.name else None
+        node = ir.Node("", op, [left, right], name=name)
         output = node.outputs[0]
         output.name = self.rewriter.names.free(f"{root.outputs[0].name}_rest")
         output.type, output.shape = root.outputs[0].type, root.outputs[0].shape
@@ -109,6 +110,8 @@ class Merging:
         order = {node: place for place, node in enumerate(self.graph)}
         for node in sorted((node for node in members if node in order), key=order.__getitem__, reverse=True):
             self._remove(node)
+            if node.graph is self.graph and node.name and node.name == layer.name:  # its shape is still asked for
+                node.name = self.rewriter.names.free_node(f"{node.name}_unmerged")
 
     def _remove(self, node: ir.Node) -> None:
         if node.graph is self.graph and not any(self.rewriter.facts.is_used(output) for output in node.outputs):

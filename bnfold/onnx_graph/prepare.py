@@ -30,6 +30,7 @@ def prepared(given: OnnxModel, *, freeze: bool) -> ir.Model:
         from onnx_ir.passes.common import InlinePass
 
         model = InlinePass()(model).model
+    _require_outputs(model)
     _name(model)
     _sort(model)
     if freeze:
@@ -76,6 +77,18 @@ def version_of(model: ir.Model) -> int:
             fix="Convert it first with onnx.version_converter.convert_version.",
         )
     return versions[0]
+
+
+def _require_outputs(model: ir.Model) -> None:
+    """Refuse a graph that returns what nothing in it gives, as a body that returns a value from around it."""
+    for graph in model.graphs():
+        for value in graph.outputs:
+            if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
+                told = f"its graph `{graph.name}` returns `{value.name}`, which nothing in it gives"
+                raise RefusedFileError(
+                    f"The ONNX model is broken: {told}.",
+                    fix="Put an Identity node before it, or export the model again.",
+                )
 
 
 def _name(model: ir.Model) -> None:

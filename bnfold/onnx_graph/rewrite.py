@@ -104,17 +104,24 @@ def _part_of(affine: ChannelAffine, part: slice) -> ChannelAffine:
 
 
 class Names:
-    """All names of values in a model."""
+    """All names of values in a model, and those of nodes: ONNX Runtime refuses two nodes of one name."""
 
     def __init__(self, model: ir.Model) -> None:
         self.taken: set[str] = set()
+        self.nodes: set[str] = set()
         for graph in model.graphs():
             self.taken.update(str(value.name) for value in (*graph.inputs, *graph.initializers.values()))
-            self.taken.update(str(output.name) for node in graph for output in node.outputs)
+            for node in graph:
+                self.taken.update(str(output.name) for output in node.outputs)
+                self.nodes.add(str(node.name))
 
     def free(self, wanted: str) -> str:
-        """Return a name that nothing has yet, as near to a wanted one as can be."""
+        """Return a name that no value has yet, as near to a wanted one as can be."""
         return free_name(wanted, self.taken)
+
+    def free_node(self, wanted: str) -> str:
+        """Return a name that no node has yet, as near to a wanted one as can be."""
+        return free_name(wanted, self.nodes)
 
 
 def rewrite(facts: OnnxFacts, plan: Plan, names: Names) -> None:
@@ -335,7 +342,8 @@ class Rewriter:
         (shared,) = scales.outputs
         if len(shared.uses()) != 1 or shared.is_graph_output() or scales.graph is not self.graph:
             old, attributes = scales, [*scales.attributes.values()]
-            scales = ir.Node("", "DequantizeLinear", old.inputs, attributes, name=f"{old.name or shared.name}_folded")
+            name = self.names.free_node(f"{old.name or shared.name}_folded")
+            scales = ir.Node("", "DequantizeLinear", old.inputs, attributes, name=name)
             output = scales.outputs[0]
             output.name = self.names.free(f"{shared.name}_folded")
             output.type, output.shape = shared.type, shared.shape
@@ -436,7 +444,7 @@ class Rewriter:
         shape = (channels, *[1] * (rank - 1 - dim))
         bias = self.held(f"{stem}.bias", affine.shift.reshape(shape), dtype)
         weight = self.held(f"{stem}.weight", affine.scale.reshape(shape), dtype)
-        product = ir.Node("", "Mul", [source, weight], name=self.names.free(f"{stem}.product"))
+        product = ir.Node("", "Mul", [source, weight], name=self.names.free_node(f"{stem}.product"))
         product.outputs[0].name = self.names.free(f"{value.name}.product")
         product.outputs[0].type, product.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
         self.graph.insert_before(node, product)
@@ -479,7 +487,8 @@ class Rewriter:
     def _insert_after(self, node: ir.Node, op: str, second: ir.Value) -> None:
         """Let all readers of a node's result read that of another node, which reads it."""
         output = node.outputs[0]
-        added = ir.Node("", op, [None, second], name=self.names.free(f"{node.name or output.name}.{op.lower()}"))
+        name = self.names.free_node(f"{node.name or output.name}.{op.lower()}")
+        added = ir.Node("", op, [None, second], name=name)
         new = added.outputs[0]
         new.type, new.shape = output.type, output.shape
         name = str(output.name)

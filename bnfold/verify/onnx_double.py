@@ -16,7 +16,17 @@ import torch
 from onnx import AttributeProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from bnfold.verify.onnx_kernels import KERNELS, NARROW, RUNTIME, WHOLE, WHOLE_BEFORE, Arrays, Kernel, RuntimeKernel
+from bnfold.verify.onnx_kernels import (
+    KERNELS,
+    NARROW,
+    ROWS,
+    RUNTIME,
+    WHOLE,
+    WHOLE_BEFORE,
+    Arrays,
+    Kernel,
+    RuntimeKernel,
+)
 from bnfold.verify.reference import in_float64
 from bnfold.verify.reference_loop import stacking_loop
 
@@ -111,7 +121,8 @@ def evaluator(model: onnx.ModelProto, engines: Engines | None = None) -> Referen
         raise ValueError(f"the reference implementation computes {', '.join(narrow)} in float32")
     version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     noted: Engines = {} if engines is None else engines
-    quick = [_quick(name, version, noted) for name in sorted(used & (KERNELS.keys() | RUNTIME))]
+    known = KERNELS.keys() | RUNTIME | (ROWS.keys() if version < _ROWS_UNTIL else set())
+    quick = [_quick(name, version, noted) for name in sorted(used & known)]
     loops = [stacking_loop(version)] if "Loop" in used else []
     return ReferenceEvaluator(model, new_ops=[*quick, *loops])
 
@@ -181,7 +192,18 @@ def _widen_nodes(nodes: Any) -> None:
             node.attribute.append(onnx.helper.make_attribute("value", numpy_helper.from_array(np.zeros(1))))
 
 
+_RESIZING = ("Resize", "Upsample")
+_ROWS_UNTIL = 13
+
 # --- operators that others compute ---------------------------------------------------------------------------------
+
+
+def _of_opset_11(args: Arrays, attributes: dict[str, Any]) -> tuple[Arrays, dict[str, Any]]:
+    """Return a ``Resize`` of opset 10, or an ``Upsample``, as what it is from opset 11 on: it has no other modes."""
+    mode = str(attributes.get("mode") or "nearest").replace("bilinear", "linear")
+    scales = np.asarray(args[1] if len(args) > 1 else attributes["scales"])
+    given = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return (args[0], None, scales, None), {**given, "cubic_coeff_a": -0.75, "exclude_outside": 0}
 
 
 def _quick(name: str, version: int, engines: Engines) -> Any:
@@ -189,12 +211,16 @@ def _quick(name: str, version: int, engines: Engines) -> Any:
     from onnx.reference.op_run import OpRun
     from onnx.reference.ops import load_op
 
-    reference = OpRun if name in WHOLE or version < WHOLE_BEFORE.get(name, 0) else load_op("", name, version)
+    whole = name in WHOLE or version < WHOLE_BEFORE.get(name, 0)
+    asked = ("Resize", max(version, 10)) if name in _RESIZING else (name, version)
+    reference = OpRun if whole else load_op("", *asked)
     schema = onnx.defs.get_schema(name, version)
-    kernel: Kernel | None = KERNELS.get(name)
+    kernel: Kernel | None = KERNELS.get(name, ROWS.get(name))
 
     def run(self: Any, *args: Any, **attributes: Any) -> Arrays:
-        if name == "Resize" and not attributes.get("keep_aspect_ratio_policy"):
+        if name in _RESIZING and version < 11:
+            args, attributes = _of_opset_11(args, attributes)
+        if name in _RESIZING and not attributes.get("keep_aspect_ratio_policy"):
             attributes["keep_aspect_ratio_policy"] = "stretch"  # before opset 18 there was no other
         answer = None
         if kernel is not None:

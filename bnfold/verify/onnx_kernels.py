@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["KERNELS", "NARROW", "RUNTIME", "WHOLE", "WHOLE_BEFORE", "Arrays", "Kernel", "RuntimeKernel"]
+__all__ = ["KERNELS", "NARROW", "ROWS", "RUNTIME", "WHOLE", "WHOLE_BEFORE", "Arrays", "Kernel", "RuntimeKernel"]
 
 Arrays: TypeAlias = "tuple[Any, ...]"
 Kernel = Callable[[onnx.NodeProto, Sequence[Any], dict[str, Any]], "Arrays | None"]
@@ -206,6 +206,26 @@ def _grid_sample(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[st
     return (F.grid_sample(_tensor(args[0]), _tensor(args[1]), mode, str(attributes["padding_mode"]), corners).numpy(),)
 
 
+def _lrn(_node: onnx.NodeProto, args: Sequence[Any], attributes: dict[str, Any]) -> Arrays | None:
+    """Divide by the squares of the channels beside each; the reference leaves the last of them out."""
+    x, size = _tensor(args[0]), int(attributes["size"])
+    alpha, beta, bias = (float(attributes.get(name) or 0.0) for name in ("alpha", "beta", "bias"))
+    squares = F.pad(x.square().movedim(1, -1), ((size - 1) // 2, size - 1 - (size - 1) // 2))
+    sums = squares.unfold(-1, size, 1).sum(-1).movedim(-1, 1)
+    return ((x / (bias + alpha / size * sums) ** beta).numpy(),)
+
+
+def _of_rows(compute: Callable[[Tensor], Tensor]) -> Kernel:
+    """The kernel of what works on rows: all dimensions from an axis on, which is 1 unless told, are one."""
+
+    def kernel(node: onnx.NodeProto, args: Sequence[Any], _attributes: dict[str, Any]) -> Arrays | None:
+        x = _tensor(args[0])  # the reference gives no attributes to what it has as a function of one value
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1) % x.ndim
+        return (compute(x.reshape(prod(x.shape[:axis]), prod(x.shape[axis:]))).reshape(x.shape).numpy(),)
+
+    return kernel
+
+
 def _relu(_node: onnx.NodeProto, args: Sequence[Any], _attributes: dict[str, Any]) -> Arrays | None:
     return (torch.relu(_tensor(args[0])).numpy(),) if np.asarray(args[0]).dtype == np.float64 else None
 
@@ -294,10 +314,18 @@ KERNELS: dict[str, Kernel] = {
     "Erf": _erf,
     "Gelu": _gelu,
     "GridSample": _grid_sample,
+    "LRN": _lrn,
     "MaxPool": _max_pool,
     "Relu": _relu,
     "Resize": _resize,
+    "Upsample": _resize,
 }
+ROWS: dict[str, Kernel] = {
+    "Hardmax": _of_rows(lambda rows: F.one_hot(rows.argmax(1), rows.shape[1]).to(rows.dtype)),
+    "LogSoftmax": _of_rows(lambda rows: rows.log_softmax(1)),
+    "Softmax": _of_rows(lambda rows: rows.softmax(1)),
+}
+"""Those of before opset 13, which the reference takes for what they are since then."""
 WHOLE_BEFORE = {"DequantizeLinear": 19}
 """Those that the reference knows from an opset on only."""
 WHOLE = frozenset({"Erf", "Gelu", "GridSample"})

@@ -136,6 +136,20 @@ def test_one_number_is_arithmetic_that_a_batchnorm_passes() -> None:
     assert bnfold.plan(model, values(*IMAGES))[0].action == "affine"
 
 
+def test_keep_leaves_one_in_its_place_where_a_merge_would_take_it() -> None:
+    """Also one of another dimension than the channels, as in an image without a batch, stays out of a merge."""
+    parts = {"conv": nn.Conv2d(4, 4, 3, padding=1), "other": nn.Conv2d(4, 4, 1), "g": scales(4, 1, 1)}
+    model = double(Net(lambda s, x: s.conv(x) + s.g * s.other(x) + x, **parts))
+    for keep, convolutions in (((), 1), (("g",), 2)):
+        folding = folded(model, 2, 4, 5, 5, merge=True, keep=keep)
+        assert sum(isinstance(part, nn.Conv2d) for part in folding.module.modules()) == convolutions
+        assert told(folding) == [("g", "keep" if keep else "fold", "kept-by-request" if keep else None)]
+    model.g = scales(4, 1)  # along the height, which is as large as there are channels
+    for combine in (lambda s, x: s.conv(x) * s.g, lambda s, x: s.conv(x) + s.g * x, lambda s, x: s.g * x + s.conv(x)):
+        model.function = combine
+        assert told(folded(model, 4, 4, 4, merge=True))[0][1] == "affine"
+
+
 def test_a_fold_of_one_layer_called_twice_and_of_an_exported_graph() -> None:
     parts = {"conv": nn.Conv2d(3, 3, 3, padding=1), "g": scales(3, 1, 1)}
     model = double(Net(lambda s, x: s.conv(torch.relu(s.conv(x) * s.g)) * s.g, **parts))
@@ -180,6 +194,17 @@ def test_constants_of_a_wider_type_stay_since_the_result_is_of_that_type() -> No
     assert folding.module(x).dtype == model(x).dtype == torch.float64  # the convolution's own is float32
     model.g = model.g.half()  # a narrower one changes no type, and is exact
     assert told(bnfold.fold(model, x, affines=True)) == [("g", "fold", None)]
+
+
+def test_constants_that_are_rounded_on_the_way_stay_rounded() -> None:
+    x = values(*IMAGES).float()
+    for cast in (lambda c: c.half(), lambda c: c.bfloat16().float(), lambda c: c.to(torch.half)):
+        parts = {"conv": nn.Conv2d(3, C, 3), "g": scales(C, 1, 1).float()}
+        model = Net(lambda s, x, cast=cast: s.conv(x) * cast(s.g), **parts).eval()
+        folding = bnfold.fold(model, x, affines=True)
+        assert told(folding) == [("g", "keep", "rounded-constants")]
+        exact = bnfold.fold(Net(lambda s, x: s.conv(x) * s.g, conv=model.conv, g=model.g).eval(), x, affines=True)
+        assert error_of_peak(run(model, x), run(exact.module, x)) > 1e-5
 
 
 OTHERS: dict[str, tuple[Callable[[Any, Tensor], Tensor], Any]] = {  # no affines per channel at all

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnfold import affine_of
+from bnfold.errors import OtherInputError
 from tests.fold.support import Net, double, error_of_peak, folds, run, skeleton, values
 
 C = 6
@@ -206,3 +207,25 @@ def test_an_off_centre_tap_would_be_wrong() -> None:
 def test_keep_leaves_the_branch() -> None:
     folding = folds(branches(identity_and_conv), values(2, 3, 7, 8), keep=["bn"])
     assert folding.plan[0].action == "keep"
+
+
+UNBATCHED: dict[str, tuple[nn.Module, nn.Module, tuple[int, ...]]] = {
+    "of a signal": (nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4), (2, 4, 4)),
+    "of an image": (nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm1d(4), (4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", UNBATCHED)
+def test_without_a_batch_the_channels_of_the_convolution_are_others_than_those_of_the_batchnorm(name: str) -> None:
+    conv, bn, shape = UNBATCHED[name]
+    model = double(Net(lambda s, x: s.conv(x) + s.bn(x), conv=conv, bn=bn))
+    batched = len(shape) == conv.weight.ndim
+    folding = folds(model, values(*shape))
+    assert folding.plan[0].action == ("fold" if batched else "affine")
+    if batched:
+        with pytest.raises(OtherInputError):
+            folding.module(values(*shape[1:]))
+    else:
+        forbidden = copy.deepcopy(model)
+        forbidden.function = moved
+        assert error_of_peak(run(model, values(*shape)), run(forbidden, values(*shape))) > 1e-3

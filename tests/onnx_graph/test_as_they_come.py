@@ -139,6 +139,21 @@ def test_a_value_that_a_body_captures_stays_as_it_is() -> None:
     assert (first.action, first.reason) == ("affine", "several-readers")
 
 
+def test_a_body_that_returns_a_value_from_around_it_is_refused() -> None:
+    """No runtime takes it: an Identity must stand between."""
+    net = Net(6)
+    x = net.conv(net.input(["n", 4, 8, 8]), 4, 4)
+    out = helper.make_tensor_value_info
+    bodies = [
+        helper.make_graph([], "direct", [], [out(x, TensorProto.FLOAT, None)]),
+        helper.make_graph([helper.make_node("Identity", [x], ["copy"])], "copied", [], [out("copy", 1, None)]),
+    ]
+    condition = net.constant(np.array(True))
+    net.nodes.append(helper.make_node("If", [condition], ["end"], then_branch=bodies[0], else_branch=bodies[1]))
+    with pytest.raises(bnfold.errors.RefusedFileError, match=f"`direct` returns `{x}`"):
+        fold_onnx(net.model("end"))
+
+
 def test_local_functions_are_inlined() -> None:
     held = Net(4)
     x = held.input(["n", 4, 8, 8])
@@ -210,6 +225,15 @@ def test_an_overflow_in_half_precision_refuses_the_fold() -> None:
     model = net.model(net.node("BatchNormalization", [x, *held], epsilon=1e-7))
     (decision,) = fold_onnx(model).plan
     assert (decision.action, decision.reason) == ("affine", "weight-not-finite")
+
+
+def test_new_nodes_get_names_that_no_node_has() -> None:
+    net = Net(3)
+    end = net.node("Sigmoid", [net.bn(net.input(["n", 4]), 4)])
+    model = net.model(end)
+    model.graph.node[1].name = "batchnormalization5.product"
+    folding = check(model, ((2, 4),))  # which ONNX Runtime refuses if two have one name
+    assert [node.op_type for node in folding.model.graph.node] == ["Mul", "Add", "Sigmoid"]
 
 
 def test_a_custom_domain_passes_untouched_and_nothing_moves_through_it() -> None:

@@ -168,6 +168,35 @@ def test_keep_leaves_a_branch_apart() -> None:
         fold_onnx(net.model(net.nodes[-1].output[0]), keep=["conv5"])
 
 
+def test_keep_leaves_an_affine_that_a_merge_would_take() -> None:
+    for name in ((), ("mul6",)):
+        net = Net(14)
+        x = stem(net)
+        scaled = net.node("Mul", [net.conv(x, 4, 4, 3, pads=[1] * 4), net.weight(4, 1, 1)])
+        folding = merged(net, net.node("Add", [scaled, net.conv(x, 4, 4, 1)]), keep=name)
+        assert left(folding.model, "Mul") == len(name)
+        assert left(folding.model, "Conv") == 1 + len(name)
+
+
+def test_new_nodes_have_names_of_their_own() -> None:
+    """ONNX Runtime refuses a model with two nodes of one name; ``check`` runs it."""
+    net = Net(15)
+    x = stem(net)
+    total = net.node("Sigmoid", [x])
+    for source in (x, net.node("Tanh", [x]), net.node("Sin", [x])):
+        for size in (3, 1):
+            total = net.node("Add", [total, net.conv(source, 4, 4, size, pads=[size // 2] * 4)])
+    assert left(merged(net, total).model, "Conv") == 3
+
+    net = Net(16)  # a convolution whose shape is asked for stays for that
+    x = stem(net)
+    conv = net.conv(x, 4, 4, 3, pads=[1] * 4)
+    other = net.node("Reshape", [net.node("Sigmoid", [x]), net.node("Shape", [conv])])
+    total = net.node("Add", [net.node("Mul", [conv, net.constant(np.float32(3))]), net.conv(x, 4, 4, 1)])
+    names = [node.name for node in merged(net, net.node("Add", [total, other])).model.graph.node]
+    assert {"conv4", "conv4_unmerged"} <= set(names)
+
+
 def test_a_merge_that_overflows_is_left_out() -> None:
     net = Net(3, dtype=np.float16)
     x = net.input(["n", 4, 8, 8])

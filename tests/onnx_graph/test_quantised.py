@@ -105,6 +105,14 @@ def test_weights_and_scales_that_others_use_are_copied_for_the_one_that_folds() 
     assert len(folding.model.graph.initializer) == 7 - 2 + 2  # two of the whole numbers; no copy of these
 
 
+def test_each_of_three_that_share_their_weights_has_scales_in_a_node_of_another_name() -> None:
+    net = Quantised(6, 21)
+    x, shared = net.image(), net.dequantised((6, 4, 3, 3))
+    folding = check(net.model(*[net.bn(net.node("Conv", [x, shared]), 6) for _ in range(3)]), IMAGE)
+    assert left(folding.model) == 0
+    assert len({node.name for node in folding.model.graph.node}) == 6
+
+
 def test_affines_before_the_weights_and_sums_with_them_are_left_alone() -> None:
     """A shift of the input reaches the weights of all taps, and those are whole numbers."""
     net = Quantised(7, 21)

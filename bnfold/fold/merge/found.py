@@ -100,8 +100,8 @@ class Factor:
         tensor = facts.constant(self.by)
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             return False
-        if isinstance(self.by, str):  # of an affine by constants, which was read as one of so many channels
-            return tensor.numel() == channels
+        if isinstance(self.by, str):  # of an affine along dimension 1, which is the height of an image without a batch
+            return tensor.numel() == channels and rank == dims + 2
         if tensor.ndim and kind is not None and facts.weight_type(self.by) != kind:
             return False
         if tensor.ndim > dims + 1 and (rank is None or tensor.ndim > rank):

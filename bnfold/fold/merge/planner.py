@@ -213,6 +213,10 @@ class Merger:
         """Return a branch times the constants of a node, where these are one for each of its channels."""
         factor = factor_of(self.facts, node)
         assert factor is not None
+        call = self.facts.call(node)
+        stays = isinstance(call, ops.BatchNorm) and call.stays is not None
+        if stays or self.facts.label(node) in self.keep or node.name in self.keep:
+            return None  # an affine by constants that must stay, or that the caller asked to keep
         geometry = before.geometry
         by = factor.by
         if not isinstance(by, float):
