@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnfold.errors import UsageError
-from bnfold.graph.on_demand import OnDemand, refuse_lent
+from bnfold.graph.on_demand import OnDemand, lend, refuse_lent
 from bnfold.graph.requires import require_dtype
 from bnfold.graph.torch_versions import exact_settings
 
@@ -107,12 +107,12 @@ def copied_in_float64(module: nn.Module) -> nn.Module:
 
 
 def lent(module: nn.Module) -> nn.Module:
-    """Return a deep copy of ``module`` that shares its large tensors; whoever runs it must know that it writes none.
+    """Return a deep copy of ``module`` that shares its large tensors; to be run under :class:`RefusingWrites`.
 
     Raises:
         UsageError: something in it cannot be copied.
     """
-    return _copied(module, lambda tensor: tensor.detach() if OnDemand.suits(tensor) else tensor.detach().clone())
+    return _copied(module, lambda tensor: lend(tensor) if OnDemand.suits(tensor) else tensor.detach().clone())
 
 
 def lent_in_float64(module: nn.Module) -> nn.Module:
