@@ -7,7 +7,7 @@ too, since code may write in one precision alone, or in some runs. What was refu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,7 +25,7 @@ from bnfold.verify.reference import (
     lent_in_float64,
 )
 
-__all__ = ["Twins", "answer_in_float64"]
+__all__ = ["Twins", "answer_in_float64", "running_in_float64"]
 
 
 class Twins:
@@ -89,6 +89,29 @@ class Twins:
             return answer
         self._plain, self._shares = copied(self._module), False
         return flatten(self._plain(*fresh(inputs)))
+
+
+def running_in_float64(module: nn.Module) -> Callable[[Sequence[Any]], list[Leaf]]:
+    """Return what runs a module in float64 whose weights are made on demand; on a copy, once its code writes into one.
+
+    Args:
+        module: as :meth:`bnfold.Folding.in_float64` gives it.
+    """
+    runs = [module]
+
+    def run(inputs: Sequence[Any]) -> list[Leaf]:
+        refused = writes_refused()
+        try:
+            answer = answer_in_float64(runs[0], inputs)
+        except Exception:
+            if writes_refused() == refused:
+                raise
+        if writes_refused() == refused:
+            return answer
+        runs[0] = copied_in_float64(module)
+        return answer_in_float64(runs[0], inputs)
+
+    return run
 
 
 def answer_in_float64(module: nn.Module, inputs: Sequence[Any]) -> list[Leaf]:

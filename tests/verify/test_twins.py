@@ -159,6 +159,23 @@ def test_a_wrong_fold_is_caught_where_every_weight_is_made_on_demand(mutant: str
     assert (report.verdict, report.blame, report.located) == ("failed", "fold", site.name)
 
 
+def test_an_embedding_that_writes_its_norm_into_its_weight_is_proved_on_copies() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.names = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Embedding(9, 4, max_norm=0.5)
+
+        def forward(self, x: Tensor, name: Tensor) -> Tensor:
+            return self.bn(self.conv(x)) + self.names(name)[:, :, None, None]
+
+    model, inputs = built(Named), (normal(2, 3, 8, 8), torch.tensor([1, 2]))
+    before = model.names.weight.clone()
+    folding = bnfold.fold(model, inputs, check=False)
+    report = bnfold.verify(model, folding.module, inputs, onnx=False, folding=folding)
+    assert report.passed, str(report)
+    assert torch.equal(model.names.weight, before)
+
+
 def test_a_merged_kernel_is_made_on_demand_too() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
