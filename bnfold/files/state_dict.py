@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bnfold.errors import UsageError, first_line
 from bnfold.files.loaded import NEEDS_MODEL, LoadedModel, Request
@@ -62,12 +63,18 @@ def fill_module(target: nn.Module, state: Mapping[str, Tensor], request: Request
     """Load weights into a module, all of them and nothing else.
 
     Raises:
-        RefusedFileError: a key is missing, unexpected, or of another shape.
+        RefusedFileError: a key is missing, unexpected, or of another shape; or the module is lazy.
     """
     state, prefix = _without_prefix(state, target.state_dict().keys())
     if prefix:
         request.notes.append(f"The prefix `{shown(prefix)}` was removed from the names of the weights.")
     places = _places(target)
+    lazy = next((name for _, name, tensor in places if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise request.refused(
+            f"cannot be loaded into {_class(target)}, whose `{shown(lazy)}` has no shape yet: its layer is lazy",
+            "Let what --model names run the model once.",
+        )
     alone = all(_is_held_once(tensor) for _, _, tensor in places)  # before state_dict() holds them too
     own = target.state_dict()
     shapes = [key for key, value in state.items() if key in own and _shape(own[key]) != _shape(value)]
@@ -109,7 +116,7 @@ def _is_held_once(tensor: Tensor) -> bool:
     """Whether a tensor alone holds its memory: a view of it, kept by the module's code, would keep the old numbers."""
     try:
         storage = tensor.untyped_storage()
-    except (NotImplementedError, ValueError):  # sparse, or a lazy layer's
+    except NotImplementedError:  # sparse
         return False
     return bool(torch._C._storage_Use_Count(storage._cdata) == 2)  # the tensor, and the name on the left
 

@@ -252,6 +252,13 @@ def test_what_a_module_keeps_of_its_weights_elsewhere_gets_the_numbers_of_the_fi
     assert torch.equal(loaded.kept[0].reshape(3, 3), made.layer.weight)
 
 
+def test_a_lazy_module_has_no_place_for_weights_yet(tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text("from torch import nn\ndef net():\n    return nn.LazyLinear(3)\n")
+    safetensors.torch.save_file(nn.Linear(3, 3).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(RefusedFileError, match="whose `weight` has no shape yet: its layer is lazy"):
+        load_model(str(tmp_path / "w.safetensors"), model=f"{tmp_path / 'lazy.py'}:net")
+
+
 def test_weights_of_another_dtype_are_rounded_to_the_model_s(tmp_path: Path) -> None:
     code = tmp_path / "plain.py"
     code.write_text("from torch import nn\ndef net():\n    return nn.Linear(3, 3)\n")
