@@ -110,9 +110,11 @@ _STATELESS = frozenset((bool, int, float, str, tuple, type(None)))
 _CONTAINERS: frozenset[type] = frozenset((dict, list, set, OrderedDict, defaultdict))
 
 
-def _content(value: Any) -> Any:
-    """What a container holds now, and what the containers in it hold."""
-    inner = [(part, _content(part)) for part in _parts(value) if type(part) in _CONTAINERS]
+def _content(value: Any, around: tuple[Any, ...] = ()) -> Any:
+    """What a container holds now, and what the containers in it hold; one that holds itself is looked at once."""
+    around = (*around, value)
+    nested = [part for part in _parts(value) if type(part) in _CONTAINERS]
+    inner = [(part, _content(part, around)) for part in nested if all(part is not one for one in around)]
     return value.copy(), inner
 
 
@@ -191,9 +193,17 @@ def holders_of(modules: Iterable[nn.Module], numbers: Container[int]) -> list[tu
         for part in modules
         if not is_torchs(part)
         for name, value in part.__dict__.items()
-        if isinstance(value, (int, tuple, list))
-        and any(type(number) is int and number in numbers for number in pytree.tree_leaves(value))
+        if isinstance(value, (int, tuple, list)) and any(number in numbers for number in _whole_numbers(value))
     ]
+
+
+def _whole_numbers(value: Any, around: tuple[Any, ...] = ()) -> Iterator[int]:
+    """Yield the whole numbers in a nest, which may hold itself."""
+    if type(value) is int:
+        yield value
+    elif isinstance(value, (tuple, list, dict)) and all(value is not one for one in around):
+        for part in _parts(value):
+            yield from _whole_numbers(part, (*around, value))
 
 
 def outdate(

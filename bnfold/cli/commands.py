@@ -251,7 +251,7 @@ def verify(**options: Any) -> int:
 @click.option(
     "--target",
     "targets",
-    type=_Target(["eager", "channels-last", "compile", "onnxruntime", "openvino"]),
+    type=_Target(["eager", "channels-last", "compile", "onnxruntime", "mnn", "openvino"]),
     multiple=True,
     help="What to run on, also another witness; repeatable.  [default: eager, compile, onnxruntime]",
 )

@@ -9,7 +9,8 @@ model's own precision, for the gradients that show whether each BatchNorm reache
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -126,16 +127,40 @@ def most_alive(sizes: Mapping[Node, int], besides: Mapping[Node, int]) -> int:
 
 def machine_memory() -> int:
     """Return the bytes of memory that this machine, or the container in it, has to spare now, but for a part."""
-    memory = psutil.virtual_memory()
-    spare = memory.available
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-        if limit.isdecimal():
-            spare = min(spare, int(limit) - used)
-    except (OSError, ValueError):
-        pass
+    spare = min([psutil.virtual_memory().available, *spare_of_groups()])
     return max(int(spare * 0.92), GIB // 4)
+
+
+def spare_of_groups(tree: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Yield what each control group that this process is in may still use, in bytes; nothing of those without a limit.
+
+    A group's use counts the pages of files that were read; those which nobody needs now the system takes back.
+
+    Args:
+        tree: where the groups are mounted, of version 1 or 2.
+        own: names those of this process. In a container it may name what is not mounted there: then the top one counts.
+    """
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds == "":
+            top, limit, used, cached = tree, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in kinds.split(","):
+            top, cached = tree / "memory", "total_inactive_file"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for place in (group, *group.parents):
+            if place == top.parent:
+                break
+            with contextlib.suppress(OSError, ValueError):  # not mounted here, or "max"
+                most, now = (int((place / name).read_text(encoding="ascii")) for name in (limit, used))
+                counts = dict(row.split() for row in (place / "memory.stat").read_text(encoding="ascii").splitlines())
+                yield most - now + int(counts.get(cached, 0))
 
 
 def sentence_on_room(work: Work) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,10 +17,11 @@ from bnfold.cli import outputs
 from bnfold.cli.request import ModelRequest
 from bnfold.cli.stages import Stages
 from bnfold.cli.terminal import Terminal
-from bnfold.errors import CaptureError, ExportError, UsageError, first_line
+from bnfold.errors import CaptureError, ExportError, FileAccessError, UsageError, first_line
 from bnfold.files.code import looks_like_spec
 from bnfold.files.kinds import open_regular
 from bnfold.files.save import Output
+from bnfold.printable import shown_path
 from bnfold.report.console import render_outputs, render_seconds
 from bnfold.report.document import Document, OutputFile
 
@@ -74,6 +77,8 @@ class Run:
         named = [Path(about.model), *about.code, *([] if about.inputs is None else [about.inputs])]
         named += [] if candidate is None else [Path(candidate)]
         self.files_read = [path for path in named if os.path.exists(path)]  # a path too long for the system is no file
+        models_read = [about.model, *([] if candidate is None else [candidate])]
+        self._as_found = {path: _state(path) for path in models_read}
         self.notes: list[str] = []
         self.stages = Stages(terminal.err, stages, show=not terminal.quiet)
         outputs.check_paths(models, request.reports, inputs=self.files_read, force=request.force)
@@ -154,8 +159,13 @@ class Run:
             document: what is to be told.
             models: to be written.
             made: models that were written before.
+
+        Raises:
+            FileAccessError: a file cannot be written; or somebody wrote into a model's file since the run began.
         """
         request = self.request
+        models = [replace(output, check=partial(self._checked, output.check)) for output in models]
+        self._require_as_found()
         with self.stages("write"):
             document = document.with_results(seconds=dict(self.stages.seconds))
             document = outputs.write(
@@ -169,6 +179,25 @@ class Run:
             )
         return document.with_results(seconds=self.stages.seconds)
 
+    def _checked(self, check: Callable[[Path], None] | None, path: Path) -> None:
+        """Check a file that is about to be put in place, whose content may have come from a mapped one just now."""
+        self._require_as_found()
+        if check is not None:
+            check(path)
+
+    def _require_as_found(self) -> None:
+        """Raise where somebody wrote into the file of a model, whose weights are mapped: they may be others by now.
+
+        A file that another one took the place of is still there for those who opened it.
+        """
+        for path, before in self._as_found.items():
+            now = _state(path)
+            if before is not None and now is not None and now[:2] == before[:2] and now != before:
+                raise FileAccessError(
+                    f"{shown_path(path)} was written to while bnfold worked with it. Nothing was written.",
+                    fix="Run again when it is complete, or on a copy.",
+                )
+
     def tell(self, document: Document, *parts: Any, notes: Sequence[str] = ()) -> int:
         """Print all notes, the result, the files written and, if wanted, the times; return the exit code."""
         for note in (*document.notes, *notes):
@@ -177,6 +206,15 @@ class Run:
         if self.terminal.verbose:
             self.terminal.result(Text(), *render_seconds(document))
         return document.exit_code
+
+
+def _state(path: str) -> tuple[int, int, int, int] | None:
+    """Return which file this is, its size, and when it was last written to; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def refuse_two_sources(about: ModelRequest) -> None:

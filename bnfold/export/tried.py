@@ -7,6 +7,7 @@ at other sizes tell, uneven ones above all. They tell what is grossly wrong; the
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -143,12 +144,15 @@ def _sway(module: nn.Module, inputs: Sequence[Any], expected: Sequence[Tensor]) 
 
 
 def _error(expected: Sequence[Tensor], answers: Sequence[Tensor]) -> float:
-    """Return the largest error of any output, as a share of its largest value."""
+    """Return the largest error of any output, as a share of its largest value; inf where one alone is not finite."""
     worst = 0.0
     for ours, theirs in zip(expected, answers, strict=False):
         if ours.is_floating_point() and ours.numel() and ours.shape == theirs.shape:
-            peak = float(ours.abs().max())
-            worst = max(worst, float((ours.double() - theirs.double()).abs().max()) / peak if peak > 0 else 0.0)
+            wanted, given = ours.double(), theirs.double()
+            alike = (wanted == given) | (wanted.isnan() & given.isnan())
+            off = torch.where(alike, 0.0, (wanted - given).abs()).nan_to_num(math.inf, math.inf)
+            peak = float(wanted[wanted.isfinite()].abs().max()) if wanted.isfinite().any() else 0.0
+            worst = max(worst, float(off.max()) / (peak or 1.0))
     return worst
 
 

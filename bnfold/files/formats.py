@@ -80,7 +80,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor, in order; a copy only where they do not lie so."""
     import torch
 
-    plain = tensor.detach().cpu().contiguous()
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     array: Any = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b""
     return memoryview(array)
 

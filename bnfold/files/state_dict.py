@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bnfold.errors import UsageError, first_line
 from bnfold.files.loaded import NEEDS_MODEL, LoadedModel, Request
@@ -62,19 +63,29 @@ def fill_module(target: nn.Module, state: Mapping[str, Tensor], request: Request
     """Load weights into a module, all of them and nothing else.
 
     Raises:
-        RefusedFileError: a key is missing, unexpected, or of another shape.
+        RefusedFileError: a key is missing, unexpected, or of another shape; or the module is lazy.
     """
     state, prefix = _without_prefix(state, target.state_dict().keys())
     if prefix:
         request.notes.append(f"The prefix `{shown(prefix)}` was removed from the names of the weights.")
+    places = _places(target)
+    lazy = next((name for _, name, tensor in places if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise request.refused(
+            f"cannot be loaded into {_class(target)}, whose `{shown(lazy)}` has no shape yet: its layer is lazy",
+            "Let what --model names run the model once.",
+        )
+    alone = all(_is_held_once(tensor) for _, _, tensor in places)  # before state_dict() holds them too
     own = target.state_dict()
     shapes = [key for key, value in state.items() if key in own and _shape(own[key]) != _shape(value)]
     missing: list[str] = []
     unexpected: list[str] = []
     if not shapes:
         try:
-            assign = _may_take_over(target, state, own)
+            assign = alone and _may_take_over(target, state, own)
             missing, unexpected = map(list, target.load_state_dict(state, strict=False, assign=assign))
+            if assign:
+                _keep_objects(places)
         except Exception as error:
             raise request.refused(
                 f"does not fit {_class(target)}: {first_line(error, typed=True)}",
@@ -93,6 +104,30 @@ def fill_module(target: nn.Module, state: Mapping[str, Tensor], request: Request
     }
     if rounded:
         request.notes.append(f"Weights were rounded to the model's number format: {', '.join(sorted(rounded))}.")
+
+
+def _places(target: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Return the parameters and buffers of a module, each with the dictionary that holds it and its name there."""
+    holders = [holder for part in target.modules() for holder in (part._parameters, part._buffers)]
+    return [(holder, name, tensor) for holder in holders for name, tensor in holder.items() if tensor is not None]
+
+
+def _is_held_once(tensor: Tensor) -> bool:
+    """Whether a tensor alone holds its memory: a view of it, kept by the module's code, would keep the old numbers."""
+    try:
+        storage = tensor.untyped_storage()
+    except NotImplementedError:  # sparse
+        return False
+    return bool(torch._C._storage_Use_Count(storage._cdata) == 2)  # the tensor, and the name on the left
+
+
+def _keep_objects(places: Sequence[tuple[dict[str, Any], str, Tensor]]) -> None:
+    """Give what a module took over to the objects that it held before: its code may keep them elsewhere, too."""
+    for holder, name, before in places:
+        taken = holder[name]
+        if taken is not before:
+            before.data = taken.detach()
+            holder[name] = before
 
 
 def _may_take_over(target: nn.Module, state: Mapping[str, Tensor], own: Mapping[str, Any]) -> bool:

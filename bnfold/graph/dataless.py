@@ -277,7 +277,13 @@ def _convolved(
 def _concatenated(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     dim = args[1] if len(args) == 2 else kwargs.get("dim", 0)
     parts = args[0] if args else None
-    if len(args) + len(kwargs) > 2 or type(dim) is not int or not isinstance(parts, (list, tuple)) or not parts:
+    if (
+        len(args) + len(kwargs) > 2
+        or not kwargs.keys() <= {"dim"}
+        or type(dim) is not int
+        or not isinstance(parts, (list, tuple))
+        or not parts
+    ):
         return None
     first = parts[0]
     if not all(isinstance(part, Tensor) and part.dim() and part.is_meta and _in_order(part) for part in parts):

@@ -101,7 +101,7 @@ class Signature:
         bound: dict[str, Any] = dict(self.defaults)
         bound.update(zip(names, args, strict=False))
         for name, value in kwargs.items():
-            key = "input" if name == "self" else name
+            key = _SYNONYMS.get(name, name)
             if key not in names:
                 raise NotStaticError(f"an argument {name}")
             bound[key] = value
@@ -110,6 +110,9 @@ class Signature:
             raise NotStaticError(f"without {missing}")
         return bound
 
+
+_SYNONYMS = {"self": "input", "axis": "dim", "keepdims": "keepdim"}
+"""Other names that torch takes for a parameter; the last two are numpy's."""
 
 _LITERALS: dict[str, Any] = {"None": None, "True": True, "False": False, "()": (), "[]": []}
 

@@ -52,7 +52,7 @@ def unreached(model: nn.Module, inputs: Sequence[Any], *, seed: int = 0) -> list
     reached: dict[tuple[str, int], bool] = {}
     for (key, _), gradient in zip(shifted.ran, gradients, strict=True):
         if gradient is not None:  # without a gradient nothing reads the layer, and no fold of it can matter
-            reached[key] = reached.get(key, False) or bool((gradient != 0).any())
+            reached[key] = reached.get(key, False) or bool(((gradient != 0) & gradient.isfinite()).any())
     return list(dict.fromkeys(name for (name, _), does in reached.items() if not does))
 
 

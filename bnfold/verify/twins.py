@@ -2,18 +2,20 @@
 
 Both are copies, unless the model is large. Then the twin in float64 casts each weight when a call needs it. It
 refuses to write into one, and so finds out whether the module's code does that; if it does not, the twin in the
-module's own precision may share the weights. Else both become copies.
+module's own precision may share the weights. It refuses that too, since code may write in one precision alone, or in
+some runs. What was refused is run on copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
 
 from bnfold.capture.nests import Leaf, flatten
-from bnfold.graph.on_demand import worthwhile, writes_refused
+from bnfold.on_demand import OnDemand, RefusingAddresses, RefusingWrites, worthwhile, writes_refused
 from bnfold.verify.reference import (
     copied,
     copied_in_float64,
@@ -24,7 +26,7 @@ from bnfold.verify.reference import (
     lent_in_float64,
 )
 
-__all__ = ["Twins", "answer_in_float64"]
+__all__ = ["Twins", "answer_in_float64", "running_in_float64"]
 
 
 class Twins:
@@ -40,15 +42,18 @@ class Twins:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._plain: nn.Module | None = None
-        self._writes_nothing = False
+        self._writes_nothing = self._shares = False
         self._copied = not worthwhile(module)
         self.in_float64 = copied_in_float64(module) if self._copied else lent_in_float64(module)
+        held = (*self.in_float64.parameters(), *self.in_float64.buffers())
+        self._lends = any(isinstance(tensor, OnDemand) for tensor in held)
 
     def exact(self, inputs: Sequence[Any]) -> list[Leaf]:
         """Answer in float64 throughout; the inputs are not changed."""
         refused = writes_refused()
         try:
-            answer = answer_in_float64(self.in_float64, inputs)
+            with RefusingAddresses() if self._lends and not self._copied else nullcontext():
+                answer = answer_in_float64(self.in_float64, inputs)
             problem = None
         except Exception as error:
             answer, problem = [], error
@@ -64,14 +69,51 @@ class Twins:
 
     @property
     def plain(self) -> nn.Module:
-        """The twin in the module's own precision."""
+        """The twin in the module's own precision; to be run under :class:`RefusingWrites`."""
         if self._plain is None:
-            self._plain = lent(self._module) if self._writes_nothing else copied(self._module)
+            self._shares = self._lends and self._writes_nothing
+            self._plain = lent(self._module) if self._shares else copied(self._module)
         return self._plain
 
     def run(self, inputs: Sequence[Any]) -> list[Leaf]:
         """Answer in the module's own precision; the inputs are not changed."""
-        return flatten(self.plain(*fresh(inputs)))
+        plain = self.plain
+        if not self._shares:
+            return flatten(plain(*fresh(inputs)))
+        refused = writes_refused()
+        try:
+            with RefusingWrites():  # type: ignore[no-untyped-call]
+                answer = flatten(plain(*fresh(inputs)))
+        except Exception:
+            if writes_refused() == refused:
+                raise
+        if writes_refused() == refused:
+            return answer
+        self._plain, self._shares = copied(self._module), False
+        return flatten(self._plain(*fresh(inputs)))
+
+
+def running_in_float64(module: nn.Module) -> Callable[[Sequence[Any]], list[Leaf]]:
+    """Return what runs a module in float64 whose weights are made on demand; on a copy, once its code writes into one.
+
+    Args:
+        module: as :meth:`bnfold.Folding.in_float64` gives it.
+    """
+    runs = [module]
+
+    def run(inputs: Sequence[Any]) -> list[Leaf]:
+        refused = writes_refused()
+        try:
+            answer = answer_in_float64(runs[0], inputs)
+        except Exception:
+            if writes_refused() == refused:
+                raise
+        if writes_refused() == refused:
+            return answer
+        runs[0] = copied_in_float64(module)
+        return answer_in_float64(runs[0], inputs)
+
+    return run
 
 
 def answer_in_float64(module: nn.Module, inputs: Sequence[Any]) -> list[Leaf]:

@@ -31,7 +31,7 @@ from bnfold.verify.inputs import Case, sizes_in_words
 from bnfold.verify.relax import redraw
 from bnfold.verify.report import Comparison, Stage
 from bnfold.verify.runtime import Optimisation, OrtModel, counted
-from bnfold.verify.twins import Twins, answer_in_float64
+from bnfold.verify.twins import Twins, running_in_float64
 
 __all__ = [
     "ONNX_LIMITS",
@@ -98,7 +98,8 @@ class Witness:
 
 def of_algebra(exact: nn.Module) -> Witness:
     """Return the witness of a plan applied in float64."""
-    return Witness("float64 algebra", "fold", lambda case: answer_in_float64(exact, case.inputs), None, in_float64=True)
+    run = running_in_float64(exact)
+    return Witness("float64 algebra", "fold", lambda case: run(case.inputs), None, in_float64=True)
 
 
 def of_weights(module: nn.Module) -> tuple[Witness, Witness]:

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -171,6 +172,31 @@ def test_a_mistake_has_its_exit_code_one_sentence_and_no_output(
     assert "fix: " in result.err
     assert "Traceback" not in result.err + result.out
     assert sorted(seed_file.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("how", ["into", "over"])
+def test_a_model_that_is_written_to_meanwhile_is_not_folded(
+    how: str, run: Run, seed_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights are mapped. One that takes the place of another leaves that one to those who opened it."""
+    from bnfold.cli import outputs
+
+    content, own = seed_file.read_bytes(), outputs.write_outputs
+
+    def write(*args: Any, **kwargs: Any) -> Any:
+        if how == "over":
+            seed_file.unlink()
+        seed_file.write_bytes(content)
+        os.utime(seed_file, ns=(1, 1))
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(outputs, "write_outputs", write)
+    result = run("fold", seed_file, *CODE, "-o", "w.safetensors", "--no-verify")
+    if how == "over":
+        assert result.code == 0, result.err
+    else:
+        assert (result.code, "was written to while bnfold worked with it" in result.err) == (5, True)
+    assert Path("w.safetensors").exists() == (how == "over")
 
 
 def test_an_existing_file_is_kept_unless_forced(run: Run, seed_file: Path) -> None:

@@ -77,3 +77,27 @@ def test_a_fold_that_may_not_fit_warns_and_goes_on(run: Run, seed_file: Path, mo
 
 def test_nothing_is_said_where_there_is_room(run: Run, seed_file: Path) -> None:
     assert "of memory" not in run("fold", seed_file, *CODE, "-o", "m.safetensors").err
+
+
+@pytest.mark.parametrize(
+    ("line", "top", "names", "cached"),
+    [
+        ("0::/a/b", "", ("memory.max", "memory.current"), "inactive_file"),
+        ("4:cpu,memory:/a/b", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
+    ],
+)
+def test_a_group_s_limit_counts_without_the_pages_that_the_system_takes_back(
+    line: str, top: str, names: tuple[str, str], cached: str, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.write_text(f"9:pids:/elsewhere\n{line}\n")
+    for path, limit, used in (("a/b", "max\n", 5), ("a", "100\n", 60), ("", "70\n", 20)):
+        group = tmp_path / "tree" / top / path
+        group.mkdir(parents=True, exist_ok=True)
+        (group / names[0]).write_text(limit)
+        (group / names[1]).write_text(f"{used}\n")
+        (group / "memory.stat").write_text(f"anon 3\n{cached} 10\n")
+    assert [*room.spare_of_groups(tmp_path / "tree", own)] == [50, 60]
+    own.write_text(line.replace("/a/b", "/of/the/host") + "\n")
+    assert [*room.spare_of_groups(tmp_path / "tree", own)] == [60]
+    assert not [*room.spare_of_groups(tmp_path / "tree", tmp_path / "missing")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from bnfold.errors import ExportError, UsageError
 from bnfold.export import export_onnx, export_program, onnx_of, to_onnx
 from bnfold.export.axes import Axis, free_sizes, resized
 from bnfold.export.dynamic import Wanted, wanted
-from bnfold.export.tried import goes_wrong
+from bnfold.export.tried import _elsewhere, goes_wrong
 from tests.networks import normal
 
 
@@ -400,3 +401,21 @@ def test_a_network_that_amplifies_its_own_rounding_at_another_size_keeps_its_siz
     other = randomised(Amplifies(70))  # the same at 16x16
     assert goes_wrong(made.model, model, (x,), made.axes) is None
     assert goes_wrong(made.model, other, (x,), made.axes) == "at another size its output is another"
+
+
+def test_an_output_that_is_not_a_number_at_another_size_alone_is_another() -> None:
+    class Odd(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (self.value if x.shape[2] != 8 else 1.0)
+
+    x = torch.rand(2, 3, 8, 8)
+    axes = free_sizes(nn.ReLU(), (x,)).axes
+    for right, wrong in ((1.0, math.nan), (1.0, math.inf), (math.nan, 1.0), (0.0, 1.0), (math.inf, -math.inf)):
+        said = _elsewhere(lambda values, wrong=wrong: [Odd(wrong)(*values)], Odd(right), (x,), axes)
+        assert said == "at another size its output is another", (right, wrong)
+    for same in (1.0, 0.0, math.nan, math.inf):
+        assert _elsewhere(lambda values, same=same: [Odd(same)(*values)], Odd(same), (x,), axes) is None, same

@@ -175,9 +175,14 @@ def test_weights_are_written_as_the_library_writes_them(tmp_path: Path) -> None:
     }
     tensors |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 2), 'a"b': torch.ones(2)}
     tensors["last"] = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tensors["conjugate"] = torch.randn(3, dtype=torch.complex64).conj()
+    tensors["negative"] = tensors["conjugate"].imag
     tensors["part of last"] = tensors["last"][:1, :, 1:]
     output = weights_output(tmp_path / "w.safetensors", tensors)
-    own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    own = {
+        name: tensor.clone(memory_format=torch.contiguous_format).resolve_conj().resolve_neg()
+        for name, tensor in tensors.items()
+    }
     assert b"".join(chunks(output.content)) == safetensors.torch.save(own, metadata={"format": "pt"})
     (written,) = write_outputs([output], inputs=[], force=False)
     assert written.size == (tmp_path / "w.safetensors").stat().st_size == size_of(output.content)

@@ -232,6 +232,33 @@ def test_a_module_with_one_tensor_under_two_names_keeps_it_one(tmp_path: Path) -
     assert torch.equal(loaded[0].weight, made[0].weight)
 
 
+@pytest.mark.parametrize("kept", ["self.layer.weight", "self.layer.weight.detach().view(-1)", "self.layer.weight.data"])
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_what_a_module_keeps_of_its_weights_elsewhere_gets_the_numbers_of_the_file(
+    kind: str, kept: str, tmp_path: Path
+) -> None:
+    code, path = tmp_path / "keeps.py", tmp_path / f"model.{kind}"
+    code.write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        f"        self.layer = nn.Linear(3, 3)\n        self.kept = [{kept}]\n"
+    )
+    made: Any = resolve_spec(f"{code}:Net")
+    if kind == "pt":
+        torch.save(made.state_dict(), path)
+    else:
+        safetensors.torch.save_file(made.state_dict(), path)
+    loaded: Any = load_model(str(path), model=f"{code}:Net").model
+    assert torch.equal(loaded.layer.weight, made.layer.weight)
+    assert torch.equal(loaded.kept[0].reshape(3, 3), made.layer.weight)
+
+
+def test_a_lazy_module_has_no_place_for_weights_yet(tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text("from torch import nn\ndef net():\n    return nn.LazyLinear(3)\n")
+    safetensors.torch.save_file(nn.Linear(3, 3).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(RefusedFileError, match="whose `weight` has no shape yet: its layer is lazy"):
+        load_model(str(tmp_path / "w.safetensors"), model=f"{tmp_path / 'lazy.py'}:net")
+
+
 def test_weights_of_another_dtype_are_rounded_to_the_model_s(tmp_path: Path) -> None:
     code = tmp_path / "plain.py"
     code.write_text("from torch import nn\ndef net():\n    return nn.Linear(3, 3)\n")

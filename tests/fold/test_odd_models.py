@@ -950,6 +950,16 @@ def _state(model: nn.Module) -> dict[str, Any]:
     return held
 
 
+def test_a_list_that_holds_itself_is_left_as_it_is() -> None:
+    model = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    kept: Any = [3]
+    kept.append(kept)
+    model.kept = kept
+    assert bnfold.fold(model, torch.ones(2, 3, 8, 8, dtype=torch.float64)).plan.summary["fold"] == 1
+    assert len(kept) == 2
+    assert kept[1] is kept
+
+
 def test_example_inputs_that_do_not_fit_are_told_and_not_taken_for_none() -> None:
     model = double(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(144)))
     with pytest.raises(bnfold.CaptureError, match="Sequential itself does not run on the example inputs: Input type"):

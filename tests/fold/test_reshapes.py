@@ -175,3 +175,19 @@ def test_a_view_to_channels_of_their_own_folds_into_a_linear_layer() -> None:
     folding = folds(net, values(2, 5))
     assert [(d.action, d.into) for d in folding.plan] == [("fold", ("fc",))]
     assert_same_function(net, folding, values(7, 5))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.bn(torch.cat([m.one(x), m.two(x)], axis=1)),
+        lambda m, x: m.bn(torch.cat([m.one(x), m.two(x)], 1).mean(axis=(2, 3), keepdims=True)),
+        lambda m, x: m.bn(torch.cat(torch.cat([m.one(x), m.two(x)], 1).chunk(2, axis=1)[::-1], axis=-3)),
+    ],
+)
+def test_dimensions_may_be_named_as_numpy_names_them(forward: Callable[[Any, Any], Any]) -> None:
+    parts = {"one": nn.Conv2d(3, 4, 3), "two": nn.Conv2d(3, 4, 3), "bn": nn.BatchNorm2d(8)}
+    model, x = double(Net(forward, **parts)), values(2, 3, 8, 8)
+    folding = bnfold.fold(model, x)
+    assert (folding.captured.way, folding.plan.summary["fold"]) == ("recorded", 1)
+    assert_same_function(model, folding, x)

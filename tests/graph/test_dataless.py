@@ -59,6 +59,7 @@ def test_a_concatenation_is_known_as_it_comes_out() -> None:
     for dim in range(-4, 4):
         _same(Dataless().call(torch.cat, ([a.to("meta"), b.to("meta")], dim), {}), torch.cat([a, b], dim))
     _same(Dataless().call(torch.cat, ((a.to("meta"), b.to("meta")),), {"dim": 1}), torch.cat([a, b], 1))
+    _same(Dataless().call(torch.cat, ([a.to("meta"), b.to("meta")],), {"axis": 1}), torch.cat([a, b], axis=1))
     last = [part.to(memory_format=torch.channels_last) for part in (a, b)]
     _same(Dataless().call(torch.cat, ([part.to("meta") for part in last], 1), {}), torch.cat(last, 1))
     mixed = [a, b.double()]

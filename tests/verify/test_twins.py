@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,8 +19,8 @@ from tests.verify.mutants import MUTANTS, apply, sites_of
 
 @pytest.fixture(autouse=True)
 def _all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnfold.graph.on_demand.SMALL", 1)
-    monkeypatch.setattr("bnfold.graph.on_demand.MANY", 1)
+    monkeypatch.setattr("bnfold.on_demand.SMALL", 1)
+    monkeypatch.setattr("bnfold.on_demand.MANY", 1)
 
 
 class Clamps(nn.Module):
@@ -50,6 +53,65 @@ def test_a_model_that_writes_into_its_weights_runs_on_copies(quietly: bool) -> N
     torch.testing.assert_close(own, expected, rtol=0, atol=0)
     assert not torch.equal(model.conv.weight, before["conv.weight"])
     assert (first - expected).abs().max() < 1e-5
+
+
+def _in_one_precision(model: Any, x: Tensor) -> None:
+    if x.dtype == torch.float32:
+        model.conv.weight.data.mul_(0.5)
+
+
+def _in_the_second_run(model: Any, _: Tensor) -> None:
+    if model.runs == 1:
+        with torch.no_grad():
+            model.conv.weight[0].mul_(0.5)
+    model.runs += 1
+
+
+def _through_numpy(model: Any, _: Tensor) -> None:
+    model.conv.weight.detach()[0].numpy()[...] *= 0.5
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("write", [_in_one_precision, _in_the_second_run, _through_numpy])
+def test_a_model_that_writes_now_and_then_is_not_changed(write: Any, double: bool) -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.runs = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            write(self, x)
+            return self.bn(self.conv(x))
+
+    model, x = built(Writes), normal(2, 3, 8, 8)
+    if double:
+        model, x = model.double(), x.double()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    bnfold.verify(model, copy.deepcopy(model), x, onnx=False)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    twins = Twins(model)
+    with torch.no_grad():
+        twins.exact((x,))
+        own = [twins.run((x,))[0].value for _ in range(2)]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(own[0], model(x), rtol=0, atol=0)  # which may write into it
+
+
+def test_code_that_asks_whether_weights_are_one_gets_the_answer_of_the_model() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tied = self.one.weight.data_ptr() == self.other.weight.data_ptr()
+            return self.one(x) if tied else self.other(x)
+
+    model, x = built(Tied), normal(2, 3)
+    with torch.no_grad():
+        answer = Twins(model).exact((x,))[0].value
+        torch.testing.assert_close(answer, model.double()(x.double()), rtol=1e-12, atol=1e-12)
 
 
 def test_a_model_that_writes_none_shares_them() -> None:
@@ -96,6 +158,23 @@ def test_a_wrong_fold_is_caught_where_every_weight_is_made_on_demand(mutant: str
     site = next(site for site in sites_of(model, folding) if apply(MUTANTS[mutant], site))
     report = bnfold.verify(model, folding.module, inputs, onnx=False, folding=folding)
     assert (report.verdict, report.blame, report.located) == ("failed", "fold", site.name)
+
+
+def test_an_embedding_that_writes_its_norm_into_its_weight_is_proved_on_copies() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.names = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Embedding(9, 4, max_norm=0.5)
+
+        def forward(self, x: Tensor, name: Tensor) -> Tensor:
+            return self.bn(self.conv(x)) + self.names(name)[:, :, None, None]
+
+    model, inputs = built(Named), (normal(2, 3, 8, 8), torch.tensor([1, 2]))
+    before = model.names.weight.clone()
+    folding = bnfold.fold(model, inputs, check=False)
+    report = bnfold.verify(model, folding.module, inputs, onnx=False, folding=folding)
+    assert report.passed, str(report)
+    assert torch.equal(model.names.weight, before)
 
 
 def test_a_merged_kernel_is_made_on_demand_too() -> None:

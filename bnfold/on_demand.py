@@ -16,11 +16,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnfold.errors import BnfoldError
 
-__all__ = ["MANY", "SMALL", "OnDemand", "WrittenError", "made", "refuse_lent", "worthwhile", "writes_refused"]
+__all__ = [
+    "MANY",
+    "SMALL",
+    "OnDemand",
+    "RefusingAddresses",
+    "RefusingWrites",
+    "WrittenError",
+    "lend",
+    "made",
+    "refuse_lent",
+    "worthwhile",
+    "writes_refused",
+]
 
 SMALL = 1 << 16
 """Elements below which a tensor is better copied: a call with a tensor that is made on demand takes some 20 us more."""
@@ -148,6 +162,44 @@ def refuse_lent(func: Any, args: Any, kwargs: Any) -> None:
             )
 
 
+class RefusingWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While active, every write into memory that is lent raises :class:`WrittenError`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator that writes into nothing that is lent."""
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            refuse_lent(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class RefusingAddresses(TorchFunctionMode):
+    """While active, asking for the memory itself of what is lent, or made on demand, raises :class:`WrittenError`.
+
+    Torch does not see what is written there. And where a tensor lies has no answer if it is made anew for each call:
+    code that compares addresses would take all weights for one.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function that asks for no such memory."""
+        if func in _ADDRESSES and args and _is_lent(args[0]):
+            _refused[0] += 1
+            raise WrittenError("The model asks where its weights lie in memory.", fix="Run it on a copy.")
+        return func(*args, **(kwargs or {}))
+
+
+_ADDRESSES = frozenset(
+    getattr(Tensor, name)
+    for name in "numpy __array__ data_ptr untyped_storage storage _typed_storage __dlpack__".split()
+)
+
+
+def lend(tensor: Tensor) -> Tensor:
+    """Return a tensor that shares the memory of another, into which :class:`RefusingWrites` lets nobody write."""
+    _lent[_storage(tensor)] = _StorageWeakRef(tensor.untyped_storage())
+    return tensor.detach()
+
+
 def writes_refused() -> int:
     """Return how many writes were refused since the program began: code may swallow the error."""
     return _refused[0]
@@ -170,6 +222,6 @@ def _lend(answer: Any, memory: set[int]) -> None:
     """Remember the memory behind views of what was made, for as long as anything holds it."""
     for value in pytree.tree_leaves(answer):
         if isinstance(value, Tensor) and (key := _storage(value)) in memory:
-            for gone in [place for place, known in _lent.items() if known.expired()]:
-                del _lent[gone]
+            for gone in [place for place, known in [*_lent.items()] if known.expired()]:
+                _lent.pop(gone, None)  # another thread may have been here
             _lent[key] = _StorageWeakRef(value.untyped_storage())  # also keeps the address from being used again
