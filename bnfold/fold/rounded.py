@@ -14,7 +14,7 @@ from bnfold.affine import ChannelAffine
 from bnfold.errors import NotFiniteError
 from bnfold.fold.merge.found import factor_of
 from bnfold.fold.plan import Absorption
-from bnfold.graph.on_demand import OnDemand, made
+from bnfold.on_demand import OnDemand, made
 from bnfold.ops.interface import GraphFacts
 from bnfold.ops.weighted import Weights
 

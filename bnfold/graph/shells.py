@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from bnfold.graph.on_demand import OnDemand
+from bnfold.on_demand import OnDemand
 
 __all__ = ["double_shell", "fresh_shell", "shell", "wrapped"]
 

@@ -3,7 +3,7 @@
     oracle(x) = the model with every parameter, input, constant and intermediate value in float64
 
 A copy is converted, so the caller's model stays as it is; its large weights are cast when a call needs them
-(:mod:`bnfold.graph.on_demand`), and never all at once. Converting parameters is not enough: code such as
+(:mod:`bnfold.on_demand`), and never all at once. Converting parameters is not enough: code such as
 ``x.float()`` or ``torch.zeros(n, dtype=torch.float32)`` inside a model would round halfway, and the oracle would be no
 better than what it judges. :class:`Float64` therefore stands below the model, at the level of aten operators, and turns
 every request for a lower floating precision into one for float64.
@@ -24,9 +24,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnfold.errors import UsageError
-from bnfold.graph.on_demand import OnDemand, refuse_lent
 from bnfold.graph.requires import require_dtype
 from bnfold.graph.torch_versions import exact_settings
+from bnfold.on_demand import OnDemand, refuse_lent
 
 __all__ = [
     "Float64",

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from bnfold.capture.nests import Leaf, flatten
-from bnfold.graph.on_demand import writes_refused
+from bnfold.on_demand import writes_refused
 from bnfold.verify.reference import (
     copied,
     copied_in_float64,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bnfold.affine import affine_of
 from bnfold.errors import BnfoldError
 from bnfold.fold.explicit import ExplicitAffine
-from bnfold.graph.on_demand import made
+from bnfold.on_demand import made
 from bnfold.verify.compare import measure
 from bnfold.verify.report import Comparison
 

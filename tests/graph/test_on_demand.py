@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bnfold.graph.on_demand import OnDemand, WrittenError, writes_refused
+from bnfold.on_demand import OnDemand, WrittenError, writes_refused
 from bnfold.verify.reference import everything_in_float64, lent_in_float64
 from tests.networks import normal
 
 
 @pytest.fixture(autouse=True)
 def _all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnfold.graph.on_demand.SMALL", 1)
+    monkeypatch.setattr("bnfold.on_demand.SMALL", 1)
 
 
 def test_questions_about_it_make_no_numbers() -> None:

@@ -16,7 +16,7 @@ from tests.verify.mutants import MUTANTS, apply, sites_of
 
 @pytest.fixture(autouse=True)
 def _all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bnfold.graph.on_demand.SMALL", 1)
+    monkeypatch.setattr("bnfold.on_demand.SMALL", 1)
 
 
 class Clamps(nn.Module):

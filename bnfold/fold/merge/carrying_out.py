@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 from bnfold.fold.merge.branches import Branch, Reader
 from bnfold.fold.merge.merged import Rest, merged_weights
 from bnfold.fold.merge.steps import MergeStep
-from bnfold.graph.on_demand import OnDemand, made
+from bnfold.on_demand import OnDemand, made
 
 __all__ = ["Merging", "built"]
 
