@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from bnfold.errors import first_line
 from bnfold.files.archive import check_archive, check_contents
 from bnfold.files.loaded import LoadedModel, Request
-from bnfold.graph.torch_versions import unguarded_module
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,6 +47,8 @@ def module_of_program(file: BinaryIO | io.BytesIO) -> nn.Module:
     torch gives it a ``training`` flag of True and methods that refuse to change it, whatever its graph computes.
     """
     import torch
+
+    from bnfold.graph.torch_versions import unguarded_module
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
