@@ -12,6 +12,7 @@ PAGE = ROOT / "docs" / "explanation" / "rules.md"
 
 def tables() -> dict[str, str]:
     """Return the tables of the page, by the name of their place in it."""
+    import bnfold.onnx_graph.spellings.quantised  # noqa: F401 - defines an operation
     from bnfold import ops
     from bnfold.fold.rules import RULES
 

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import bnfold.onnx_graph.spellings.quantised  # noqa: F401 - defines an operation
 from bnfold import ops
 from bnfold.fold.rules import RULES
 
