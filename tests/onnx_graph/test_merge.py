@@ -251,6 +251,7 @@ def test_random_branches_keep_their_function(seed: int) -> None:
 PLAIN = [0, 1, 4, 5, 7, 8, 27, 33, 46, 53]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("seed", PLAIN)
 def test_both_roads_decide_the_same(seed: int) -> None:
     """The same network as a torch module and as an ONNX graph: one planner, and the same facts."""
