@@ -26,7 +26,7 @@ _INSTALLED = tuple({sysconfig.get_path(kind) + os.sep for kind in ("purelib", "p
 def user_line() -> str | None:
     """Return ``file:line`` of the innermost frame of the user's code, among those above the caller's."""
     frame = user_frame(3)
-    return None if frame is None else _line(frame)
+    return None if frame is None else _line(frame, _here())
 
 
 def user_lines() -> tuple[str, ...]:
@@ -42,8 +42,7 @@ def user_lines() -> tuple[str, ...]:
             break
     of_model = [frame for frame in frames if not _of_normalisation(frame)]
     here = _here()
-    told = [f"{_place(frame.f_code.co_filename, here)}:{frame.f_lineno}" for frame in (of_model or frames)[:DEPTH]]
-    return tuple(dict.fromkeys(told))
+    return tuple(dict.fromkeys(_line(frame, here) for frame in (of_model or frames)[:DEPTH]))
 
 
 def user_frame(depth: int = 2) -> FrameType | None:
@@ -73,8 +72,8 @@ def _of_normalisation(frame: FrameType) -> bool:
     return isinstance(owner, nn.Module) and "running_var" in owner.__dict__.get("_buffers", ())
 
 
-def _line(frame: FrameType) -> str:
-    return f"{place_of(frame.f_code.co_filename)}:{frame.f_lineno}"
+def _line(frame: FrameType, here: str) -> str:
+    return f"{_place(frame.f_code.co_filename, here)}:{frame.f_lineno}"
 
 
 def place_of(filename: str) -> str:

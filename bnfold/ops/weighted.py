@@ -152,16 +152,12 @@ class Absorber(Operation):
 
 
 @dataclass(frozen=True, eq=False)
-class _OverSpace(Absorber):
+class OverSpace(Absorber):
     """A convolution of any kind over the last ``spatial_dims`` dimensions."""
 
     keeps_rank = True
 
     spatial_dims: int
-    stride: Dims
-    padding: Dims | str
-    dilation: Dims
-    groups: int
 
     @property
     def needed_rank(self) -> int:
@@ -177,7 +173,17 @@ class _OverSpace(Absorber):
 
 
 @dataclass(frozen=True, eq=False)
-class Convolution(_OverSpace):
+class _OfPlainWeights(OverSpace):
+    """One whose weight is its own."""
+
+    stride: Dims
+    padding: Dims | str
+    dilation: Dims
+    groups: int
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(_OfPlainWeights):
     """``conv1d`` to ``conv3d``: weight ``(C_out, C_in / groups, *kernel)``, channels in dimension 1.
 
     Attributes:
@@ -264,7 +270,7 @@ def with_identity(weight: Tensor, scale: Tensor, tap: tuple[int, ...]) -> Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class TransposedConvolution(_OverSpace):
+class TransposedConvolution(_OfPlainWeights):
     """``conv_transpose1d`` to ``3d``: weight ``(C_in, C_out / groups, *kernel)``, channels in dimension 1.
 
     Output channel c is column ``c % (C/G)`` of row block ``c // (C/G)``.

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from typing import Any
-
 import bnfold.onnx_graph.spellings.quantised  # noqa: F401 - defines an operation
 from bnfold import ops
 from bnfold.fold.rules import RULES
-
-SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "rules.py"
-
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("rules_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.docs.scripts import script
 
 
 def test_the_page_is_current() -> None:
-    made = script()
+    made = script("rules")
     page = made.PAGE.read_text(encoding="utf-8")
     assert made.current(page) == page, "run: python docs/rules.py"
     assert made.current(page.replace("a max(x) + b", "b max(x) + a")) == page
 
 
 def test_the_page_holds_a_row_for_each_operation() -> None:
-    page = script().PAGE.read_text(encoding="utf-8")
+    page = script("rules").PAGE.read_text(encoding="utf-8")
     for kind in (*RULES, *ops.kinds(ops.Absorber)):
         assert f"| **{kind.__name__}**:" in page

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from typing import Any
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("versions_script", ROOT / "docs" / "versions.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.docs.scripts import DOCS, script
 
 
 def test_the_page_is_current() -> None:
-    made = script()
+    made = script("versions")
     assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/versions.py"
 
 
 def test_the_page_holds_a_row_for_each_record_and_a_sentence_for_each_limit() -> None:
-    made = script()
+    made = script("versions")
     page = made.page()
     for record in made.matrix.records():
         assert made.row(record) in page
@@ -33,7 +20,7 @@ def test_the_page_holds_a_row_for_each_record_and_a_sentence_for_each_limit() ->
 
 
 def test_the_oldest_that_is_installed_was_tried() -> None:
-    made = script()
+    made = script("versions")
     oldest = made.bound("torch>=")
     tried = [record for record in made.matrix.records() if record["torch"] == oldest and "error" not in record]
     assert tried
@@ -41,7 +28,7 @@ def test_the_oldest_that_is_installed_was_tried() -> None:
 
 
 def test_tests_that_are_left_out_exist() -> None:
-    for limit in script().matrix.LIMITS:
+    for limit in script("versions").matrix.LIMITS:
         for test in limit.tests:
             path, name = test.split("::")
-            assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8")
+            assert f"def {name}(" in (DOCS.parent / path).read_text(encoding="utf-8")

@@ -20,7 +20,8 @@ from bnfold.onnx_graph.constants import is_standard
 from bnfold.onnx_graph.values import OnnxValue
 from bnfold.ops.operation import STOPS
 from bnfold.ops.refusal import Refusal
-from bnfold.ops.symbolic import Shape, Sight, number
+from bnfold.ops.symbolic import Shape, Sight
+from bnfold.ops.weighted import OverSpace
 
 __all__ = ["OfQuantisedWeights", "OfScaledWeights", "dequantised", "scaled_convolution", "unscaled"]
 
@@ -52,30 +53,11 @@ class OfQuantisedWeights(ops.Operation):
 
 
 @dataclass(frozen=True, eq=False)
-class OfScaledWeights(ops.Absorber):
-    """A convolution of dequantised weights. Its weight is the scale of these, one for each output channel.
-
-    Attributes:
-        spatial_dims: over how many dimensions it runs.
-    """
+class OfScaledWeights(OverSpace):
+    """A convolution of dequantised weights. Its weight is the scale of these, one for each output channel."""
 
     words = "convolution with quantised weights"
-    keeps_rank = True
     takes: ClassVar[frozenset[str]] = frozenset(("after",))
-
-    spatial_dims: int
-
-    @property
-    def needed_rank(self) -> int:
-        """Its output has as many dimensions."""
-        return self.spatial_dims + 2
-
-    def sizes(self, before: Shape, sight: Sight) -> Shape | None:
-        """The batch stays, the scales tell the channels, and nothing tells of space."""
-        if len(before) != self.spatial_dims + 2:
-            return None
-        channels = self.own_channels(sight.facts)
-        return (before[0], sight.fresh[1] if channels is None else number(channels), *sight.fresh[2:])
 
 
 def dequantised(value: ir.Value | None) -> ir.Node | None:
