@@ -25,16 +25,22 @@ class Net(nn.Module):
         return {"sum": self.body(self.bn(self.pool(self.conv(x)))) + y}
 
 
-def network() -> Net:
-    torch.manual_seed(0)
-    net = Net()
+def used(net: nn.Module) -> nn.Module:
+    """Give the BatchNorms of a network statistics as if it had been trained."""
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.uniform_(part.weight, 0.5, 1.5)
             part.running_mean.normal_()  # type: ignore[union-attr]
             part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-    net.body[3].weight.data[0] = -1.0
     return net.eval()
+
+
+def network() -> Net:
+    torch.manual_seed(0)
+    net = Net()
+    used(net)
+    net.body[3].weight.data[0] = -1.0
+    return net
 
 
 def pair(batch: int, height: int) -> list[Tensor]:
@@ -77,6 +83,30 @@ def test_what_is_kept_stays(program: ExportedProgram) -> None:
     folded = bnfold.fold_program(program, keep=["bn"])
     assert (folded.plan[0].action, folded.plan[0].reason) == ("keep", "kept-by-request")
     assert "batch_norm" in str(folded.program.graph)
+
+
+class Sizes(nn.Module):
+    """Of which torch writes ``aten.sym_size.int`` into the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.bn(self.conv(x)).view(x.shape[0], -1)
+        return torch.cat([rows, torch.ones(x.shape[0], x.shape[2]) / x.shape[2]], 1)
+
+
+def test_sizes_that_the_code_reads_stay_free() -> None:
+    torch.manual_seed(0)
+    net = used(Sizes())
+    program = export(net, (torch.randn(2, 3, 6, 4),), dynamic_shapes=({0: Dim("n", max=64), 2: Dim("h", max=64)},))
+    assert "sym_size" in str(program.graph)
+    folded = bnfold.fold_program(program)
+    assert folded.plan.summary["fold"] == 1
+    for shape in ((2, 3, 6, 4), (5, 3, 9, 4)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(folded.program.module()(x), net(x), rtol=1e-5, atol=1e-5)
 
 
 class Named(nn.Module):
