@@ -24,10 +24,10 @@ _OF_NUMBERS = (
     "arange as_tensor bartlett_window blackman_window empty eye full hamming_window hann_window kaiser_window linspace "
     "logspace ones scalar_tensor tensor tril_indices triu_indices zeros"
 ).split()
-# What makes tensors of numbers alone, and where it stands. Most of these take no Proxy for a number.
+# What makes tensors of numbers alone, and where generated code finds it. Most of these take no Proxy for a number.
 _FACTORIES: dict[Any, tuple[Any, str]] = {
     **{getattr(torch, name): (torch, name) for name in _OF_NUMBERS},
-    **{getattr(torch.fft, name): (torch.fft, name) for name in ("fftfreq", "rfftfreq")},
+    **{getattr(torch.fft, name): (torch._C._fft, f"fft_{name}") for name in ("fftfreq", "rfftfreq")},  # type: ignore[attr-defined]
 }
 
 
