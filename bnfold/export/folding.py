@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from bnfold.errors import ExportError, UsageError, first_line
 from bnfold.fold.api import fold
 from bnfold.fold.plan import Plan
 from bnfold.graph.quiet import quiet
-from bnfold.graph.torch_versions import has_guards, program_of
+from bnfold.graph.torch_versions import program_of
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -82,18 +83,21 @@ def _exported_alike(module: nn.Module, inputs: tuple[Any, ...], program: Exporte
     """
     try:
         return program_of(module, inputs, _free_shapes(program, inputs))
-    except Exception:
-        if not has_guards(program):
-            raise
-        # torch takes no Dim for a size on which the code decides; the module checks what the program took for granted
+    except Exception:  # torch takes no Dim for a size on which the code decides
         exported = program_of(module, inputs, _free_shapes(program, inputs, decided=True))
-        if _ranges(exported) != _ranges(program):
+        if _sizes(exported) != _sizes(program):
             raise
         return exported
 
 
-def _ranges(program: ExportedProgram) -> list[str]:
-    return sorted(map(str, program.range_constraints.values()))
+def _sizes(program: ExportedProgram) -> list[str]:
+    """Return the shapes of a program's inputs, and the ranges of the sizes in them, by names of their own."""
+    names: dict[str, str] = {}
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    shapes = [str(getattr(values.get(name), "shape", None)) for name in program.graph_signature.user_inputs]
+    ranges = [f"{size}: {bounds}" for size, bounds in program.range_constraints.items()]
+    own = [re.sub(r"\bs\d+\b", lambda found: names.setdefault(found[0], f"s{len(names)}"), x) for x in shapes + ranges]
+    return own[: len(shapes)] + sorted(own[len(shapes) :])
 
 
 def _as_module(program: ExportedProgram) -> nn.Module:
@@ -128,7 +132,8 @@ def _free_shapes(program: ExportedProgram, inputs: tuple[Any, ...], *, decided: 
         if not isinstance(value, torch.Tensor):
             free.append(None)
             continue
-        sizes = {dim: size.node.expr for dim, size in enumerate(value.shape) if not isinstance(size, int)}
+        shape: list[Any] = list(value.shape)
+        sizes = {dim: size.node.expr for dim, size in enumerate(shape) if not isinstance(size, int)}
         free.append(
             {
                 dim: torch.export.Dim.DYNAMIC if decided and _starts_at_two(program, size) else dimension

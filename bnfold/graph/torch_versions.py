@@ -23,7 +23,6 @@ __all__ = [
     "children_of",
     "exact_settings",
     "find_named_tuples",
-    "has_guards",
     "name_ends",
     "program_of",
     "unguarded_module",
@@ -42,14 +41,10 @@ def program_of(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any = 
     return torch.export.export(model, inputs, dynamic_shapes=dynamic_shapes, strict=False)
 
 
-def has_guards(program: ExportedProgram) -> bool:
-    """Whether the module of a program checks what the program takes for granted, which came later than 2.6."""
-    return "check_guards" in inspect.signature(program.module).parameters
-
-
 def unguarded_module(program: ExportedProgram) -> Any:
-    """Return the module of a program, without the checks of its guards."""
-    return program.module(check_guards=False) if has_guards(program) else program.module()
+    """Return the module of a program, without the checks of its guards, which came later than 2.6."""
+    known = "check_guards" in inspect.signature(program.module).parameters
+    return program.module(check_guards=False) if known else program.module()
 
 
 def children_of(spec: Any) -> Sequence[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -68,9 +70,12 @@ def test_a_folded_program_is_the_same_function_with_the_same_dimensions_free(pro
         for one in (program, folded.program):
             with pytest.raises((AssertionError, RuntimeError)):  # the latter in torch 2.6
                 one.module()(images)
-    ranges = [sorted(map(str, one.range_constraints.values())) for one in (program, folded.program)]
-    assert ranges[0] == ranges[1]
+    assert _ranges(folded.program) == _ranges(program)
     assert all(torch.equal(program.state_dict[name], value) for name, value in before.items())
+
+
+def _ranges(program: ExportedProgram) -> list[str]:
+    return sorted(map(str, program.range_constraints.values()))
 
 
 def test_weights_keep_their_names(program: ExportedProgram) -> None:
@@ -107,6 +112,57 @@ def test_sizes_that_the_code_reads_stay_free() -> None:
     for shape in ((2, 3, 6, 4), (5, 3, 9, 4)):
         x = torch.randn(shape)
         torch.testing.assert_close(folded.program.module()(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+def half_of_it(y: Tensor) -> Tensor:
+    return y[:, :, : y.shape[2] // 2].sum((2, 3))  # which torch takes for less than the whole
+
+
+def its_root(y: Tensor) -> Tensor:
+    return y.sum((2, 3)) / y.shape[2] ** 0.5
+
+
+def at_least_eleven(y: Tensor) -> Tensor:
+    return y.sum((2, 3)) / torch.sym_max(y.shape[2], 11)
+
+
+def half_more_of_it(y: Tensor) -> Tensor:
+    return y.sum((2, 3)) * int(y.shape[2] * 1.5)  # which torch takes for 9, and checks
+
+
+def its_root_as_a_number(y: Tensor) -> Tensor:
+    return y.sum((2, 3)) / math.sqrt(y.shape[2])  # which makes the height one, 6
+
+
+class Decides(nn.Module):
+    def __init__(self, head: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bn(self.conv(x)))
+
+
+@pytest.mark.parametrize("head", [half_of_it, its_root, at_least_eleven, half_more_of_it, its_root_as_a_number])
+def test_a_folded_program_takes_the_sizes_that_the_program_takes(head: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    program = export(
+        used(Decides(head)), (torch.randn(2, 3, 6, 4),), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO},), strict=False
+    )
+    folded = bnfold.fold_program(program).program
+    answers = []
+    for shape in ((2, 3, 6, 4), (5, 3, 6, 4), (5, 3, 9, 4), (2, 3, 16, 4)):
+        x = torch.randn(shape)
+        try:
+            expected = program.module()(x)
+        except (AssertionError, RuntimeError):
+            with pytest.raises((AssertionError, RuntimeError)):
+                folded.module()(x)
+        else:
+            answers.append(shape)
+            torch.testing.assert_close(folded.module()(x), expected, rtol=1e-5, atol=1e-5)
+    assert {(2, 3, 6, 4), (5, 3, 6, 4)} <= {*answers}
+    assert _ranges(folded) == _ranges(program)
 
 
 class Named(nn.Module):

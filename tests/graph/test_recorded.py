@@ -719,8 +719,16 @@ def sizes_of_aten(s: Any, x: Tensor) -> Tensor:
     return y.reshape(n * h, -1) * torch.ops.aten.sym_numel.default(y)
 
 
+def numbers_by_torch(s: Any, x: Tensor) -> Tensor:
+    y = s.features(x)
+    h, w = y.shape[2:]
+    root = torch.sym_float(torch.sym_max(h, 11)) ** 0.5
+    return y * root + torch.sym_int(w / 3) - torch.sym_min(h, w)
+
+
 CODE = (
     sizes_of_aten,
+    numbers_by_torch,
     numpy_of_a_size,
     copied_deeply,
     autocast_off,
