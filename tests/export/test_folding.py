@@ -143,6 +143,7 @@ class Decides(nn.Module):
         return self.head(self.bn(self.conv(x)))
 
 
+@pytest.mark.filterwarnings("ignore:The delegation of int")  # inside torch 2.8
 @pytest.mark.parametrize("head", [half_of_it, its_root, at_least_eleven, half_more_of_it, its_root_as_a_number])
 def test_a_folded_program_takes_the_sizes_that_the_program_takes(head: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)
