@@ -147,8 +147,6 @@ class Probe:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._parts = [*model.modules()]
-        self._state = buffers_of(self._parts)
         self._data_lines: set[str | None] = set()
         self._needs_values = False
         floating = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -210,14 +208,16 @@ class Probe:
 
     def _real(self, inputs: list[Tensor]) -> Trial:
         trial = Trial()
+        parts = [*self._model.modules()]
+        state = buffers_of(parts)
         try:
-            with torch.no_grad(), unlogged(), same_random_numbers(), left_as_found(self._parts), _Watch(inputs, trial):
+            with torch.no_grad(), unlogged(), same_random_numbers(), left_as_found(parts), _Watch(inputs, trial):
                 outputs = self._model(*inputs)
             trial.outputs = shapes_of_outputs(outputs)
         except Exception as error:
             trial.error = first_line(error, typed=True)
         finally:
-            put_back(self._state, by_content=True)
+            put_back(state, by_content=True)
         return trial
 
 
@@ -250,7 +250,7 @@ class _Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():  # a recorder would take these for questions of the model's
             reads = [value for value in leaves((args, kwargs), []) if isinstance(value, Tensor)]
-            met_layer = bool(reads) and self._look(name, reads, settle(args, _same), settle(kwargs, _same))
+            met_layer = bool(reads) and self._look(name, reads, args, kwargs)
             self._trial.reached += 1
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
@@ -264,7 +264,7 @@ class _Watch(TorchFunctionMode):
 
     def _follow(self, reads: Sequence[Tensor], result: Any, met_layer: bool) -> None:
         origins = {self._origin[id(value)] for value in reads if id(value) in self._origin}
-        for value in tree_leaves(result):
+        for value in leaves(result, []):
             if not isinstance(value, Tensor):
                 continue
             self._alive.append(value)
@@ -278,7 +278,7 @@ class _Watch(TorchFunctionMode):
         """Note what this call wants of its first tensor; return whether it is a layer with weights."""
         x, weights = reads[0], reads[1:]
         if name in ("view", "reshape"):
-            self._look_at_view(x, args)
+            self._look_at_view(x, settle(args, _same))
         elif name in ("add", "__add__", "add_", "__iadd__") and len(reads) == 2:
             self._look_at_sum(*reads)
         if name == "embedding" and len(reads) == 2:
@@ -289,7 +289,7 @@ class _Watch(TorchFunctionMode):
             return False
         if name in _CONVOLUTIONS:
             space = _CONVOLUTIONS[name]
-            groups = _groups(args, kwargs)
+            groups = _groups(settle(args, _same), settle(kwargs, _same))
             want = weights[0].shape[0] if "transpose" in name else weights[0].shape[1] * groups
             have = x.shape[1] if x.ndim == space + 2 else -1
             self._need(x, "conv", have=have, want=want, space=space)
