@@ -61,7 +61,7 @@ def _kept_numbers(
 ) -> list[tuple[nn.Module, str]]:
     """Return attributes that hold a number to which a size is compared, and that a run at other sizes writes."""
     numbers = pinned_numbers(captured.graph)
-    found = holders_of(model.modules(), numbers)
+    found = holders_of(model.modules(), numbers) if numbers else []
     if not found:
         return []
     before = [part.__dict__[name] for part, name in found]
