@@ -188,7 +188,8 @@ def _cost() -> None:
         for free in (True, False):
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
-            content = onnx_of(folded, example, dynamic=Wanted(batch=free)).model.SerializeToString()
+            made = onnx_of(folded, example, dynamic=Wanted(batch=free)).model
+            content = made if isinstance(made, Path) else made.SerializeToString()
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             sessions.append((session, {session.get_inputs()[0].name: example[0].numpy()}))
         once = time.process_time()
@@ -285,7 +286,7 @@ def _image(batch: int, height: int, width: int) -> Inputs:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    return " ".join(str(error).split())[:200] or f"{type(error).__name__}, without a word"
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -13,9 +13,12 @@ arXiv:1502.03167, Algorithm 2). Two precisions of the same affine serve two purp
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -24,7 +27,16 @@ from bnfold.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["ChannelAffine", "affine_of", "affine_of_statistics", "exact_terms", "terms_by_formula"]
+__all__ = [
+    "ChannelAffine",
+    "Statistics",
+    "affine_of",
+    "affine_of_statistics",
+    "affines_of_statistics",
+    "exact_terms",
+    "is_sound",
+    "terms_by_formula",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +127,55 @@ def affine_of_statistics(
     if bias is not None:
         shift = shift + bias.detach().double()
     return ChannelAffine(scale, shift)
+
+
+def is_sound(affine: ChannelAffine, running_var: Tensor) -> bool:
+    """Whether an affine is finite, and the variance that it is of is finite and not negative; False in case of doubt.
+
+    A finite sum has finite terms: a few small reductions are all that is to be asked.
+    """
+    total = affine.scale.sum() + affine.shift.sum() + running_var.sum(dtype=torch.float64)
+    return math.isfinite(float(total)) and bool(running_var.numel()) and float(running_var.min()) >= 0
+
+
+Statistics: TypeAlias = "tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]"
+"""The arguments of :func:`affine_of_statistics`."""
+
+
+def affines_of_statistics(layers: Sequence[Statistics]) -> list[ChannelAffine | None]:
+    """Return the affines of BatchNorms, those with tensors of one kind computed at once: the same bits, in less time.
+
+    Args:
+        layers: each as the arguments of :func:`affine_of_statistics`.
+
+    Returns:
+        None for a layer that must be looked at by itself: one whose tensors are not plain ones of one size, or beside
+        which an affine, or a variance, is not sound.
+    """
+    found: list[ChannelAffine | None] = [None] * len(layers)
+    alike: dict[object, list[int]] = defaultdict(list)
+    for index, (*tensors, eps) in enumerate(layers):
+        held = [tensor for tensor in tensors if tensor is not None]
+        size = held[0].shape
+        if len(size) == 1 and all(type(one) in _PLAIN and one.shape == size and not one.is_sparse for one in held):
+            kinds = tuple(None if tensor is None else (tensor.dtype, tensor.device) for tensor in tensors)
+            alike[eps, kinds].append(index)
+    for members in alike.values():
+        columns = [*zip(*(layers[index][:4] for index in members), strict=True)]
+        with torch.no_grad():
+            mean, variance, weight, bias = (None if column[0] is None else torch.cat(column) for column in columns)
+        assert mean is not None
+        assert variance is not None
+        whole = affine_of_statistics(mean, variance, weight, bias, layers[members[0]][4])
+        if is_sound(whole, variance):
+            sizes = [part.numel() for part in columns[0]]
+            scales, shifts = whole.scale.split_with_sizes(sizes), whole.shift.split_with_sizes(sizes)
+            for index, scale, shift in zip(members, scales, shifts, strict=True):
+                found[index] = ChannelAffine(scale, shift)
+    return found
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def affine_of(batchnorm: nn.Module) -> ChannelAffine:

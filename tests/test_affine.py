@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from bnfold import UsageError, affine_of
 from bnfold.affine import (
     ChannelAffine,
     affine_of_statistics,
+    affines_of_statistics,
     exact_terms,
     fused_multiply_add,
     terms_by_formula,
@@ -454,3 +456,47 @@ def test_a_negative_variance_gives_an_affine_that_says_it_is_not_finite() -> Non
     found = affine_of_statistics(torch.zeros(2), torch.tensor([1.0, -1.0]), None, None, 1e-5)
     assert not found.is_finite
     assert torch.isfinite(found.scale).tolist() == [True, False]
+
+
+# --- several at once ---------------------------------------------------------------------------------------------
+
+
+def statistics_of(seed: int, channels: int, dtype: torch.dtype, *, weight: bool, bias: bool, eps: float) -> Any:
+    layer = layer_of(seed, channels, weighted=True, dtype=dtype)
+    mean, variance = layer["running_mean"], layer["running_var"]
+    return mean, variance, layer["weight"] if weight else None, layer["bias"] if bias else None, eps
+
+
+def test_affines_computed_at_once_have_the_bits_of_those_computed_one_by_one() -> None:
+    """Of layers of every kind, in turn: sizes that fill a vector register and that do not, types, eps, what is left."""
+    kinds = [
+        *itertools.product((torch.float32, torch.float64, torch.float16), (True, False), (True, False), (1e-5, 1e-3))
+    ]
+    layers = [
+        statistics_of(seed, channels, dtype, weight=weight, bias=bias, eps=eps)
+        for channels in (1, 3, 8, 37)
+        for seed, (dtype, weight, bias, eps) in enumerate(kinds)
+    ]
+    for layer, found in zip(layers, affines_of_statistics(layers), strict=True):
+        expected = affine_of_statistics(*layer)
+        assert found is not None
+        assert differing(found.scale, expected.scale) == differing(found.shift, expected.shift) == 0
+
+
+@pytest.mark.parametrize("bad", [-1.0, -1e-9, float("nan"), float("inf")])
+def test_beside_a_variance_that_is_none_each_layer_of_its_kind_is_looked_at_by_itself(bad: float) -> None:
+    layers = [statistics_of(seed, 5, torch.float32, weight=True, bias=True, eps=1e-5) for seed in range(3)]
+    other = statistics_of(7, 5, torch.float64, weight=True, bias=True, eps=1e-5)
+    layers[1][1][2] = bad
+    assert [found is None for found in affines_of_statistics([*layers, other])] == [True, True, True, False]
+
+
+def test_a_layer_whose_tensors_are_not_of_one_size_is_looked_at_by_itself() -> None:
+    mean, variance, weight, bias, eps = statistics_of(1, 5, torch.float32, weight=True, bias=True, eps=1e-5)
+    fine = (mean, variance, weight, bias, eps)
+    odd = [
+        (mean, variance, weight[:1], bias, eps),
+        (mean, variance[:4], weight, bias, eps),
+        (mean[None], variance[None], weight, bias, eps),
+    ]
+    assert [found is None for found in affines_of_statistics([*odd, fine])] == [True, True, True, False]

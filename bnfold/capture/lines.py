@@ -6,63 +6,56 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
 from functools import lru_cache
-from types import CodeType, FrameType
+from types import FrameType
 
 from torch import nn
 
 from bnfold.graph.leaves import is_foreign
 
-__all__ = ["DEPTH", "line_of_error", "place_of", "user_frame", "user_line", "user_lines"]
+__all__ = ["DEPTH", "here", "line_of_error", "place_of", "user_frame", "user_line", "user_lines"]
 
 DEPTH = 6
 """How many lines of a call's way through the user's code are noted."""
 
-_FOREIGN: dict[CodeType, bool] = {}
 _INSTALLED = tuple({sysconfig.get_path(kind) + os.sep for kind in ("purelib", "platlib")})
 
 
 def user_line() -> str | None:
     """Return ``file:line`` of the innermost frame of the user's code, among those above the caller's."""
     frame = user_frame(3)
-    return None if frame is None else _line(frame, _here())
+    return None if frame is None else _line(frame, here())
 
 
-def user_lines() -> tuple[str, ...]:
+def user_lines(folder: str) -> tuple[str, ...]:
     """Return up to :data:`DEPTH` lines of the user's code that lead to the caller's caller, the innermost first.
 
     Code of a layer that holds the statistics itself (``timm``'s ``BatchNormAct2d``) is left out where other lines lead
     to it: it is the same line for every such layer.
+
+    Args:
+        folder: the working folder, of :func:`here`.
     """
-    frames = []
-    for frame in _user_frames(sys._getframe(2)):
-        frames.append(frame)
-        if len(frames) > DEPTH:
-            break
+    frames = _user_frames(sys._getframe(2), DEPTH + 1)
     of_model = [frame for frame in frames if not _of_normalisation(frame)]
-    here = _here()
-    return tuple(dict.fromkeys(_line(frame, here) for frame in (of_model or frames)[:DEPTH]))
+    return tuple(dict.fromkeys([_line(frame, folder) for frame in (of_model or frames)[:DEPTH]]))
 
 
 def user_frame(depth: int = 2) -> FrameType | None:
     """Return the innermost frame of the user's code, among those above the caller's."""
-    return next(_user_frames(sys._getframe(depth)), None)
+    return next(iter(_user_frames(sys._getframe(depth), 1)), None)
 
 
-def _user_frames(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
+def _user_frames(frame: FrameType | None, most: int) -> list[FrameType]:
+    found: list[FrameType] = []
+    while frame is not None and len(found) < most:
         code = frame.f_code
-        foreign = _FOREIGN.get(code)
-        if foreign is None:
-            if len(_FOREIGN) > 10_000:
-                _FOREIGN.clear()
-            foreign = _FOREIGN[code] = is_foreign(code.co_filename)
-        if not foreign:
-            yield frame
+        if not is_foreign(code.co_filename):
+            found.append(frame)
         elif code.co_name == "_record_run":  # what called bnfold is no code of the model's
-            return
+            break
         frame = frame.f_back
+    return found
 
 
 def _of_normalisation(frame: FrameType) -> bool:
@@ -72,8 +65,8 @@ def _of_normalisation(frame: FrameType) -> bool:
     return isinstance(owner, nn.Module) and "running_var" in owner.__dict__.get("_buffers", ())
 
 
-def _line(frame: FrameType, here: str) -> str:
-    return f"{_place(frame.f_code.co_filename, here)}:{frame.f_lineno}"
+def _line(frame: FrameType, folder: str) -> str:
+    return f"{_place(frame.f_code.co_filename, folder)}:{frame.f_lineno}"
 
 
 def place_of(filename: str) -> str:
@@ -82,22 +75,23 @@ def place_of(filename: str) -> str:
     Relative to the folder of its packages where it is installed, else to the working folder where it lies there, else
     the file in its package.
     """
-    return _place(filename, _here())
+    return _place(filename, here())
 
 
-def _here() -> str:
+def here() -> str:
+    """Return the working folder; empty where it has been removed."""
     try:
         return os.getcwd()
-    except OSError:  # it has been removed
+    except OSError:
         return ""
 
 
 @lru_cache(maxsize=4096)
-def _place(filename: str, here: str) -> str:
-    path = os.path.abspath(filename) if here or os.path.isabs(filename) else filename
-    root = next((folder for folder in _INSTALLED if path.startswith(folder)), None)
-    if root is None and here and path.startswith(here.rstrip(os.sep) + os.sep):
-        root = here
+def _place(filename: str, folder: str) -> str:
+    path = os.path.abspath(filename) if folder or os.path.isabs(filename) else filename
+    root = next((packages for packages in _INSTALLED if path.startswith(packages)), None)
+    if root is None and folder and path.startswith(folder.rstrip(os.sep) + os.sep):
+        root = folder
     if root is None:
         root = os.path.dirname(path)
         while os.path.isfile(os.path.join(root, "__init__.py")):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from bnfold.capture.failures import NotArgumentError
-from bnfold.capture.lines import user_line, user_lines
+from bnfold.capture.lines import here, user_line, user_lines
 from bnfold.capture.tables import OPERATORS
 from bnfold.graph.captured import DTYPE, NARROW
 from bnfold.graph.dataless import leaves
@@ -41,6 +41,7 @@ class Nodes:
         self.shapes: dict[Node, tuple[int, ...]] = {}
         self.blind = False
         self.scope = ""  # the part of the model whose code runs
+        self._folder = here()
         self._nodes: dict[int, Node] = {}
         self._deps: dict[int, Deps] = {}  # of real tensors that the code made
         self._memory_deps: dict[int, Deps] = {}
@@ -101,7 +102,7 @@ class Nodes:
 
     def mark(self, node: Node) -> Node:
         """Note where in the user's code a node comes from, and return it."""
-        lines = user_lines()
+        lines = user_lines(self._folder)
         node.meta["source"], node.meta["lines"] = next(iter(lines), None), lines
         node.meta["module"] = self.scope
         return node

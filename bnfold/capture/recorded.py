@@ -9,51 +9,37 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.fx import Graph
 from torch.utils import _pytree as pytree
 
-from bnfold.capture.arguments import enter_arguments, leave_result
 from bnfold.capture.check import ModelFailedError, difference
 from bnfold.capture.lines import line_of_error
-from bnfold.capture.plain_calls import PlainCalls, functions_of, keeping_sizes
-from bnfold.capture.recorder import ImpureError, Recorder, WrittenLaterError
-from bnfold.capture.restore import (
-    Change,
-    buffers_of,
-    caches_of,
-    empty_caches,
-    forget_sizes,
-    holders_of,
-    is_filled,
-    left_as_found,
-    outdate,
-    put_back,
-    random_state,
-)
-from bnfold.capture.taught_layers import teach
+from bnfold.capture.plain_calls import functions_of, keeping_sizes
+from bnfold.capture.recorder import WrittenLaterError
+from bnfold.capture.recording import Recorded, Recording
+from bnfold.capture.restore import caches_of, empty_caches, holders_of, is_filled, left_as_found, outdate
 from bnfold.errors import BnfoldError, CaptureError, NeedsInputsError, first_line
 from bnfold.graph.captured import Capture
-from bnfold.graph.effects import has_effect
-from bnfold.graph.leaves import is_torchs
-from bnfold.graph.names import require_writable
-from bnfold.graph.native import rewrite_native
-from bnfold.graph.quiet import collecting_later, unlogged
-from bnfold.graph.requires import pinned_numbers, require_ranks
+from bnfold.graph.requires import pinned_numbers
 
-__all__ = ["recorded", "remove_dead", "symbolic"]
+__all__ = ["recorded", "symbolic"]
 
 _MOST_RUNS = 12  # each finds a line that makes tensors which get values of the data later
 
 
-def recorded(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[str, Any] | None = None) -> Capture:
+def recorded(
+    model: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    named: Mapping[str, Any] | None = None,
+    first: Recorded | None = None,
+) -> Capture:
     """Record a run of a model, in which it computes what it keeps of earlier runs.
 
     Args:
         model: left as it is found.
         inputs: positional arguments.
         named: keyword arguments.
+        first: what a run on these inputs gave, where one was recorded already.
 
     Raises:
         CaptureError: the run asks for data, or does what no graph records.
@@ -64,7 +50,7 @@ def recorded(model: nn.Module, inputs: tuple[Any, ...] | None, named: Mapping[st
     anew = _recorded_anew(model, inputs, named, empty_caches) if caches_of(model.modules()) else None
     if anew is not None:
         return anew
-    captured = _record(model, inputs, named)
+    captured = _record(model, inputs, named, first=first)
     kept = _kept_numbers(model, captured, inputs, named)
     anew = _recorded_anew(model, inputs, named, functools.partial(outdate, kept)) if kept else None
     return captured if anew is None else anew
@@ -75,7 +61,7 @@ def _kept_numbers(
 ) -> list[tuple[nn.Module, str]]:
     """Return attributes that hold a number to which a size is compared, and that a run at other sizes writes."""
     numbers = pinned_numbers(captured.graph)
-    found = holders_of(model.modules(), numbers)
+    found = holders_of(model.modules(), numbers) if numbers else []
     if not found:
         return []
     before = [part.__dict__[name] for part, name in found]
@@ -96,7 +82,7 @@ def _kept_numbers(
     for times in (1, 2):  # where the model does not take another size, another batch alone tells
         with left_as_found([*model.modules()]), contextlib.suppress(CaptureError):
             given = pytree.tree_map(functools.partial(larger, times=times), (inputs, dict(named)))
-            _record_making(model, given[0], given[1], look, set())
+            _record_making(model, given[0], given[1], look)
     return written
 
 
@@ -152,21 +138,22 @@ def _record(
     inputs: tuple[Any, ...] | None,
     named: Mapping[str, Any],
     look: Callable[[], None] = lambda: None,
+    first: Recorded | None = None,
 ) -> Capture:
-    plain: PlainCalls = set()
-    captured = _record_making(model, inputs, named, look, plain)
+    made = first or _record_making(model, inputs, named, look)
+    captured = made.captured
     functions: dict[Any, Any] = {}
-    while inputs is not None and plain:
-        found = functions_of(plain)
+    while inputs is not None and made.plain_calls:
+        found = functions_of(made.plain_calls)
         if found.keys() <= functions.keys():
             break
         functions |= found
-        plain.clear()
         try:
             with keeping_sizes(functions):
-                captured = _record_making(model, inputs, named, look, plain)
+                made = _record_making(model, inputs, named, look)
         except CaptureError:  # what was recorded is right for fewer sizes
             break
+        captured = made.captured
     return captured
 
 
@@ -175,13 +162,12 @@ def _record_making(
     inputs: tuple[Any, ...] | None,
     named: Mapping[str, Any],
     look: Callable[[], None],
-    plain: PlainCalls,
-) -> Capture:
+) -> Recorded:
     """Record a run, again where tensors that it makes turn out to get values of the data."""
     lines: set[str | None] = set()
     while len(lines) < _MOST_RUNS:
-        made = _record_once(model, inputs, named, lines, look, plain)
-        if isinstance(made, Capture):
+        made = _record_once(model, inputs, named, lines, look)
+        if isinstance(made, Recorded):
             return made
         if made.line in lines:
             break
@@ -199,109 +185,21 @@ def _record_once(
     named: Mapping[str, Any],
     lines: set[str | None],
     look: Callable[[], None],
-    plain: PlainCalls,
-) -> Capture | WrittenLaterError:
-    tensors = [leaf for leaf in pytree.tree_leaves((inputs, dict(named))) if isinstance(leaf, Tensor)]
-    recorder = Recorder(model, blind=inputs is None, device=_device(model, tensors), data_lines=lines)
-    teach(recorder)
-    before = random_state()
-    parts = [*recorder.modules.values()]
-    state = buffers_of(parts)
-    args, kwargs = enter_arguments(recorder, model, inputs, named)
-    replaced: str | None = None
-    changed: list[Change] = []
+) -> Recorded | WrittenLaterError:
+    recording = Recording(model, inputs, named, lines)
     try:
-        with collecting_later(), left_as_found(parts, changed), unlogged(), recorder.running():
-            result = _record_run(model, args, kwargs)
-            replaced = _replaced_buffer(recorder)
-            look()  # at the model as the run leaves it
-        recorder.graph.output(leave_result(recorder, result))
+        recording.run(look)
+        recording.leave()
     except WrittenLaterError as error:
         return error
     except BnfoldError:
         raise
     except Exception as error:
-        if recorder.error is not None:
-            raise recorder.error from error
+        if recording.error is not None:
+            raise recording.error from error
         line = line_of_error(error)
         raise CaptureError(
             f"A run of {type(model).__name__} cannot be recorded: {first_line(error)}{f', at {line}' if line else ''}.",
             fix="Fold the parts of the model one by one.",
         ) from error
-    finally:
-        written = put_back(state)
-        if recorder.hashed:
-            forget_sizes()
-    if written or replaced:
-        name = next((name for name, buffer in model.named_buffers() if written and buffer is written[0]), replaced)
-        raise ImpureError(
-            f"{type(model).__name__}.forward writes into the buffer `{name}`, which a graph would freeze.",
-            fix="Let it leave its buffers alone in eval mode.",
-        )
-    if random_state() != before:
-        raise ImpureError(
-            f"{type(model).__name__}.forward draws random numbers, which a graph would freeze.",
-            fix="Make it deterministic in eval mode.",
-        )
-    changes = _named_changes(model, changed)
-    plain |= recorder.plain_calls
-    graph = recorder.graph
-    if recorder.rank_asked:
-        require_ranks(graph, recorder.shapes)
-    remove_dead(graph, model)
-    left = rewrite_native(graph)
-    require_writable(graph, type(model).__name__)
-    shapes = () if inputs is None else (recorder.shapes,)
-    rest: dict[str, Any] = {"exact": not recorder.special, "changes": changes, "_cache": dict(recorder.modules)}
-    return Capture(graph, model, recorder.constants, "recorded", inputs, left, shapes, **rest)
-
-
-def _named_changes(model: nn.Module, changed: list[Change]) -> tuple[str, ...]:
-    """Return the attributes that a run changed, by name.
-
-    Raises:
-        CaptureError: one is a setting of a layer of torch's, which the graph calls as it is.
-    """
-    owners = {id(part.__dict__): (path, part) for path, part in model.named_modules()} if changed else {}
-    names = []
-    for state, attribute in changed:
-        path, part = owners.get(id(state), ("", None))
-        name = f"{path}.{attribute}" if path else attribute
-        if part is not None and path and is_torchs(part) and not isinstance(part, nn.Sequential):
-            raise CaptureError(
-                f"forward changes `{name}`, which a graph would leave as it is.",
-                fix="Call the function instead of the layer.",
-            )
-        names.append(name)
-    return tuple(dict.fromkeys(names))
-
-
-def _replaced_buffer(recorder: Recorder) -> str | None:
-    """Return the name of a buffer that the run replaced by what it computed from it, or from the model's input.
-
-    What is computed from sizes alone, a cache, may take a buffer's place: the graph computes it anew.
-    """
-    for path, part in recorder.modules.items():
-        for name, value in part._buffers.items():
-            full = f"{path}.{name}" if path else name
-            if value is not None and recorder.name_of(value) != full and recorder.remembers(value, full):
-                return full
-    return None
-
-
-def _record_run(model: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Run the model; :func:`.lines.user_line` looks for the user's code no further out than here."""
-    return model(*args, **kwargs)
-
-
-def _device(model: nn.Module, tensors: list[Tensor]) -> torch.device | None:
-    if tensors:
-        return tensors[0].device
-    return next((parameter.device for parameter in model.parameters()), None)
-
-
-def remove_dead(graph: Graph, model: nn.Module) -> None:
-    """Remove nodes whose value nobody reads and that do nothing but compute it."""
-    for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("placeholder", "output") and not has_effect(node, model.get_submodule):
-            graph.erase_node(node)
+    return recording.capture()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import operator
 import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Container, Iterable, Iterator
@@ -63,21 +64,22 @@ def left_as_found(modules: Iterable[nn.Module], changed: list[Change] | None = N
         yield
     finally:
         for state, before, contents, empty in found:
-            if [*state] != [*before] or [*map(id, state.values())] != [*map(id, before.values())]:
+            if not _holds_items(state, before):
                 if changed is not None:
                     changed += [(state, name) for name in _changed(state, before)]
                 state.clear()
                 state.update(before)
-            inner = [value for value in empty if value]
-            for value, content in contents:
-                if not _same(value, content):
-                    inner.append(value)
-                    _restore(value, content)
-            if changed is not None and inner:
+            inner = filled = [value for value in empty if value]
+            if contents:
+                inner = filled + [value for value, content in contents if not _same(value, content)]
+            if not inner:
+                continue
+            if changed is not None:
                 changed += [(state, name) for name, value in before.items() if any(value is one for one in inner)]
-            for value in empty:
-                if value:
-                    value.clear()
+            for value in filled:
+                value.clear()
+            for value, content in contents:
+                _restore(value, content)
 
 
 Change: TypeAlias = "tuple[dict[str, Any], str]"
@@ -96,12 +98,19 @@ def _same(value: Any, content: Any) -> bool:
 
 def _holds(value: Any, before: Any) -> bool:
     """Whether a container itself holds the very objects that it held, in their order."""
-    return len(before) == len(value) and (
-        [*map(id, value)] == [*map(id, before)] and [*map(id, value.values())] == [*map(id, before.values())]
-        if isinstance(value, dict)
-        else {*map(id, value)} == {*map(id, before)}
-        if isinstance(value, set)
-        else all(a is b for a, b in zip(before, value, strict=True))
+    if isinstance(value, dict):
+        return _holds_items(value, before)
+    if len(before) != len(value):
+        return False
+    return {*map(id, value)} == {*map(id, before)} if isinstance(value, set) else all(map(operator.is_, before, value))
+
+
+def _holds_items(value: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    """Whether a dict holds the very keys and values that it held, in their order."""
+    return (
+        len(before) == len(value)
+        and all(map(operator.is_, value, before))
+        and all(map(operator.is_, value.values(), before.values()))
     )
 
 
@@ -158,7 +167,8 @@ def caches_of(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str]]:
         kind = type(part)
         if kind not in empty:
             empty[kind] = _empty_defaults(kind)
-        found += [(part, name) for name in empty[kind] & part.__dict__.keys() if part.__dict__[name] is not None]
+        if empty[kind]:
+            found += [(part, name) for name in empty[kind] & part.__dict__.keys() if part.__dict__[name] is not None]
     return found
 
 
@@ -168,7 +178,11 @@ def _empty_defaults(kind: type) -> set[str]:
     for base in reversed(kind.__mro__):
         if base.__module__ != "torch.nn.modules.module":
             held |= base.__dict__
-    return {name for name, value in held.items() if value is None or (isinstance(value, Tensor) and value.numel() == 0)}
+    return {
+        name
+        for name, value in held.items()
+        if (value is None or (isinstance(value, Tensor) and value.numel() == 0)) and not name.startswith("__")
+    }
 
 
 class _Outdated:

@@ -20,8 +20,9 @@ from torch.fx import Graph
 
 from bnfold.capture.check import ModelFailedError, answers_twice_alike, difference, failure
 from bnfold.capture.lines import line_of_error
-from bnfold.capture.recorded import recorded, remove_dead, symbolic
+from bnfold.capture.recorded import recorded, symbolic
 from bnfold.capture.recorder import DataQuestionError, ImpureError
+from bnfold.capture.recording import Recorded, remove_dead
 from bnfold.capture.restore import left_as_found, random_state
 from bnfold.errors import CaptureError, NeedsInputsError, UsageError, first_line
 from bnfold.graph.captured import Capture
@@ -93,14 +94,15 @@ def capture(model: nn.Module, example_inputs: Any = None, how: str = "auto", *, 
     inputs = as_inputs(example_inputs)
     given = inputs is not None
     _require_room(model, inputs or ())
+    made: Recorded | None = None
     if inputs is None and how != "symbolic":
         with ONE_AT_A_TIME:
-            inputs = _searched(model)
+            inputs, made = _searched(model)
     automatic = ("symbolic",) if inputs is None else ("recorded", "export", "piecewise")
     errors: list[CaptureError] = []
     for way in automatic if how == "auto" else (how,):
         with ONE_AT_A_TIME:
-            captured = _tried(way, model, inputs, check=check, given=given)
+            captured = _tried(way, model, inputs, made, check=check, given=given)
         if isinstance(captured, Capture):
             return captured
         errors.append(captured)
@@ -132,20 +134,22 @@ def _require_a_run(model: nn.Module, inputs: tuple[Any, ...] | None) -> None:
         ) from error
 
 
-def _searched(model: nn.Module) -> tuple[Any, ...] | None:
-    """Return inputs that the model takes, or None where none are found."""
+def _searched(model: nn.Module) -> tuple[tuple[Any, ...] | None, Recorded | None]:
+    """Return inputs that the model takes, and what the search recorded of a run on them; None where none are found."""
     from bnfold.inputs.search import find_inputs
 
     try:
-        return find_inputs(model).inputs
+        found = find_inputs(model)
     except UsageError:
-        return None
+        return None, None
+    return found.inputs, found.recorded
 
 
 def _tried(
     way: str,
     model: nn.Module,
     inputs: tuple[Any, ...] | None,
+    made: Recorded | None,
     *,
     check: bool,
     given: bool,
@@ -154,7 +158,7 @@ def _tried(
     try:
         if way == "piecewise":  # which compares each piece
             return _piecewise(model, inputs, check=check)
-        captured = _WAYS[way](model, inputs)
+        captured = recorded(model, inputs, first=made) if way == "recorded" else _WAYS[way](model, inputs)
     except CaptureError as error:
         return error
     if captured.changes and inputs is not None and not answers_twice_alike(model, inputs):

@@ -7,7 +7,6 @@ where it stands, and an explicit affine absorbs an affine that reaches it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -15,7 +14,7 @@ from typing import Literal
 import torch
 
 from bnfold import ops
-from bnfold.affine import ChannelAffine, affine_of_statistics
+from bnfold.affine import ChannelAffine, Statistics, affine_of_statistics, affines_of_statistics, is_sound
 from bnfold.fold.called_at import called_at
 from bnfold.fold.decision import Decision, Decisions, fold_sentence
 from bnfold.fold.merge.steps import MergeStep
@@ -140,11 +139,13 @@ class _Planner:
         self.absorbed: dict[Value, list[Absorption]] = {}
         self.settled: dict[Value, ops.BatchNorm] = {}  # folded: the identity where they stand
         self.explicit: dict[Value, Explicit] = {}
+        self.sound: dict[Value, ChannelAffine] = {}  # affines that need no second look
         self.dropped: dict[Value, Value] = {}  # sums that lost a term, and what is left of them
         self.steps = Steps()
 
     def plan(self) -> Plan:
         sites = [node for node in self.facts.index if self._is_batch_norm(node)]
+        self.sound = self._sound_affines(sites)
         for node in sites:
             self._decide(node)
         for index, node in enumerate(sites):
@@ -288,8 +289,26 @@ class _Planner:
         sure = self.facts.graph_rank(node) or call.rank
         return ChannelForm(affine, call.dim, sure or self.facts.rank(node), unsure=sure is None, fixed=call.fixed)
 
+    def _sound_affines(self, sites: Iterable[Value]) -> dict[Value, ChannelAffine]:
+        """The affines of all layers whose statistics the model holds and are as they should be, computed at once."""
+        layers: dict[Value, Statistics] = {}
+        for node in sites:
+            call = self.facts.call(node)
+            assert isinstance(call, ops.BatchNorm)
+            sources = (call.running_mean, call.running_var, call.weight, call.bias)
+            if call.uses_batch_statistics or not all(source is None or isinstance(source, str) for source in sources):
+                continue
+            mean, variance, weight, bias = map(self.facts.constant, sources)
+            if mean is not None and variance is not None:
+                layers[node] = (mean, variance, weight, bias, call.eps)
+        affines = affines_of_statistics([*layers.values()])
+        return {node: affine for node, affine in zip(layers, affines, strict=True) if affine is not None}
+
     def _affine(self, call: ops.BatchNorm) -> ChannelAffine | Refusal:
         """The layer's affine, or why it has none that could be folded."""
+        known = self.sound.get(call.node)
+        if known is not None:
+            return known
         tensors = []
         for source in (call.running_mean, call.running_var, call.weight, call.bias):
             if source is not None and not isinstance(source, str) and not self.facts.is_constant(source):
@@ -300,9 +319,7 @@ class _Planner:
         assert mean is not None
         assert variance is not None
         affine = affine_of_statistics(mean, variance, weight, bias, call.eps)
-        # a finite sum has finite terms: in most cases two small reductions are all that is to be asked
-        total = affine.scale.sum() + affine.shift.sum() + variance.sum(dtype=torch.float64)
-        if math.isfinite(float(total)) and variance.numel() and float(variance.min()) >= 0:
+        if is_sound(affine, variance):
             return affine
         if bool((variance < 0).any()):
             count = int((variance < 0).sum())

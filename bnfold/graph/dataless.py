@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -299,6 +300,21 @@ def _concatenated(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | No
     return torch.empty(shape, dtype=first.dtype, device=_META)
 
 
+def _averaged(x: Tensor, rank: int, to: Any) -> Tensor | None:
+    """The average of an input with a batch in cells, of which there are ``to`` along each dimension."""
+    sizes = (to,) * rank if not isinstance(to, (tuple, list)) else to
+    if not x.is_meta or not x.is_floating_point() or x.dim() != rank + 2 or len(sizes) != rank or not _in_order(x):
+        return None
+    if 0 in x.size() or not all(size is None or (type(size) is int and size > 0) for size in sizes):
+        return None
+    out = [have if size is None else size for size, have in zip(sizes, x.size()[2:], strict=True)]
+    return torch.empty((*x.size()[:2], *out), dtype=x.dtype, device=_META)
+
+
+def _average(rank: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    return _averaged(args[0], rank, args[1]) if len(args) == 2 and not kwargs and isinstance(args[0], Tensor) else None
+
+
 def _dropout(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     training = kwargs.get("training", args[2] if len(args) > 2 else True)
     return args[0] if training is False and args and isinstance(args[0], Tensor) and args[0].is_meta else None
@@ -316,6 +332,8 @@ _LIKE: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Tensor | None]] = 
     F.dropout: _dropout,
     torch.cat: _concatenated,
 }
+for _rank in (1, 2, 3):
+    _LIKE[getattr(F, f"adaptive_avg_pool{_rank}d")] = partial(_average, _rank)
 for _name in _UNARY:
     for _home in (torch, torch.Tensor):
         if hasattr(_home, _name):
@@ -350,6 +368,10 @@ def _layer_convolution(module: Any, x: Tensor) -> Tensor | None:
     return _convolved(x, module.weight, module.stride, module.padding, module.dilation, module.groups)
 
 
+def _layer_average(rank: int, module: Any, x: Tensor) -> Tensor | None:
+    return _averaged(x, rank, module.output_size)
+
+
 def _layer_itself(module: Any, x: Tensor) -> Tensor | None:
     return None if module.training else x
 
@@ -364,5 +386,7 @@ for _name in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"):
     _LAYERS[getattr(nn, _name)] = _layer_batch_norm
 for _name in ("Conv1d", "Conv2d", "Conv3d"):
     _LAYERS[getattr(nn, _name)] = _layer_convolution
+for _rank in (1, 2, 3):
+    _LAYERS[getattr(nn, f"AdaptiveAvgPool{_rank}d")] = partial(_layer_average, _rank)
 for _name in ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"):
     _LAYERS[getattr(nn, _name)] = _layer_itself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from functools import lru_cache
 from types import MethodType
 
 import torch
@@ -21,6 +22,7 @@ _INSTALLED = tuple(sysconfig.get_path(kind) + os.sep for kind in ("purelib", "pl
 _NOT_THE_MODELS = (os.path.dirname(torch.__file__) + os.sep, _BNFOLD + os.sep, "<")
 
 
+@lru_cache(maxsize=4096)
 def is_foreign(filename: str) -> bool:
     """Whether a source file is torch's, Python's or bnfold's, or none at all, and so not the model's."""
     if filename.startswith(_STANDARD) and not filename.startswith(_INSTALLED):

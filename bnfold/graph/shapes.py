@@ -7,6 +7,7 @@ large. What must hold for all sizes is not read off these: see :mod:`.sizes`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from bnfold.graph.dataless import Dataless, DatalessMode
 from bnfold.graph.quiet import quiet
 from bnfold.graph.runs import GraphRun
 
-__all__ = ["DatalessRun", "Shapes", "shapes_of"]
+__all__ = ["DatalessRun", "Shapes", "larger_batch", "shapes_of"]
 
 _FEW = 16  # numbers in a tensor that a call may read, such as the strides of a detector
 
@@ -41,7 +42,8 @@ class DatalessRun(GraphRun):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Call a layer, unless what it gives is known."""
         module = self.capture.module(str(target))
-        known = self.dataless.layer(module, args, kwargs)
+        with torch._C.DisableTorchFunction():  # the mode that is active here need not see what is asked below
+            known = self.dataless.layer(module, args, kwargs)
         return module(*args, **kwargs) if known is None else known
 
     def run_node(self, n: Node) -> Any:
@@ -49,7 +51,8 @@ class DatalessRun(GraphRun):
         self.at = n
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.found[n] = tuple(value.shape)
+            with torch._C.DisableTorchFunction():
+                self.found[n] = tuple(value.shape)
         return value
 
 
@@ -76,23 +79,34 @@ def shapes_of(capture: Capture) -> Shapes:
         return Shapes()
     if len(capture.shapes) > 1:
         return Shapes(capture.shapes)
-    found, stopped = (capture.shapes[0], None) if capture.shapes else _run(capture, 0)
+    found, stopped = (capture.shapes[0], None) if capture.shapes else _run(capture, 0)[:2]
     return Shapes((found, _run(capture, 1)[0]), stopped or None)
 
 
-def _run(capture: Capture, more: int) -> tuple[dict[Node, tuple[int, ...]], str | None]:
-    """Return the shapes that a run shows, and why it stopped early; the reason is empty where that is no fault."""
+def larger_batch(capture: Capture) -> tuple[Capture, Any] | None:
+    """Run a recorded graph for a batch one larger than the example's.
+
+    Returns:
+        The capture with the shapes of that run beside those of its own, and what the graph gives: tensors without data.
+        None where the graph does not hold for that batch.
+    """
+    found, stopped, outputs = _run(capture, 1)
+    return None if stopped is not None else (replace(capture, shapes=(capture.shapes[0], found)), outputs)
+
+
+def _run(capture: Capture, more: int) -> tuple[dict[Node, tuple[int, ...]], str | None, Any]:
+    """Return the shapes that a run shows, why it stopped early, and what it gives; no reason where that is no fault."""
     assert capture.example_inputs is not None
     inputs = [_without_data(value, more) for value in capture.example_inputs]
     runner = DatalessRun(capture)
     with quiet(), torch.no_grad(), DatalessMode(runner.dataless):
         try:
-            runner.run(*inputs)
+            outputs = runner.run(*inputs)
         except NotImplementedError:  # nothing is wrong with the inputs
-            return runner.found, ""
+            return runner.found, "", None
         except Exception as error:  # whatever the user's code raises, and torch's own long tale of it
-            return runner.found, _sentence(runner.at, error)
-    return runner.found, None
+            return runner.found, _sentence(runner.at, error), None
+    return runner.found, None, outputs
 
 
 def _sentence(node: Node | None, error: Exception) -> str:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bnfold.capture.recorder import Recorder, WrittenLaterError
+from bnfold.capture.recorder import WrittenLaterError
+from bnfold.capture.recording import Recorded, Recording
 from bnfold.capture.restore import buffers_of, left_as_found, put_back, same_random_numbers
 from bnfold.errors import BnfoldError, first_line
 from bnfold.graph.dataless import leaves, settle
@@ -26,7 +27,7 @@ from bnfold.graph.quiet import unlogged
 
 _MOST_RUNS = 12  # each finds a line that makes tensors which get values of the data later
 
-__all__ = ["Guess", "Hint", "Need", "Probe", "Trial", "kept_batch", "required_inputs"]
+__all__ = ["Guess", "Hint", "Need", "Probe", "Trial", "kept_batch", "required_inputs", "shapes_of_outputs"]
 
 _CONVOLUTIONS = {f"conv{way}{n}d": n for n in (1, 2, 3) for way in ("", "_transpose")}
 
@@ -97,6 +98,7 @@ class Trial:
         needs: what the first layers on the way wanted, by input.
         hints: sizes seen and wanted, in the order of the run.
         reached: how many calls of torch the run came to.
+        recording: of a run that came to its end.
     """
 
     outputs: list[tuple[int, ...]] | None = None
@@ -104,6 +106,18 @@ class Trial:
     needs: dict[int, Need] = field(default_factory=dict)
     hints: list[Hint] = field(default_factory=list)
     reached: int = 0
+    recording: Recording | None = field(default=None, repr=False, compare=False)
+
+    def recorded(self) -> Recorded | None:
+        """Return what the run recorded, once; None where a run with values, or none that a graph can hold, was made."""
+        recording, self.recording = self.recording, None
+        if recording is None:
+            return None
+        try:
+            recording.leave()
+            return recording.capture()
+        except Exception:  # who captures the model runs into it, and tells
+            return None
 
     @property
     def unmet(self) -> Need | None:
@@ -133,8 +147,6 @@ class Probe:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._parts = [*model.modules()]
-        self._state = buffers_of(self._parts)
         self._data_lines: set[str | None] = set()
         self._needs_values = False
         floating = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -167,16 +179,18 @@ class Probe:
         """Record a run on shapes alone; None where that cannot be done: the model's way depends on values, say."""
         for _ in range(_MOST_RUNS):
             trial = Trial()
-            recorder = Recorder(self._model, device=self.device, data_lines=self._data_lines)
-            inputs = []
-            for index, guess in enumerate(guesses):
-                dtype = self.dtype if guess.values is None else torch.int64
-                like = torch.empty(guess.shape(batch, size), dtype=dtype, device="meta")
-                inputs.append(recorder.enter_tensor(like, recorder.graph.placeholder(f"input_{index}")))
-            watch = _Watch(inputs, trial)
+            inputs = tuple(
+                torch.empty(
+                    guess.shape(batch, size),
+                    dtype=self.dtype if guess.values is None else torch.int64,
+                    device="meta",
+                )
+                for guess in guesses
+            )
             try:
-                with unlogged(), same_random_numbers(), left_as_found(self._parts), recorder.running(), watch:
-                    outputs = self._model(*inputs)
+                recording = Recording(self._model, inputs, {}, self._data_lines, self.device)
+                with same_random_numbers():
+                    outputs = recording.run(watch=_Watch(recording.args, trial))
             except WrittenLaterError as error:
                 if error.line in self._data_lines:
                     return None
@@ -187,34 +201,35 @@ class Probe:
                 trial.error = first_line(error, typed=True)
                 return trial
             else:
-                trial.outputs = [tuple(leaf.shape) for leaf in _leaves(outputs)]
+                trial.outputs = shapes_of_outputs(outputs)
+                trial.recording = recording
                 return trial
-            finally:
-                put_back(self._state)
         return None
 
     def _real(self, inputs: list[Tensor]) -> Trial:
         trial = Trial()
+        parts = [*self._model.modules()]
+        state = buffers_of(parts)
         try:
-            with torch.no_grad(), unlogged(), same_random_numbers(), left_as_found(self._parts), _Watch(inputs, trial):
+            with torch.no_grad(), unlogged(), same_random_numbers(), left_as_found(parts), _Watch(inputs, trial):
                 outputs = self._model(*inputs)
-            trial.outputs = [tuple(leaf.shape) for leaf in _leaves(outputs)]
+            trial.outputs = shapes_of_outputs(outputs)
         except Exception as error:
             trial.error = first_line(error, typed=True)
         finally:
-            put_back(self._state, by_content=True)
+            put_back(state, by_content=True)
         return trial
 
 
-def _leaves(outputs: Any) -> list[Tensor]:
-    """Return every tensor in an output: nested containers, and objects with fields."""
+def shapes_of_outputs(outputs: Any) -> list[tuple[int, ...]]:
+    """Return the shape of every tensor in an output: nested containers, and objects with fields."""
     found: list[Tensor] = []
     for leaf in tree_leaves(outputs):
         if isinstance(leaf, Tensor):
             found.append(leaf)
         elif hasattr(leaf, "__dict__"):
             found += [value for value in vars(leaf).values() if isinstance(value, Tensor)]
-    return found
+    return [tuple(tensor.shape) for tensor in found]
 
 
 class _Watch(TorchFunctionMode):
@@ -235,7 +250,7 @@ class _Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():  # a recorder would take these for questions of the model's
             reads = [value for value in leaves((args, kwargs), []) if isinstance(value, Tensor)]
-            met_layer = bool(reads) and self._look(name, reads, settle(args, _same), settle(kwargs, _same))
+            met_layer = bool(reads) and self._look(name, reads, args, kwargs)
             self._trial.reached += 1
         result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
@@ -249,7 +264,7 @@ class _Watch(TorchFunctionMode):
 
     def _follow(self, reads: Sequence[Tensor], result: Any, met_layer: bool) -> None:
         origins = {self._origin[id(value)] for value in reads if id(value) in self._origin}
-        for value in tree_leaves(result):
+        for value in leaves(result, []):
             if not isinstance(value, Tensor):
                 continue
             self._alive.append(value)
@@ -263,7 +278,7 @@ class _Watch(TorchFunctionMode):
         """Note what this call wants of its first tensor; return whether it is a layer with weights."""
         x, weights = reads[0], reads[1:]
         if name in ("view", "reshape"):
-            self._look_at_view(x, args)
+            self._look_at_view(x, settle(args, _same))
         elif name in ("add", "__add__", "add_", "__iadd__") and len(reads) == 2:
             self._look_at_sum(*reads)
         if name == "embedding" and len(reads) == 2:
@@ -274,7 +289,7 @@ class _Watch(TorchFunctionMode):
             return False
         if name in _CONVOLUTIONS:
             space = _CONVOLUTIONS[name]
-            groups = _groups(args, kwargs)
+            groups = _groups(settle(args, _same), settle(kwargs, _same))
             want = weights[0].shape[0] if "transpose" in name else weights[0].shape[1] * groups
             have = x.shape[1] if x.ndim == space + 2 else -1
             self._need(x, "conv", have=have, want=want, space=space)

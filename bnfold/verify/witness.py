@@ -24,18 +24,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bnfold.capture.nests import Leaf, flatten, nest_difference, plain_name
+from bnfold.capture.nests import Leaf, nest_difference, plain_name
 from bnfold.errors import OtherInputError, first_line
 from bnfold.graph.torch_versions import unguarded_module
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
 from bnfold.verify.declared import program_refuses
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case, sizes_in_words
-from bnfold.verify.reference import copied, fresh
 from bnfold.verify.relax import redraw
 from bnfold.verify.report import Comparison, Stage
 from bnfold.verify.runtime import Optimisation, OrtModel, counted
-from bnfold.verify.twins import Twins, running_in_float64
+from bnfold.verify.twins import Twins, running_as_it_is, running_in_float64
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -131,11 +130,11 @@ def of_weights(module: nn.Module) -> tuple[Witness, Witness]:
 
 def of_program(program: ExportedProgram) -> Witness:
     """Return the witness of what torch.export made of the candidate."""
-    module = copied(unguarded_module(program))  # a run may write into its buffers, which are those of the program
+    run = running_as_it_is(unguarded_module(program))  # which may write into buffers: those of the program
     return Witness(
         "torch.export",
         "program",
-        lambda case: flatten(module(*fresh(case.inputs))),
+        lambda case: run(case.inputs),
         TORCH_LIMITS,
         refuses=lambda case: program_refuses(program, case.inputs),
         under=" in the exported program",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bnfold.graph.dataless import Dataless
@@ -51,6 +52,26 @@ def test_a_convolution_that_is_not_as_most_are_is_left_to_torch() -> None:
         assert Dataless().layer(layer, (value,), {}) is None, layer
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert Dataless().layer(conv, (x,), {}) is None
+
+
+def test_an_average_over_cells_is_known_as_it_comes_out() -> None:
+    """In one to three dimensions, to one cell and to several, as a layer and as a function."""
+    classes = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+    functions = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+    for rank, dtype in itertools.product(classes, (torch.float32, torch.float64)):
+        x = torch.randn(2, 4, *(7, 9, 8)[:rank], dtype=dtype)
+        for to in (1, 3, 7, (1, 5, 2)[:rank], (None, 2, 9)[:rank] if rank > 1 else 2):
+            layer = classes[rank](to)
+            _same(Dataless().layer(layer, (x.to("meta"),), {}), layer(x))
+            _same(Dataless().call(functions[rank], (x.to("meta"), to), {}), functions[rank](x, to))
+
+
+def test_an_average_that_is_not_as_most_are_is_left_to_torch() -> None:
+    x = torch.empty(2, 4, 8, 8, device="meta")
+    odd = [x[0], x.to(memory_format=torch.channels_last), x.transpose(2, 3), x[:0], x.int(), x[:, :, :1, :1]]
+    for value in odd:
+        assert Dataless().layer(nn.AdaptiveAvgPool2d(1), (value,), {}) is None
+    assert Dataless().layer(nn.AdaptiveAvgPool2d((2, 0)), (x,), {}) is None
 
 
 def test_a_concatenation_is_known_as_it_comes_out() -> None:
