@@ -235,7 +235,8 @@ class _FoldRun(Run):
                 onnx=exported.get(".onnx", False),
                 seed=self.request.about.seed,
                 folding=folding,
-                axes=self.axes.get(".onnx", ()),
+                program=exported.get(".pt2"),
+                axes=max(self.axes.values(), key=len, default=()),
                 progress=self.progress("verify"),
                 witnesses=self.request.witnesses,
             )

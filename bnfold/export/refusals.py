@@ -118,9 +118,20 @@ def refusal_of(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, i
         sizes: those that are not the inputs' own.
 
     Returns:
-        The refusal; its reason is empty where no run without data can tell.
+        The refusal; its reason is empty where no run without data can tell. A model that takes the rows of a larger
+        image for those of more images (``x.view(-1, 6272)``) does not take it.
     """
-    return _stops(module, inputs, sizes)
+    there, together = _tried(module, inputs, sizes), batch_positions(inputs)
+    if isinstance(there, Refusal):
+        return there
+    own = int(inputs[together[0]].shape[0]) if together else 0
+    if not together or all(rows == own for rows in there.rows):
+        return None
+    here = _tried(module, inputs, {})
+    if isinstance(here, Refusal):
+        return None
+    changed = next((rows for before, rows in zip(here.rows, there.rows, strict=False) if before == own != rows), None)
+    return None if changed is None else Refusal(f"it makes {changed} rows of a batch of {own} then", checked=True)
 
 
 def why_fixed(module: nn.Module, inputs: Sequence[Any]) -> str | None:
@@ -146,9 +157,15 @@ def _batches(positions: Sequence[int], size: int) -> dict[Place, int]:
 
 
 def _stops(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, int]) -> Refusal | None:
-    """Return why a run stops; of an empty reason where it is torch that cannot run without data."""
+    """Return why a run stops."""
+    ran = _tried(module, inputs, sizes)
+    return ran if isinstance(ran, Refusal) else None
+
+
+def _tried(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, int]) -> _Ran | Refusal:
+    """Run, or return why a run stops; of an empty reason where it is torch that cannot run without data."""
     try:
-        _run(module, inputs, sizes)
+        return _run(module, inputs, sizes)
     except NotImplementedError:
         return Refusal("", checked=False)
     except _StoppedError as stopped:
@@ -157,7 +174,14 @@ def _stops(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, int])
         return Refusal(error.what.rstrip("."), checked=True)
     except Exception:  # the code of a model that was captured in pieces, which may ask for data
         return Refusal("", checked=False)
-    return None
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """What a run on tensors without data gave: the shapes of a graph's nodes, and the first sizes of the outputs."""
+
+    found: dict[Node, tuple[int, ...]]
+    rows: list[int]
 
 
 class _StoppedError(Exception):
@@ -168,8 +192,8 @@ class _StoppedError(Exception):
         self.node, self.error = node, error
 
 
-def _run(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, int]) -> dict[Node, tuple[int, ...]]:
-    """Run on tensors without data, and return the shapes that the nodes have."""
+def _run(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, int]) -> _Ran:
+    """Run on tensors without data."""
     grown = [
         pytree.tree_map_only(Tensor, partial(_without_data, position=position, sizes=sizes), value)
         for position, value in enumerate(inputs)
@@ -178,17 +202,20 @@ def _run(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, int]) -
     with quiet(), torch.no_grad():
         if not isinstance(module, GraphModule):
             with DatalessMode(dataless):
-                module(*grown)
-            return {}
+                return _Ran({}, _rows(module(*grown)))
         run = DatalessRun(Capture(module.graph, module, {}, "recorded"))
         with DatalessMode(run.dataless):
             try:
-                run.run(*grown)
+                answer = run.run(*grown)
             except NotImplementedError:
                 raise
             except Exception as error:
                 raise _StoppedError(run.at, error) from error
-        return run.found
+        return _Ran(run.found, _rows(answer))
+
+
+def _rows(answer: Any) -> list[int]:
+    return [leaf.shape[0] for leaf in pytree.tree_leaves(answer) if isinstance(leaf, Tensor) and leaf.ndim]
 
 
 def _without_data(value: Tensor, position: int, sizes: Mapping[Place, int]) -> Tensor:
@@ -219,7 +246,7 @@ def _where_it_is_lost(module: nn.Module, inputs: Sequence[Any], positions: Seque
     if not isinstance(module, GraphModule):
         return None
     try:
-        here, there = _run(module, inputs, {}), _run(module, inputs, _batches(positions, own + 1))
+        here, there = (_run(module, inputs, sizes).found for sizes in ({}, _batches(positions, own + 1)))
     except Exception:  # no run can tell
         return None
     for node in module.graph.nodes:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from bnfold.ops.elementwise import Divide, Multiply, arithmetic
+from bnfold.ops.elementwise import Divide, Multiply, arithmetic, identity
 from bnfold.ops.interface import FrontEnd
 from bnfold.ops.joining import Add
 from bnfold.ops.normalising import BatchNorm
@@ -66,6 +66,8 @@ def by_constants(
     finite = bool(torch.isfinite(scale).all() and torch.isfinite(shift).all())
     if not finite:
         return None
+    if dim is None and (float(scale), float(shift)) == (1.0, 0.0):
+        return identity(call.node, value)
     if dim is None:
         return arithmetic(call.node, value, float(scale), float(shift))
     zero = torch.zeros(scale.numel(), dtype=dtype or given.dtype, device=given.device)

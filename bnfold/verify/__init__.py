@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from bnfold.verify.report import Comparison, Report
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from bnfold.verify.api import Model, Progress
 
 __all__ = ["Comparison", "Report", "assert_equivalent", "verify"]
@@ -31,6 +33,7 @@ def verify(
     axes: Sequence[Any] = (),
     progress: Progress | None = None,
     witnesses: Sequence[str] = (),
+    program: ExportedProgram | None = None,
 ) -> Report:
     """Compare ``candidate`` with ``original`` on seeded inputs and say whether they compute the same function.
 
@@ -55,6 +58,7 @@ def verify(
         progress: called with a sentence and the fraction done, from 0 to 1.
         witnesses: further runtimes to compare the export under, such as ``"openvino"``; see :mod:`bnfold.witness`. The
             candidate is exported where ``onnx`` is False. One that cannot run proves nothing; the report says why.
+        program: what ``torch.export`` made of the candidate, to be compared too.
 
     Returns:
         The report. It does not raise for models that differ.
@@ -79,6 +83,7 @@ def verify(
         axes=axes,
         progress=progress,
         witnesses=witnesses,
+        program=program,
     )
 
 

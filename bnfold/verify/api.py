@@ -37,6 +37,7 @@ from bnfold.verify.witness import (
     compare,
     of_algebra,
     of_onnx,
+    of_program,
     of_reference,
     of_weights,
 )
@@ -69,6 +70,7 @@ def verify(
     axes: Sequence[Axis],
     progress: Progress | None,
     witnesses: Sequence[str] = (),
+    program: ExportedProgram | None = None,
 ) -> Report:
     """See :func:`bnfold.verify.verify`."""
     require(witnesses)
@@ -105,7 +107,7 @@ def verify(
 
         comparing = Comparing(compared, measured, own_export, evaluated, floors, notes, seed)
         others: list[Any] = []
-        for done, witness in _witnesses(measured, candidate, example, onnx, folding, notes, clock, others):
+        for done, witness in _witnesses(measured, candidate, example, onnx, program, folding, notes, clock, others):
             if isinstance(witness, Comparison):
                 comparisons.append(witness)
                 continue
@@ -217,6 +219,7 @@ def _witnesses(
     candidate: Model,
     example: tuple[Any, ...],
     onnx: Any,
+    program: ExportedProgram | None,
     folding: Any,
     notes: list[str],
     clock: _Clock,
@@ -252,6 +255,8 @@ def _witnesses(
             plain = replace(plain, exported=True, limits=ONNX_LIMITS)
         yield 0.5, replace(weights_alone, first_case_only=proven)
         yield 0.6, plain
+        if program is not None:
+            yield 0.65, of_program(program)
         if onnx is False:
             return
         exported = onnx
@@ -306,6 +311,8 @@ def _with_cause(
     if original.module is None or failed.stage == "witness":
         return report
     alone = _is_onnx(candidate)
+    if failed.stage == "program":
+        return replace(report, reason=f"{report.reason} The torch module agrees: torch.export is to blame.")
     if failed.stage == "fold":
         module = None if alone else _module(candidate)
         findings = culprit(failed, original.module, module, folding, evaluated)

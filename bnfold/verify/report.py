@@ -13,7 +13,7 @@ from typing import Any, Literal
 __all__ = ["Comparison", "Report", "Stage", "Verdict"]
 
 Verdict = Literal["passed", "failed", "unverifiable"]
-Stage = Literal["fold", "export", "optimizer", "witness"]
+Stage = Literal["fold", "program", "export", "optimizer", "witness"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Comparison:
         where: index of the element with the largest error.
         case: the input on which that happened, in words.
         detail: one sentence: what is wrong, or why it proves nothing; empty where all is well.
-        stage: what a failure blames: ``"fold"``, ``"export"``, ``"optimizer"`` or, under another runtime,
-            ``"witness"``.
+        stage: what a failure blames: ``"fold"``; ``"program"``, what torch.export made; ``"export"``, ``"optimizer"``
+            or, under another runtime, ``"witness"``.
         compared_on: the batches and the sizes of the inputs that it ran on, in words.
         proves: False where the output is the same for every input, so that agreeing proves little, and where the
             witness could not be run here, which proves nothing.
@@ -110,8 +110,8 @@ class Report:
             said, and ``reason`` says why.
         comparisons: every comparison that was made.
         reason: one or two sentences for a verdict other than passed.
-        blame: the stage that a failure points at: ``"fold"``, ``"export"``, ``"optimizer"``, ``"witness"``; None if
-            nothing failed.
+        blame: the stage that a failure points at: ``"fold"``, ``"program"``, ``"export"``, ``"optimizer"``,
+            ``"witness"``; None if nothing failed.
         located: name of the first BatchNorm whose site differs, where that could be found.
         notes: further sentences for the user, about nothing that is wrong.
         cases: the inputs that were compared, in words.

@@ -101,6 +101,7 @@ def _witness(runtime: str, model: Any, names: Sequence[str], seconds: float, sta
         ONNX_LIMITS,
         exported=True,
         refuses=lambda case: declared.refuses(case.inputs, names),
+        under=f" under {runtime}",
     )
 
 

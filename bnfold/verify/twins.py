@@ -26,7 +26,7 @@ from bnfold.verify.reference import (
     lent_in_float64,
 )
 
-__all__ = ["Twins", "answer_in_float64", "running_in_float64"]
+__all__ = ["Twins", "answer_in_float64", "running_as_it_is", "running_in_float64"]
 
 
 class Twins:
@@ -80,17 +80,43 @@ class Twins:
         plain = self.plain
         if not self._shares:
             return flatten(plain(*fresh(inputs)))
-        refused = writes_refused()
-        try:
-            with RefusingWrites():  # type: ignore[no-untyped-call]
-                answer = flatten(plain(*fresh(inputs)))
-        except Exception:
-            if writes_refused() == refused:
-                raise
-        if writes_refused() == refused:
+        answer = _without_writing(plain, inputs)
+        if answer is not None:
             return answer
         self._plain, self._shares = copied(self._module), False
         return flatten(self._plain(*fresh(inputs)))
+
+
+def running_as_it_is(module: nn.Module) -> Callable[[Sequence[Any]], list[Leaf]]:
+    """Return what runs a module in its own precision; a large one shares its weights, until it writes into one.
+
+    Args:
+        module: not changed. It runs a graph alone, so that no code of its own writes where nobody can see it.
+    """
+    runs, shares = [lent(module) if worthwhile(module) else copied(module)], worthwhile(module)
+
+    def run(inputs: Sequence[Any]) -> list[Leaf]:
+        nonlocal shares
+        answer = _without_writing(runs[0], inputs) if shares else None
+        if answer is not None:
+            return answer
+        if shares:
+            runs[0], shares = copied(module), False
+        return flatten(runs[0](*fresh(inputs)))
+
+    return run
+
+
+def _without_writing(shared: nn.Module, inputs: Sequence[Any]) -> list[Leaf] | None:
+    """Run a module that shares its weights; return None where it was to write into one, and did not."""
+    refused = writes_refused()
+    try:
+        with RefusingWrites():  # type: ignore[no-untyped-call]
+            answer = flatten(shared(*fresh(inputs)))
+    except Exception:
+        if writes_refused() == refused:
+            raise
+    return answer if writes_refused() == refused else None
 
 
 def running_in_float64(module: nn.Module) -> Callable[[Sequence[Any]], list[Leaf]]:

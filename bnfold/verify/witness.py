@@ -5,6 +5,7 @@
     weights against the plan             each weight, read (:mod:`bnfold.verify.weights`)    the fold
     rounded weights                      the candidate's weights, computed in float64        the fold
     torch                                the candidate as it is                              the fold
+    torch.export                         the program that is written as .pt2                 torch.export
     ONNX Runtime, optimisations off      its export                                          the exporter
     ONNX Runtime, optimisations on       the same, as it is deployed                         ONNX Runtime's optimiser
     another runtime                      the same (:mod:`bnfold.verify.runtimes`)            that runtime
@@ -18,20 +19,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from bnfold.capture.nests import Leaf, nest_difference, plain_name
 from bnfold.errors import OtherInputError, first_line
+from bnfold.graph.torch_versions import unguarded_module
 from bnfold.verify.compare import Error, Floor, Limits, Reading, beyond_rounding, judge, measure
+from bnfold.verify.declared import program_refuses
 from bnfold.verify.floor import ALGEBRA, Evaluated, NoiseFloor
 from bnfold.verify.inputs import Case, sizes_in_words
 from bnfold.verify.relax import redraw
 from bnfold.verify.report import Comparison, Stage
 from bnfold.verify.runtime import Optimisation, OrtModel, counted
-from bnfold.verify.twins import Twins, running_in_float64
+from bnfold.verify.twins import Twins, running_as_it_is, running_in_float64
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 __all__ = [
     "ONNX_LIMITS",
@@ -39,6 +45,7 @@ __all__ = [
     "compare",
     "of_algebra",
     "of_onnx",
+    "of_program",
     "of_reference",
     "of_weights",
 ]
@@ -63,6 +70,7 @@ class Witness:
         first_case_only: whether one case is enough, since something else has proven the same.
         refuses: why it does not take a case, by what it declares (a fixed batch size), or None. One that takes the
             example inputs is compared on what else it takes.
+        under: where an export of the candidate runs, as it ends a sentence; empty for the candidate itself.
     """
 
     name: str
@@ -73,6 +81,12 @@ class Witness:
     exported: bool = False
     first_case_only: bool = False
     refuses: Callable[[Case], str | None] = lambda _case: None
+    under: str = ""
+
+    @property
+    def declares(self) -> bool:
+        """Whether it says which sizes it takes, so that it has to run at these, and at no others."""
+        return self.exported or bool(self.under)
 
     def paired(self, item: Evaluated, answer: list[Leaf]) -> list[tuple[int, Leaf]] | str:
         """Return each of the answer's leaves with the position of the original's that it stands for, or what is wrong.
@@ -114,6 +128,19 @@ def of_weights(module: nn.Module) -> tuple[Witness, Witness]:
     )
 
 
+def of_program(program: ExportedProgram) -> Witness:
+    """Return the witness of what torch.export made of the candidate."""
+    run = running_as_it_is(unguarded_module(program))  # which may write into buffers: those of the program
+    return Witness(
+        "torch.export",
+        "program",
+        lambda case: run(case.inputs),
+        TORCH_LIMITS,
+        refuses=lambda case: program_refuses(program, case.inputs),
+        under=" in the exported program",
+    )
+
+
 def of_onnx(model: Any, optimisation: Optimisation, names: Sequence[str] = ()) -> Witness:
     """Return the witness of an ONNX model (a ``ModelProto`` or a path) under ONNX Runtime.
 
@@ -140,6 +167,7 @@ def of_onnx(model: Any, optimisation: Optimisation, names: Sequence[str] = ()) -
         ONNX_LIMITS,
         exported=True,
         refuses=lambda case: session.refuses(case.inputs, names),
+        under=" under ONNX Runtime",
     )
 
 
@@ -165,8 +193,9 @@ def of_reference(model: Any, names: Sequence[str] = ()) -> Witness | None:
     def run(case: Case) -> list[Leaf]:
         return [Leaf(name, value) for name, value in double(case.inputs, names)]
 
+    name, under = "ONNX, computed in float64", " in the ONNX file"
     return Witness(
-        "ONNX, computed in float64", "export", run, ONNX_LIMITS, in_float64=True, exported=True, refuses=double.refuses
+        name, "export", run, ONNX_LIMITS, in_float64=True, exported=True, refuses=double.refuses, under=under
     )
 
 
@@ -193,16 +222,15 @@ def compare(
         if witness.first_case_only and number > 0:
             continue
         refusal = witness.refuses(case) if number > 0 and not case.given else None
-        if refusal is not None and case.resized and witness.exported:
+        if refusal is not None and case.resized and witness.declares:
             continue  # of a fixed size, as its declaration says
         if refusal is not None:
-            under = {"fold": "", "witness": f" under {witness.name}"}.get(witness.stage, " under ONNX Runtime")
-            notes.append(f"Not compared on {case.name}{under}: {refusal}.")
+            notes.append(f"Not compared on {case.name}{witness.under}: {refusal}.")
             continue
         try:
             answer = witness.run(case)
         except Exception as problem:
-            if case.resized and not witness.exported:
+            if case.resized and not witness.declares:
                 notes.append(f"The candidate takes no other size than the example's: {first_line(problem, 300)}.")
                 continue
             if isinstance(problem, OtherInputError) and not case.given:

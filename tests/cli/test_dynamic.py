@@ -53,6 +53,7 @@ def test_a_file_of_a_guessed_shape_runs_at_another(run: Run, net: Path) -> None:
     assert report["outputs"][0]["inputs"] == "(batch, 3, height, width)"
     on = {comparison["name"]: comparison["compared_on"] for comparison in report["verification"]["comparisons"]}
     assert on["ONNX Runtime, optimisations off"] == "batch 1-3, 224x224 and 167x281"  # two batches, one size not square
+    assert on["torch.export"] == "batch 1-3, 224x224 and 167x281"
     space: dict[str, object] = {}
     exec(NET, space)
     model = space["make"]()  # type: ignore[operator]

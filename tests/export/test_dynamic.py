@@ -167,6 +167,20 @@ def test_a_model_that_takes_one_size_says_so_itself() -> None:
     assert quietly.notes == ()
 
 
+def test_a_model_that_takes_a_larger_image_for_more_images_takes_one_size() -> None:
+    class Rows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(-1, 4 * 36)
+
+    x = normal(2, 3, 8, 8)
+    module = folded(layers(2, Rows(), nn.Linear(4 * 36, 2)), x)
+    assert module(normal(2, 3, 14, 14)).shape[0] == 8  # it runs
+    assert free_sizes(module, (x,)).axes == ()
+    with pytest.raises(ExportError, match="itself takes no other size"):
+        to_onnx(module, x, dynamic=("batch", "size"))
+    assert onnx_of(module, x, dynamic=Wanted(size=True)).notes == ()
+
+
 def test_adaptive_pooling_that_onnx_lacks_is_named_and_told_from_the_models_own_refusals() -> None:
     x = normal(2, 3, 16, 16)
     module = folded(layers(2, nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(4 * 49, 2)), x)

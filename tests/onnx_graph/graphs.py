@@ -254,6 +254,13 @@ def repvgg_identity_branch(n: Net) -> str:
 
 
 @graph()
+def identity_branch_that_a_sum_begins_with_zero(n: Net) -> str:
+    x = n.node("Relu", [n.conv(image(n), 4, 6)])
+    total = n.node("Mul", [n.node("Add", [n.bn(x, 6), n.constant(np.float32(0))]), n.constant(np.float32(1))])
+    return n.node("Add", [total, n.bn(n.conv(x, 6, 6, bias=False, pads=[1] * 4), 6)])
+
+
+@graph()
 def bn_written_as_sub_div_mul_add(n: Net) -> str:
     x = n.conv(image(n), 4, 6)
     x = n.node("Sub", [x, n.weight(1, 6, 1, 1)])

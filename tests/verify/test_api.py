@@ -84,6 +84,54 @@ def test_the_same_seed_gives_the_same_report_and_another_seed_another():
     assert first != other
 
 
+def test_what_torch_export_made_of_the_candidate_is_compared_too():
+    model, folding, inputs = folded("seed")
+    program = to_program(folding.module, inputs)
+    report = verify(model, folding.module, inputs, onnx=False, folding=folding, program=program)
+    assert report.passed, str(report)
+    last = report.comparisons[-1]
+    assert (last.name, last.stage, last.compared_on) == ("torch.export", "program", "batch 1-3")
+    assert last.relaxed[0] == "proven"
+    program.state_dict["conv1.weight"] = nn.Parameter(program.state_dict["conv1.weight"] * 1.001)
+    report = verify(model, folding.module, inputs, onnx=False, folding=folding, program=program)
+    assert (report.verdict, report.blame) == ("failed", "program")
+    assert report.reason.endswith("The torch module agrees: torch.export is to blame.")
+
+
+def test_a_program_runs_at_the_sizes_that_it_claims_and_at_no_others():
+    model, x = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)).eval(), normal(2, 3, 9, 9)
+    report = verify(model, model, x, onnx=False, program=to_program(model, x))
+    assert report.passed, str(report)
+    assert report.comparisons[-1].compared_on == "batch 1-3"
+    assert not report.notes
+    claims = to_program(model, x, dynamic=("batch", "size"))
+    report = verify(model, model, x, onnx=False, program=claims)
+    assert report.passed, str(report)
+    assert report.comparisons[-1].compared_on.startswith("batch 1-3, 9x9 and ")
+    convolution = next(node for node in claims.graph.nodes if "conv2d" in str(node.target))
+    with claims.graph.inserting_before(convolution):
+        fixed = claims.graph.call_function(torch.ops.aten.view.default, (convolution.args[0], [-1, 3, 9, 9]))
+    convolution.update_arg(0, fixed)
+    report = verify(model, model, x, onnx=False, program=claims)
+    assert (report.verdict, report.blame) == ("failed", "program")
+
+
+def test_a_comparison_leaves_the_buffers_of_a_program_as_they_are():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return x * 2
+
+    model, x = Counts().eval(), normal(2, 3)
+    program = to_program(model, x)
+    assert verify(model, model, x, onnx=False, program=program).passed
+    assert program.state_dict["calls"] == 0
+
+
 def test_a_program_can_be_compared():
     model, folding, inputs = folded("lenet")
     assert verify(model, to_program(folding.module, inputs), inputs, onnx=False).passed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.export import to_program
+from bnfold.graph.quiet import quiet
+from bnfold.graph.torch_versions import unguarded_module
 from bnfold.verify import original
 from bnfold.verify.original import moved_by_an_ulp
-from bnfold.verify.twins import Twins
+from bnfold.verify.reference import copied
+from bnfold.verify.twins import Twins, running_as_it_is
 from tests.networks import NETWORKS, built, normal
 from tests.verify.mutants import MUTANTS, apply, sites_of
 
@@ -133,6 +138,35 @@ def test_without_a_run_in_float64_before_it_nothing_is_shared() -> None:
     assert twins._plain is not None
     shared = {parameter.data_ptr() for parameter in model.parameters()}
     assert not shared & {parameter.data_ptr() for parameter in twins._plain.parameters()}
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_program_shares_the_weights_until_it_writes_into_one(writes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+            self.register_buffer("scale", torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if writes:
+                self.scale.mul_(0.5)
+            return self.fc(x) * self.scale
+
+    copies: list[nn.Module] = []
+    monkeypatch.setattr(
+        import_module("bnfold.verify.twins"), "copied", lambda module: copies.append(module) or copied(module)
+    )
+    model, x = built(Halves), normal(2, 3)
+    module = unguarded_module(to_program(model, x))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with torch.no_grad(), quiet():
+        run = running_as_it_is(module)
+        answers = [run((x,))[0].value for _ in range(2)]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert copies == [module] * writes
+    with torch.no_grad():  # the model writes into the buffer of its program, so it runs last
+        torch.testing.assert_close(answers, [model(x), model(x)], rtol=0, atol=0)
 
 
 def test_code_that_a_weight_without_numbers_does_not_suit_runs_on_copies() -> None:
