@@ -127,10 +127,13 @@ def refusal_of(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, i
     own = int(inputs[together[0]].shape[0]) if together else 0
     if not together or all(rows == own for rows in there.rows):
         return None
-    here = _tried(module, inputs, {})
+    here, larger = _tried(module, inputs, {}), _tried(module, inputs, _batches(together, own + 1))
     if isinstance(here, Refusal):
         return None
-    changed = next((rows for before, rows in zip(here.rows, there.rows, strict=False) if before == own != rows), None)
+    counts = [rows == own for rows in here.rows]  # the batch, if it is not a width that is as long by chance
+    if isinstance(larger, _Ran):
+        counts = [same and rows == own + 1 for same, rows in zip(counts, larger.rows, strict=False)]
+    changed = next((rows for of_batch, rows in zip(counts, there.rows, strict=False) if of_batch and rows != own), None)
     return None if changed is None else Refusal(f"it makes {changed} rows of a batch of {own} then", checked=True)
 
 

@@ -181,6 +181,18 @@ def test_a_model_that_takes_a_larger_image_for_more_images_takes_one_size() -> N
     assert onnx_of(module, x, dynamic=Wanted(size=True)).notes == ()
 
 
+def test_a_width_that_is_as_long_as_the_batch_by_chance_may_be_free() -> None:
+    class WidthFirst(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.mean(2).permute(2, 0, 1), torch.arange(x.shape[2])
+
+    x = normal(6, 3, 8, 8)
+    module = folded(layers(2, WidthFirst()), x)
+    assert [rows.shape[0] for rows in module(x)] == [6, 6]
+    free = free_sizes(module, (x,))
+    assert (len(free.axes), free.why_fixed) == (2, {})
+
+
 def test_adaptive_pooling_that_onnx_lacks_is_named_and_told_from_the_models_own_refusals() -> None:
     x = normal(2, 3, 16, 16)
     module = folded(layers(2, nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(4 * 49, 2)), x)
