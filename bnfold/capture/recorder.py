@@ -255,15 +255,18 @@ class Recorder(Questions, TorchFunctionMode):
                 )
             )
 
+    @functools.cached_property
+    def _held(self) -> dict[int, str]:
+        """The memory of what the model holds: a view of it, or its ``.data``, is a tensor that the code makes."""
+        held = (*self.root.named_parameters(), *self.root.named_buffers())
+        return {memory_of(tensor): name for name, tensor in held if tensor.layout is torch.strided}
+
     def _require_own(self, written: Tensor, *, data: bool) -> None:
         """Raise for a write into a tensor that outlives the run."""
         if written.is_meta:
             return
-        if id(written) not in self._deps:
-            name = self._names.get(id(written))
-            base = written._base
-            while name is None and base is not None:
-                name, base = self._names.get(id(base)), base._base
+        name = self._held.get(memory_of(written)) if written.layout is torch.strided else None
+        if name or id(written) not in self._deps:
             what = f"the buffer `{name}`" if name else "a tensor that it does not make itself"
             raise self.failed(
                 ImpureError(
