@@ -125,6 +125,24 @@ def test_a_program_of_one_batch_is_compared_on_several_cases_of_that():
     assert all("batch 1 in the exported program" in note for note in report.notes)
 
 
+def test_a_batch_that_a_fold_refuses_is_not_told_as_another_size():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.bn(self.conv(x))
+            return y * 2 if y.shape[0] > 1 else y * 3
+
+    model, x = built(Branches), normal(2, 3, 9, 9)
+    folding = bnfold.fold(model, x)
+    report = verify(model, folding.module, x, onnx=False, folding=folding)
+    assert report.passed, str(report)
+    assert len(report.notes) == 3
+    assert all(note.startswith("Not compared on") and "1 > 1 is False" in note for note in report.notes)
+
+
 def test_a_program_is_not_run_on_a_batch_that_it_does_not_declare_whatever_else_it_is_given_in_a_list():
     class Sums(nn.Module):
         def forward(self, x, others):
