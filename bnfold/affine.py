@@ -169,7 +169,8 @@ def affines_of_statistics(layers: Sequence[Statistics]) -> list[ChannelAffine | 
         whole = affine_of_statistics(mean, variance, weight, bias, layers[members[0]][4])
         if is_sound(whole, variance):
             sizes = [part.numel() for part in columns[0]]
-            scales, shifts = whole.scale.split_with_sizes(sizes), whole.shift.split_with_sizes(sizes)
+            # each of its own memory: a pickled plan holds the memory of all once for each otherwise
+            scales, shifts = (torch.split_with_sizes_copy(part, sizes) for part in (whole.scale, whole.shift))
             for index, scale, shift in zip(members, scales, shifts, strict=True):
                 found[index] = ChannelAffine(scale, shift)
     return found
