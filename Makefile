@@ -18,7 +18,7 @@ help:
 	@echo "make torture    hostile and broken input files; prints the table of outcomes"
 	@echo "make package    sdist and wheel in dist/, installed in an environment of their own and tried"
 	@echo "make bench      the measurements"
-	@echo "make matrix     other versions of torch and Python, each in an environment of its own (5 GB each, an hour in all)"
+	@echo "make matrix     other versions of torch and Python, each in an environment of its own (10 GB each, an hour in all)"
 	@echo "make docs       the documentation, in build/docs; a warning is an error"
 	@echo "make clean      remove everything that the above made, the virtual environment too"
 
@@ -71,6 +71,7 @@ bench: $(VENV)/.installed-test
 	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 matrix: $(VENV)/.installed-test
+	$(INSTALL) uv
 	$(BIN)/python benchmarks/matrix.py
 
 $(VENV)/.installed-docs: $(NEEDS) | $(BIN)/python

@@ -34,12 +34,12 @@ from bnfold.batch.records import Records  # noqa: E402
 from bnfold.cli.room import GIB, Work  # noqa: E402
 
 START_SECONDS = 5.0
-"""Of a task: Ray's worker, the watcher, and the import of torch; measured on one core."""
+"""Of a task: Ray's worker, the watcher, and the import of torch, as they took with nothing else running."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as it was measured: its file's bytes, seconds on one core, bytes of memory at the most."""
+    """A model as the zoo recorded it: bytes of its file, seconds of wall time with others beside, most memory."""
 
     size: int
     seconds: float

@@ -93,7 +93,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.manual_seed(0)
     columns = ("trace", "pass", "fuse", "plan", "fold", "search", "check")
-    heading = ["model", "threads", *(f"{name}, ms" for name in columns), "fold / fuse", "fold / floor", "plan / trace"]
+    compared = ("fold / fuse", "search / fuse", "fold / floor", "plan / trace")
+    heading = ["model", "threads", *(f"{name}, ms" for name in columns), *compared]
     print("| " + " | ".join(heading) + " |\n|" + " --- |" * len(heading))
     for name in given.only:
         network = model(name)
@@ -103,6 +104,7 @@ def main() -> None:
             cells = [f"{statistics.median(times[column]):.0f}" for column in columns]
             ratios = [
                 ratio(times, "fold", "fuse"),
+                ratio(times, "search", "fuse"),
                 ratio(times, "fold", "trace", "pass"),
                 ratio(times, "plan", "trace"),
             ]

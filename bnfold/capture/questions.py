@@ -354,13 +354,21 @@ def _itself(self: Questions, func: Any, name: str, args: Any, kwargs: Any) -> An
     return x
 
 
+def _compute(_self: Questions, func: Any, _name: str, args: Any, kwargs: Any) -> Any:
+    """Let torch's function of numbers ask these to compute it."""
+    return func(*args, **kwargs)
+
+
 QUESTIONS: dict[Any, Callable[..., Any]] = {
     torch.Tensor.size: _ask_size,
+    torch.ops.aten.sym_size.int: _ask_size,
     torch.Tensor.dim: _ask_rank,
     torch.Tensor.ndimension: _ask_rank,
     torch.Tensor.numel: _ask_count,
     torch.Tensor.nelement: _ask_count,
     torch.numel: _ask_count,
+    torch.ops.aten.sym_numel.default: _ask_count,
+    **dict.fromkeys((torch.sym_float, torch.sym_int, torch.sym_max, torch.sym_min), _compute),
     torch.Tensor.__len__: _ask_length,
     torch.Tensor.type: _ask_type,
     torch.Tensor.get_device: _ask_device,

@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
-from torch.fx import GraphModule, Proxy
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Proxy, Tracer
 from torch.fx.graph import PythonCode
+from torch.utils import _pytree as pytree
 
 from bnfold.errors import OtherInputError
 from bnfold.graph.torch_versions import children_of, find_named_tuples
 
-__all__ = ["FoldedModule"]
+__all__ = ["FoldedModule", "TracesFactories"]
+
+_OF_NUMBERS = (
+    "arange as_tensor bartlett_window blackman_window empty eye full hamming_window hann_window kaiser_window linspace "
+    "logspace ones scalar_tensor tensor tril_indices triu_indices zeros"
+).split()
+# What makes tensors of numbers alone, and where generated code finds it. Most of these take no Proxy for a number.
+_FACTORIES: dict[Any, tuple[Any, str]] = {
+    **{getattr(torch, name): (torch, name) for name in _OF_NUMBERS},
+    **{getattr(torch.fft, name): (torch._C._fft, f"fft_{name}") for name in ("fftfreq", "rfftfreq")},  # type: ignore[attr-defined]
+}
+
+
+class TracesFactories(Tracer):
+    """Traces code that makes tensors of sizes: a pickled ``GraphModule`` is its code, which is traced to load it."""
+
+    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> Graph:
+        """Trace a module, and see what it makes of numbers that are computed."""
+        with contextlib.ExitStack() as patches:
+            for function, (owner, name) in _FACTORIES.items():
+                patches.enter_context(mock.patch.object(owner, name, self._seen(function)))
+            return super().trace(root, concrete_args)
+
+    def _seen(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(value, Proxy) for value in pytree.tree_leaves((args, kwargs))):
+                return self.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return call
 
 
 class FoldedModule(GraphModule):
@@ -21,7 +56,17 @@ class FoldedModule(GraphModule):
 
     The wrapper prints a line of the generated code when an exception passes, and costs about a microsecond a call: more
     than one per cent of a small network's time.
+
+    Args:
+        root: as for ``GraphModule``: a module, or what the new one holds, by name.
+        graph: kept; how its code is traced when it is unpickled is noted in it.
+        class_name: of the new module.
     """
+
+    def __init__(self, root: nn.Module | dict[str, Any], graph: Graph, class_name: str = "GraphModule") -> None:
+        if any(node.target in _FACTORIES and node.all_input_nodes for node in graph.nodes):
+            graph._tracer_cls = TracesFactories
+        super().__init__(root, graph, class_name)
 
     def recompile(self) -> PythonCode:
         """Generate ``forward`` anew, and let ``nn.Module`` call it."""

@@ -266,7 +266,7 @@ def computed(session: Session, function: Callable[..., Any], args: tuple[Any, ..
 
 
 _KINDS: dict[type, Any] = {int: TracedInt, float: TracedFloat}
-_FLOAT_OF: dict[Any, Any] = {operator.truediv: TracedFloat, float: TracedFloat}
+_FLOAT_OF: dict[Any, Any] = {operator.truediv: TracedFloat, float: TracedFloat, torch.sym_float: TracedFloat}
 _SIGNS: dict[Any, str] = {
     operator.add: "+",
     operator.sub: "-",
@@ -352,7 +352,12 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
     "abs": abs,
     "invert": operator.invert,
 }
-_SYMBOLIC: dict[str, Callable[..., Any]] = {"max": max, "min": min, "float": float, "int": int}
+_SYMBOLIC: dict[str, Callable[..., Any]] = {
+    "max": torch.sym_max,
+    "min": torch.sym_min,
+    "float": torch.sym_float,
+    "int": torch.sym_int,
+}
 _KINDS_OF_NUMBERS: tuple[type, ...] = (TracedInt, TracedFloat)
 for _kind in _KINDS_OF_NUMBERS:
     for _name, _two in _NAMES.items():

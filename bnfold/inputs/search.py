@@ -4,6 +4,9 @@
 tensors until the model runs and its outputs keep the batch, at batch 2 and 3. (That a model runs is not enough: with
 ``x.view(-1, 32 * 14 * 14)`` a network for 28x28 images takes 224x224 too, and makes 64 rows of each image.) A view or a
 Linear that wants another number of features tells in which direction to look, so that few sizes need be tried.
+
+The run at batch 2 is recorded, and who captures the model needs no other. Its graph also answers for batch 3 where its
+checks hold there; where one does not, or the graph loses the batch, the model itself is asked.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_a_slightly_wrong_eps_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -
     def off(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
         return affine_of_statistics(mean, variance, weight, bias, eps * 1.01)
 
-    monkeypatch.setattr(import_module("bnfold.fold.plan"), "affine_of_statistics", off)
+    monkeypatch.setattr(import_module("bnfold.affine"), "affine_of_statistics", off)
     record = examined(randomise(network()))
     assert record["outcome"] == "wrong"
     assert "the fold is off by" in record["message"]

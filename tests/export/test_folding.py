@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,16 +27,22 @@ class Net(nn.Module):
         return {"sum": self.body(self.bn(self.pool(self.conv(x)))) + y}
 
 
-def network() -> Net:
-    torch.manual_seed(0)
-    net = Net()
+def used(net: nn.Module) -> nn.Module:
+    """Give the BatchNorms of a network statistics as if it had been trained."""
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.uniform_(part.weight, 0.5, 1.5)
             part.running_mean.normal_()  # type: ignore[union-attr]
             part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-    net.body[3].weight.data[0] = -1.0
     return net.eval()
+
+
+def network() -> Net:
+    torch.manual_seed(0)
+    net = Net()
+    used(net)
+    net.body[3].weight.data[0] = -1.0
+    return net
 
 
 def pair(batch: int, height: int) -> list[Tensor]:
@@ -62,9 +70,12 @@ def test_a_folded_program_is_the_same_function_with_the_same_dimensions_free(pro
         for one in (program, folded.program):
             with pytest.raises((AssertionError, RuntimeError)):  # the latter in torch 2.6
                 one.module()(images)
-    ranges = [sorted(map(str, one.range_constraints.values())) for one in (program, folded.program)]
-    assert ranges[0] == ranges[1]
+    assert _ranges(folded.program) == _ranges(program)
     assert all(torch.equal(program.state_dict[name], value) for name, value in before.items())
+
+
+def _ranges(program: ExportedProgram) -> list[str]:
+    return sorted(map(str, program.range_constraints.values()))
 
 
 def test_weights_keep_their_names(program: ExportedProgram) -> None:
@@ -77,6 +88,82 @@ def test_what_is_kept_stays(program: ExportedProgram) -> None:
     folded = bnfold.fold_program(program, keep=["bn"])
     assert (folded.plan[0].action, folded.plan[0].reason) == ("keep", "kept-by-request")
     assert "batch_norm" in str(folded.program.graph)
+
+
+class Sizes(nn.Module):
+    """Of which torch writes ``aten.sym_size.int`` into the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.bn(self.conv(x)).view(x.shape[0], -1)
+        return torch.cat([rows, torch.ones(x.shape[0], x.shape[2]) / x.shape[2]], 1)
+
+
+def test_sizes_that_the_code_reads_stay_free() -> None:
+    torch.manual_seed(0)
+    net = used(Sizes())
+    program = export(net, (torch.randn(2, 3, 6, 4),), dynamic_shapes=({0: Dim("n", max=64), 2: Dim("h", max=64)},))
+    assert "sym_size" in str(program.graph)
+    folded = bnfold.fold_program(program)
+    assert folded.plan.summary["fold"] == 1
+    for shape in ((2, 3, 6, 4), (5, 3, 9, 4)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(folded.program.module()(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+def half_of_it(y: Tensor) -> Tensor:
+    return y[:, :, : y.shape[2] // 2].sum((2, 3))  # which torch takes for less than the whole
+
+
+def its_root(y: Tensor) -> Tensor:
+    return y.sum((2, 3)) / y.shape[2] ** 0.5
+
+
+def at_least_eleven(y: Tensor) -> Tensor:
+    return y.sum((2, 3)) / torch.sym_max(y.shape[2], 11)
+
+
+def half_more_of_it(y: Tensor) -> Tensor:
+    return y.sum((2, 3)) * int(y.shape[2] * 1.5)  # which torch takes for 9, and checks
+
+
+def its_root_as_a_number(y: Tensor) -> Tensor:
+    return y.sum((2, 3)) / math.sqrt(y.shape[2])  # which makes the height one, 6
+
+
+class Decides(nn.Module):
+    def __init__(self, head: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.bn(self.conv(x)))
+
+
+@pytest.mark.filterwarnings("ignore:The delegation of int")  # inside torch 2.8
+@pytest.mark.parametrize("head", [half_of_it, its_root, at_least_eleven, half_more_of_it, its_root_as_a_number])
+def test_a_folded_program_takes_the_sizes_that_the_program_takes(head: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    program = export(
+        used(Decides(head)), (torch.randn(2, 3, 6, 4),), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO},), strict=False
+    )
+    folded = bnfold.fold_program(program).program
+    answers = []
+    for shape in ((2, 3, 6, 4), (5, 3, 6, 4), (5, 3, 9, 4), (2, 3, 16, 4)):
+        x = torch.randn(shape)
+        try:
+            expected = program.module()(x)
+        except (AssertionError, RuntimeError):
+            with pytest.raises((AssertionError, RuntimeError)):
+                folded.module()(x)
+        else:
+            answers.append(shape)
+            torch.testing.assert_close(folded.module()(x), expected, rtol=1e-5, atol=1e-5)
+    assert {(2, 3, 6, 4), (5, 3, 6, 4)} <= {*answers}
+    assert _ranges(folded) == _ranges(program)
 
 
 class Named(nn.Module):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import bnfold
 from bnfold.fold.api import Folding
+from bnfold.fold.module import TracesFactories
 from tests.graph.questions import WIDTH, Asks, OtherInputError, difference, image, seeded
 
 CALL = nn.Module.__call__
@@ -712,7 +713,22 @@ def split_by_sizes(s: Any, x: Tensor) -> Tensor:
     return torch.cat([b, a * 2], 1)
 
 
+def sizes_of_aten(s: Any, x: Tensor) -> Tensor:
+    y = s.features(x)
+    n, h = torch.ops.aten.sym_size.int(y, 0), torch.ops.aten.sym_size.int(y, -2)
+    return y.reshape(n * h, -1) * torch.ops.aten.sym_numel.default(y)
+
+
+def numbers_by_torch(s: Any, x: Tensor) -> Tensor:
+    y = s.features(x)
+    h, w = y.shape[2:]
+    root = torch.sym_float(torch.sym_max(h, 11)) ** 0.5
+    return y * root + torch.sym_int(w / 3) - torch.sym_min(h, w)
+
+
 CODE = (
+    sizes_of_aten,
+    numbers_by_torch,
     numpy_of_a_size,
     copied_deeply,
     autocast_off,
@@ -758,12 +774,36 @@ def test_an_autocast_region_is_captured_or_refused_never_lost() -> None:
         assert difference(expected, got, tolerance=0.02) is None
 
 
-def test_the_folded_module_pickles_and_its_copy_computes_the_same() -> None:
-    model = seeded(CachesAnchors)
+def tensors_of_sizes(s: Any, x: Tensor) -> Tensor:
+    n, h = x.shape[0], x.shape[2]
+    made = [
+        *(torch.arange(h), torch.zeros(n, h, dtype=x.dtype), torch.ones(n), torch.empty(h, n).fill_(2)),
+        *(torch.full((2,), h), torch.full((n, 2), 0.5), torch.eye(h), torch.linspace(0, 1, h), torch.logspace(0, 1, h)),
+        *(torch.tensor(h), torch.tensor([n, h]), torch.as_tensor([h]), torch.scalar_tensor(n)),
+        *(torch.tril_indices(h, h), torch.triu_indices(h, n), torch.fft.fftfreq(h).abs(), torch.fft.rfftfreq(h)),
+        *(torch.hann_window(h), torch.hamming_window(h), torch.bartlett_window(h), torch.blackman_window(h)),
+        torch.kaiser_window(h),
+    ]
+    return s.features(x) + sum(tensor.sum() / (1 + place) for place, tensor in enumerate(made))
+
+
+@pytest.mark.parametrize("model", [seeded(CachesAnchors), network(tensors_of_sizes)], ids=["anchors", "sizes"])
+def test_the_folded_module_pickles_and_its_copy_computes_the_same(model: nn.Module) -> None:
     folded = bnfold.fold(model, image(SIZES[0])).module
     again = pickle.loads(pickle.dumps(folded))
     same(folded, again, *SIZES)
+    same(folded, pickle.loads(pickle.dumps(again)), *SIZES)
     same(folded, copy.deepcopy(folded), *SIZES)
+    same(folded, pickle.loads(pickle.dumps(copy.deepcopy(folded))), *SIZES)
+
+
+def test_a_folded_module_whose_code_makes_no_tensor_of_a_size_is_traced_as_any_other() -> None:
+    class Makes(Asks):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.features(x) * torch.ones(1)
+
+    assert bnfold.fold(seeded(Makes), image(SIZES[0])).module._tracer_cls is None
+    assert bnfold.fold(network(tensors_of_sizes), image(SIZES[0])).module._tracer_cls is TracesFactories
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
