@@ -169,10 +169,10 @@ def affines_of_statistics(layers: Sequence[Statistics]) -> list[ChannelAffine | 
         whole = affine_of_statistics(mean, variance, weight, bias, layers[members[0]][4])
         if is_sound(whole, variance):
             sizes = [part.numel() for part in columns[0]]
-            # each of its own memory: a pickled plan holds the memory of all once for each otherwise
-            scales, shifts = (torch.split_with_sizes_copy(part, sizes) for part in (whole.scale, whole.shift))
+            scales, shifts = whole.scale.split_with_sizes(sizes), whole.shift.split_with_sizes(sizes)
             for index, scale, shift in zip(members, scales, shifts, strict=True):
-                found[index] = ChannelAffine(scale, shift)
+                # with memory of its own: pickled, each would hold that of all
+                found[index] = ChannelAffine(scale.clone(), shift.clone())
     return found
 
 
