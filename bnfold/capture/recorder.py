@@ -156,6 +156,8 @@ class Recorder(Questions, TorchFunctionMode):
             self._shown.update(memory_of(leaf) for leaf in found if isinstance(leaf, Tensor))
             return func(*settle(args, same), **settle(kwargs, same))
         if name in CHANGE_MEMORY or (name == "__set__" and func.__self__.__name__ in TENSOR_ATTRIBUTES):
+            if id(args[0]) in self._names:
+                self._require_own(args[0], data=False)
             raise self.failed(
                 CaptureError(
                     f"forward changes the memory of a tensor in place ({name}){at(user_line())}.",

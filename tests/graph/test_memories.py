@@ -59,6 +59,11 @@ def weight_through_data(self: Any) -> float:
     return 1.0
 
 
+def weight_replaced(self: Any) -> float:
+    self.conv.weight.data = self.conv.weight.data * 1.5
+    return 1.0
+
+
 def weight(self: Any) -> float:
     with torch.no_grad():
         self.conv.weight.mul_(1.5)
@@ -76,6 +81,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "a buffer's data": (lambda: None, through_data),
     "a buffer's memory": (lambda: None, through_numpy),
     "a weight's data": (lambda: None, weight_through_data),
+    "a weight's memory": (lambda: None, weight_replaced),
     "a weight": (lambda: None, weight),
     "a tensor in a list": (lambda: [torch.ones(1)], held_in_a_list),
 }
