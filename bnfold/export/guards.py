@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnfold.export.axes import Axis, stepped
+from bnfold.graph.torch_versions import without_index_widths
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -104,7 +105,7 @@ def _guards(program: ExportedProgram, shapes: Sequence[Any]) -> list[CodeType]:
     """Return what a program takes for granted, as expressions in the names of its symbols."""
     sizes = [size for shape in shapes if shape is not None for size in shape if not isinstance(size, int)]
     known = sizes[0].node.shape_env if sizes else None
-    texts = [str(known.replace(guard.expr)) for guard in known.guards] if known is not None else []
+    texts = without_index_widths(str(known.replace(guard.expr)) for guard in known.guards) if known is not None else []
     for symbol, bounds in program.range_constraints.items():
         texts += [f"{symbol} >= {bounds.lower}"] if str(bounds.lower).isdigit() else []
         texts += [f"{symbol} <= {bounds.upper}"] if str(bounds.upper).isdigit() else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -26,6 +26,7 @@ __all__ = [
     "name_ends",
     "program_of",
     "unguarded_module",
+    "without_index_widths",
 ]
 
 
@@ -45,6 +46,14 @@ def unguarded_module(program: ExportedProgram) -> Any:
     """Return the module of a program, without the checks of its guards, which came later than 2.6."""
     known = "check_guards" in inspect.signature(program.module).parameters
     return program.module(check_guards=False) if known else program.module()
+
+
+def without_index_widths(guards: Iterable[str]) -> list[str]:
+    """Return guards without those of 2.6 to 2.12 on how many bits the kernel of a convolution needs for an index.
+
+    What they ask (``3*s16*s82 <= 2147483647``) changes nothing in a program.
+    """
+    return [text for text in guards if _TORCH >= (2, 13) or not text.endswith(" <= 2147483647")]
 
 
 def children_of(spec: Any) -> Sequence[Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.fx import symbolic_trace
 
+from bnfold.graph import torch_versions
 from bnfold.graph.shells import shell
 from bnfold.graph.torch_versions import children_of, find_named_tuples, name_ends, program_of, unguarded_module
 
@@ -32,6 +33,13 @@ def test_a_module_without_guards_is_asked_for_where_there_are_any(known: bool) -
             return "plain"
 
     assert unguarded_module(Guarded() if known else Old()) == "plain"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("version", "kept"), [((2, 12), 2), ((2, 13), 3)])
+def test_how_wide_an_index_is_decides_nothing(monkeypatch: pytest.MonkeyPatch, version: Any, kept: int) -> None:
+    guards = ["s0 <= 2147483646", "Ne(s0, 1)", "3*s0*s1 <= 2147483647"]
+    monkeypatch.setattr(torch_versions, "_TORCH", version)
+    assert torch_versions.without_index_widths(iter(guards)) == guards[:kept]
 
 
 def test_a_program_is_made_by_running_python() -> None:
