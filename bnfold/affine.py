@@ -171,7 +171,8 @@ def affines_of_statistics(layers: Sequence[Statistics]) -> list[ChannelAffine | 
             sizes = [part.numel() for part in columns[0]]
             scales, shifts = whole.scale.split_with_sizes(sizes), whole.shift.split_with_sizes(sizes)
             for index, scale, shift in zip(members, scales, shifts, strict=True):
-                found[index] = ChannelAffine(scale, shift)
+                # with memory of its own: pickled, each would hold that of all
+                found[index] = ChannelAffine(scale.clone(), shift.clone())
     return found
 
 

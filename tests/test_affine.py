@@ -482,6 +482,7 @@ def test_affines_computed_at_once_have_the_bits_of_those_computed_one_by_one() -
         expected = affine_of_statistics(*layer)
         assert found is not None
         assert differing(found.scale, expected.scale) == differing(found.shift, expected.shift) == 0
+        assert all(part.untyped_storage().nbytes() == 8 * part.numel() for part in (found.scale, found.shift))
 
 
 @pytest.mark.parametrize("bad", [-1.0, -1e-9, float("nan"), float("inf")])

@@ -156,6 +156,8 @@ class Recorder(Questions, TorchFunctionMode):
             self._shown.update(memory_of(leaf) for leaf in found if isinstance(leaf, Tensor))
             return func(*settle(args, same), **settle(kwargs, same))
         if name in CHANGE_MEMORY or (name == "__set__" and func.__self__.__name__ in TENSOR_ATTRIBUTES):
+            if id(args[0]) in self._names:
+                self._require_own(args[0], data=False)
             raise self.failed(
                 CaptureError(
                     f"forward changes the memory of a tensor in place ({name}){at(user_line())}.",
@@ -255,15 +257,18 @@ class Recorder(Questions, TorchFunctionMode):
                 )
             )
 
+    @functools.cached_property
+    def _held(self) -> dict[int, str]:
+        """The memory of what the model holds: a view of it, or its ``.data``, is a tensor that the code makes."""
+        held = (*self.root.named_parameters(), *self.root.named_buffers())
+        return {memory_of(tensor): name for name, tensor in held if tensor.layout is torch.strided}
+
     def _require_own(self, written: Tensor, *, data: bool) -> None:
         """Raise for a write into a tensor that outlives the run."""
         if written.is_meta:
             return
-        if id(written) not in self._deps:
-            name = self._names.get(id(written))
-            base = written._base
-            while name is None and base is not None:
-                name, base = self._names.get(id(base)), base._base
+        name = self._held.get(memory_of(written)) if written.layout is torch.strided else None
+        if name or id(written) not in self._deps:
             what = f"the buffer `{name}`" if name else "a tensor that it does not make itself"
             raise self.failed(
                 ImpureError(

@@ -106,7 +106,7 @@ class Recording:
                 self._replaced = _replaced_buffer(recorder)
                 look()
         finally:
-            self._written = put_back(state)
+            self._written = put_back(state, by_content=True)
             if recorder.hashed:
                 forget_sizes()
         self._draws = random_state() != before

@@ -7,7 +7,7 @@ import functools
 import gc
 import operator
 import random
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Container, Iterable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
@@ -116,7 +116,7 @@ def _holds_items(value: dict[Any, Any], before: dict[Any, Any]) -> bool:
 
 _NO_STATE = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, functools.partial)
 _STATELESS = frozenset((bool, int, float, str, tuple, type(None)))
-_CONTAINERS: frozenset[type] = frozenset((dict, list, set, OrderedDict, defaultdict))
+_CONTAINERS: frozenset[type] = frozenset((dict, list, set, OrderedDict, defaultdict, Counter, deque))
 
 
 def _content(value: Any, around: tuple[Any, ...] = ()) -> Any:
@@ -136,7 +136,7 @@ def _restore(value: Any, content: Any) -> None:
     before, inner = content
     if not _holds(value, before):
         value.clear()
-        (value.extend if isinstance(value, list) else value.update)(before)
+        (value.extend if isinstance(value, (list, deque)) else value.update)(before)
     for part, held in inner:
         _restore(part, held)
 

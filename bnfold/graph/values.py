@@ -50,5 +50,7 @@ def was_written(tensor: Tensor, before: int | None, content: Tensor) -> bool:
     """Whether a tensor was written to since it had this version and this content."""
     if before is not None:
         return tensor._version != before
+    if tensor.is_meta or torch.equal(tensor, content):
+        return False
     both_nan = torch.isnan(tensor) & torch.isnan(content)
     return bool(((tensor != content) & ~both_nan).any())

@@ -7,6 +7,8 @@ there.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bnfold.capture.recorder import WrittenLaterError
+from bnfold.capture.recorder import ImpureError, WrittenLaterError
 from bnfold.capture.recording import Recorded, Recording
 from bnfold.capture.restore import buffers_of, left_as_found, put_back, same_random_numbers
 from bnfold.errors import BnfoldError, first_line
@@ -195,7 +197,10 @@ class Probe:
                 if error.line in self._data_lines:
                     return None
                 self._data_lines.add(error.line)
-            except BnfoldError:
+            except BnfoldError as error:
+                if isinstance(error, ImpureError):  # what a run with values writes into may be more than is put back
+                    with contextlib.suppress(Exception):
+                        self._model = copy.deepcopy(self._model)
                 return None
             except Exception as error:
                 trial.error = first_line(error, typed=True)

@@ -93,7 +93,8 @@ def verify(
             cases = cases_of(example, inputs, seed=seed, thorough=thorough, batches=batches, axes=axes)
             return evaluate(measured, cases, evaluated, notes, lambda sentence, done: clock.say(sentence, 0.4 * done))
 
-        reason = _run_all(run, evaluated, example, _batches(original, candidate, onnx, example, notes))
+        batches = _batches(original, candidate, (onnx, program), example, notes)
+        reason = _run_all(run, evaluated, example, batches)
         if reason is not None:
             return Report("unverifiable", reason=reason, notes=tuple(notes), seconds=clock.stopped())
         floors = NoiseFloor(evaluated, measured.moved, seed=seed)
@@ -155,8 +156,13 @@ def _run_all(
     return reason
 
 
-def _batches(original: Model, candidate: Model, onnx: Any, example: tuple[Any, ...], notes: list[str]) -> Batches:
-    """Return which batch sizes to draw, and note what fixes the batch of one of the models."""
+def _batches(
+    original: Model, candidate: Model, exports: Sequence[Any], example: tuple[Any, ...], notes: list[str]
+) -> Batches:
+    """Return which batch sizes to draw, and note what fixes the batch of one of the models.
+
+    Where an export of the candidate is of one batch, some of the cases have to be of that.
+    """
     for role, model in (("original", original), ("candidate", candidate)):
         declared = declared_batch(model)
         folded = isinstance(model, nn.Module) and not is_exported(model)
@@ -166,7 +172,7 @@ def _batches(original: Model, candidate: Model, onnx: Any, example: tuple[Any, .
         if fixed is not None:
             notes.append(str(fixed))
             return "own"
-    return "usual" if declared_batch(onnx) is None else "some"
+    return "usual" if all(declared_batch(made) is None for made in exports) else "some"
 
 
 class _Clock:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from bnfold.export.axes import Axis
 from bnfold.export.spec import input_shapes, shapes_of_placeholders
@@ -65,7 +66,7 @@ def declared_axes(model: Any, example: Sequence[Any]) -> tuple[Axis, ...]:
 
 def program_refuses(program: Any, inputs: Sequence[Any]) -> str | None:
     """Return why a program does not take inputs, by the shapes that it declares; None if it takes them."""
-    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    tensors = [value for value in pytree.tree_leaves(tuple(inputs)) if isinstance(value, Tensor)]
     shapes = _shapes(program)
     if len(tensors) != len(shapes):
         return None  # said in other words where it is run

@@ -230,13 +230,13 @@ def compare(
         try:
             answer = witness.run(case)
         except Exception as problem:
-            if case.resized and not witness.declares:
-                notes.append(f"The candidate takes no other size than the example's: {first_line(problem, 300)}.")
-                continue
             if isinstance(problem, OtherInputError) and not case.given:
                 notes.append(f"Not compared on {case.name}: {first_line(problem, 300)}.")
                 if skipped is not None:
                     skipped.add(case.name)
+                continue
+            if case.resized and not witness.declares:
+                notes.append(f"The candidate takes no other size than the example's: {first_line(problem, 300)}.")
                 continue
             yield _failure(witness, case, f"it does not run on {case.name}: {first_line(problem, 300)}")
             return

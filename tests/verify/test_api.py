@@ -116,6 +116,45 @@ def test_a_program_runs_at_the_sizes_that_it_claims_and_at_no_others():
     assert (report.verdict, report.blame) == ("failed", "program")
 
 
+def test_a_program_of_one_batch_is_compared_on_several_cases_of_that():
+    model, x = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)).eval(), normal(2, 3, 9, 9)
+    report = verify(model, model, x, onnx=False, program=to_program(model, x, dynamic=()))
+    assert report.passed, str(report)
+    assert report.comparisons[-1].compared_on == "batch 2"
+    assert len(report.notes) == 2  # and two of its own batch
+    assert all("batch 1 in the exported program" in note for note in report.notes)
+
+
+def test_a_batch_that_a_fold_refuses_is_not_told_as_another_size():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.bn(self.conv(x))
+            return y * 2 if y.shape[0] > 1 else y * 3
+
+    model, x = built(Branches), normal(2, 3, 9, 9)
+    folding = bnfold.fold(model, x)
+    report = verify(model, folding.module, x, onnx=False, folding=folding)
+    assert report.passed, str(report)
+    assert len(report.notes) == 3
+    assert all(note.startswith("Not compared on") and "1 > 1 is False" in note for note in report.notes)
+
+
+def test_a_program_is_not_run_on_a_batch_that_it_does_not_declare_whatever_else_it_is_given_in_a_list():
+    class Sums(nn.Module):
+        def forward(self, x, others):
+            return (x.reshape(x.shape[0], -1) + others[0].flatten()).relu()
+
+    model, inputs = Sums().eval(), (normal(2, 3, 4), [normal(3, 4)])
+    program = to_program(model, inputs, dynamic=())
+    report = verify(model, model, inputs, onnx=False, program=program)
+    assert report.passed, str(report)
+    assert report.comparisons[-1].compared_on == "batch 2"
+
+
 def test_a_comparison_leaves_the_buffers_of_a_program_as_they_are():
     class Counts(nn.Module):
         def __init__(self):
