@@ -47,7 +47,12 @@ def test_examples_are_found() -> None:
     assert any(name.startswith("test_") for name in EXAMPLES)
 
 
-@pytest.mark.parametrize("name", sorted(ARGUMENTS))
+SLOW = {"quantise.py"}  # which trains, exports twice and quantises twice
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in sorted(ARGUMENTS)]
+)
 def test_a_script_runs_and_says_what_it_should(name: str, tmp_path: Path) -> None:
     strict = ("-W", "error")
     if name in NEEDS:  # an optional package's own warnings are its own affair

@@ -69,9 +69,12 @@ def test_the_workflow_has_what_github_asks_for() -> None:
     assert len(commands()) == 5
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
-def test_its_steps_run_and_leave_the_reports(folder: Path) -> None:
-    run_all(folder)
+def test_its_steps_run_leave_the_reports_and_stop_at_a_file_of_another_model(folder: Path) -> None:
+    for name, command in commands():
+        done = run(command, folder)
+        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
     build = folder / "build"
     assert json.loads((build / "verify.json").read_text())["verification"]["passed"] is True
     for report in ("fold.xml", "verify.xml", "pytest.xml"):
@@ -79,19 +82,6 @@ def test_its_steps_run_and_leave_the_reports(folder: Path) -> None:
         assert sum(int(suite.get("tests", "0")) for suite in suites) > 0
         assert sum(int(suite.get("failures", "0")) for suite in suites) == 0
     assert (folder / "summary.md").read_text().count("✅") == 2
-
-
-def run_all(folder: Path) -> None:
-    for name, command in commands():
-        done = run(command, folder)
-        assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_its_steps_stop_at_a_file_of_another_model(folder: Path) -> None:
-    run_all(folder)
-    build = folder / "build"
     deployed = onnx.load(build / "model.onnx")
     weight = max(deployed.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.001, weight.name))

@@ -85,10 +85,10 @@ def test_the_seed_network_is_measured_under_onnx_runtime_in_a_session_for_each_t
     model = seed_network()
     x = torch.randn(1, 1, 28, 28)
     folded = bnfold.fold(model, x).module
-    found = bench(model, folded, x, targets=["onnxruntime"], batches=[1, 3], threads=1, seconds=0)
-    assert [(timing.target, timing.batch) for timing in found.timings] == [("onnxruntime", 1), ("onnxruntime", 3)]
+    found = bench(model, folded, x, targets=["onnxruntime"], batches=[3], threads=1, seconds=0)
+    assert [(timing.target, timing.batch) for timing in found.timings] == [("onnxruntime", 3)]
     assert found.skipped == ()
-    assert made == [1] * 2 * 2 * 3  # models, batch sizes, trials
+    assert made == [1] * 2 * 3  # models, trials
     assert found.difference is not None
     assert 0 < found.difference < 1e-5
 

@@ -77,7 +77,7 @@ def test_a_user_without_a_name_or_a_home_folds_and_verifies(open_folder: Path) -
     os.chown(open_folder, NOBODY, NOBODY)
     code, said = bnfold(open_folder, "fold", "model.pt", *CODE, before=as_nobody())
     assert code == 0, said
-    assert "equivalent in 6 comparisons" in said
+    assert "equivalent in 7 comparisons" in said
     assert "telemetry" not in said
     assert names(open_folder) == {"model.pt", "model.folded.onnx", "model.folded.pt2"}
 
@@ -184,7 +184,12 @@ def test_a_program_is_verified_in_torch_without_onnx_runtime(without: Run) -> No
     ("hidden", "fails", "firsts"),
     [
         ("torch", {"torch", "fold", "torch.export", "writing .pt2", "ONNX export", "ONNX Runtime"}, {"torch": "torch"}),
-        ("onnx,onnxscript", {"ONNX export", "ONNX Runtime"}, {"ONNX export": "onnx"}),
+        pytest.param(
+            "onnx,onnxscript",
+            {"ONNX export", "ONNX Runtime"},
+            {"ONNX export": "onnx"},
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             "onnxruntime,safetensors",
             {"ONNX Runtime", "writing .safetensors"},
@@ -290,6 +295,7 @@ def test_memory_that_runs_out_anywhere_damages_nothing(seed_file: Path) -> None:
     assert codes[-1] == 0, "the last limit is enough"
 
 
+@pytest.mark.long
 def test_two_runs_on_one_output_leave_that_of_one(seed_file: Path) -> None:
     command = [sys.executable, str(ROOT / "cli.py"), "fold", "model.pt", *CODE, *WEIGHTS, "--force", "-q"]
     runs = [subprocess.Popen(command, cwd=seed_file.parent, stderr=subprocess.PIPE) for _ in range(2)]

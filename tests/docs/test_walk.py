@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -26,6 +27,7 @@ def python(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
+@pytest.mark.long
 def test_the_walk_adds_an_operation_in_one_file_and_one_row_and_it_folds(tmp_path: Path) -> None:
     families = [step.saved_as for step in STEPS if str(step.saved_as).startswith("bnfold/")]
     assert families == ["bnfold/ops/pooling.py", "bnfold/ops/elementwise.py"]
