@@ -47,7 +47,7 @@ def test_examples_are_found() -> None:
     assert any(name.startswith("test_") for name in EXAMPLES)
 
 
-SLOW = {"quantise.py"}  # which trains, exports twice and quantises twice
+SLOW = {"quantise.py", "resnet.py"}  # a training, two exports and two quantisations; a proof of a ResNet-18
 
 
 @pytest.mark.parametrize(

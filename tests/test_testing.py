@@ -102,8 +102,9 @@ RECORDED = {
 }
 
 
-def test_the_lock_file_allows_what_it_records_and_no_more(tmp_path):
-    done = run(tmp_path, LOCKED, "--bnfold-update", "-n", "2")  # each worker sends what its tests found
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.long)])
+def test_the_lock_file_allows_what_it_records_and_no_more(workers, tmp_path):
+    done = run(tmp_path, LOCKED, "--bnfold-update", "-n", workers)  # each worker sends what its tests found
     assert "2 passed" in done.stdout, done.stdout
     assert json.loads((tmp_path / "bnfold.lock").read_text()) == RECORDED
     assert (tmp_path / "bnfold.lock").read_text().count("\n") > 8  # a line for each

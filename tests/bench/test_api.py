@@ -221,6 +221,7 @@ def test_a_reason_is_one_short_line() -> None:
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.long  # four processes that import torch
 def test_a_witness_is_timed_too_and_one_that_crashes_is_left_out() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
     names = ["tests.witness.fakes:right", "tests.witness.fakes:crashes"]

@@ -14,7 +14,7 @@ from bnfold.errors import OtherInputError
 from tests.fold.random_graphs import RandomNet, random_net
 from tests.fold.support import ALGEBRA, error_of_peak, outputs, run
 
-DEFAULT, LONG, BLOCKS = 100, 5_000, 2
+DEFAULT, LONG, BLOCKS = 60, 5_000, 2
 
 
 # after these a value is not contiguous, and torch's own BatchNorm rounds otherwise (see test_explicit.py)
