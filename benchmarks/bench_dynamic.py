@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -172,10 +173,6 @@ def _measured(make: Callable[[], Subject]) -> dict[str, Any]:
 
 def _cost() -> None:
     """Print the time of a file with a free batch as a share of that of the same file with the batch fixed at 1."""
-    from statistics import median
-
-    import onnxruntime
-
     for name, width, blocks, size in (("tiny", 8, 1, 28), ("small", 32, 6, 32), ("large", 64, 12, 112)):
         torch.manual_seed(0)
         layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1)]
@@ -186,12 +183,9 @@ def _cost() -> None:
         folded = bnfold.fold(model, example, check=False).module
         sessions = []
         for free in (True, False):
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
             made = onnx_of(folded, example, dynamic=Wanted(batch=free)).model
-            content = made if isinstance(made, Path) else made.SerializeToString()
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-            sessions.append((session, {session.get_inputs()[0].name: example[0].numpy()}))
+            session = _session(made, threads=1)
+            sessions.append((session, _feed(session, example)))
         once = time.process_time()
         sessions[0][0].run(None, sessions[0][1])
         runs = max(3, int(0.05 / max(time.process_time() - once, 1e-6)))
@@ -262,15 +256,24 @@ def _compared(model: nn.Module, folded: nn.Module, onnx_model: Any, other: Input
 
 
 def _under_runtime(onnx_model: Any, inputs: Inputs, *, optimise: bool = True) -> list[Tensor]:
+    session = _session(onnx_model, optimise=optimise)
+    return [torch.as_tensor(answer) for answer in session.run(None, _feed(session, inputs))]
+
+
+def _session(onnx_model: Any, *, optimise: bool = True, threads: int = 0) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = threads
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(onnx_model.SerializeToString(), options)
-    feed = {node.name: value.numpy() for node, value in zip(session.get_inputs(), inputs, strict=True)}
-    return [torch.as_tensor(answer) for answer in session.run(None, feed)]
+    content = onnx_model if isinstance(onnx_model, Path) else onnx_model.SerializeToString()
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _feed(session: Any, inputs: Inputs) -> dict[str, Any]:
+    return {node.name: value.numpy() for node, value in zip(session.get_inputs(), inputs, strict=True)}
 
 
 def _error(exact: Tensor, answer: Tensor) -> float:

@@ -16,15 +16,13 @@ from bnfold.capture.check import ModelFailedError, difference
 from bnfold.capture.lines import line_of_error
 from bnfold.capture.plain_calls import functions_of, keeping_sizes
 from bnfold.capture.recorder import WrittenLaterError
-from bnfold.capture.recording import Recorded, Recording
+from bnfold.capture.recording import MOST_RUNS, Recorded, Recording
 from bnfold.capture.restore import caches_of, empty_caches, holders_of, is_filled, left_as_found, outdate
 from bnfold.errors import BnfoldError, CaptureError, NeedsInputsError, first_line
 from bnfold.graph.captured import Capture
 from bnfold.graph.requires import pinned_numbers
 
 __all__ = ["recorded", "symbolic"]
-
-_MOST_RUNS = 12  # each finds a line that makes tensors which get values of the data later
 
 
 def recorded(
@@ -165,7 +163,7 @@ def _record_making(
 ) -> Recorded:
     """Record a run, again where tensors that it makes turn out to get values of the data."""
     lines: set[str | None] = set()
-    while len(lines) < _MOST_RUNS:
+    while len(lines) < MOST_RUNS:
         made = _record_once(model, inputs, named, lines, look)
         if isinstance(made, Recorded):
             return made

@@ -25,7 +25,10 @@ from bnfold.graph.native import rewrite_native
 from bnfold.graph.quiet import collecting_later, unlogged
 from bnfold.graph.requires import require_ranks
 
-__all__ = ["Recorded", "Recording", "remove_dead"]
+__all__ = ["MOST_RUNS", "Recorded", "Recording", "remove_dead"]
+
+MOST_RUNS = 12
+"""How often a run is recorded again: each finds a line that makes tensors which get values of the data later."""
 
 
 class Recorded(NamedTuple):

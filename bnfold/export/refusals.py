@@ -127,9 +127,10 @@ def refusal_of(module: nn.Module, inputs: Sequence[Any], sizes: Mapping[Place, i
     own = int(inputs[together[0]].shape[0]) if together else 0
     if not together or all(rows == own for rows in there.rows):
         return None
-    here, larger = _tried(module, inputs, {}), _tried(module, inputs, _batches(together, own + 1))
+    here = _tried(module, inputs, {})
     if isinstance(here, Refusal):
         return None
+    larger = _tried(module, inputs, _batches(together, own + 1))
     counts = [rows == own for rows in here.rows]  # the batch, if it is not a width that is as long by chance
     if isinstance(larger, _Ran):
         counts = [same and rows == own + 1 for same, rows in zip(counts, larger.rows, strict=False)]

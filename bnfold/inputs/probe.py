@@ -21,13 +21,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from bnfold.capture.recorder import ImpureError, WrittenLaterError
-from bnfold.capture.recording import Recorded, Recording
+from bnfold.capture.recording import MOST_RUNS, Recorded, Recording
 from bnfold.capture.restore import buffers_of, left_as_found, put_back, same_random_numbers
 from bnfold.errors import BnfoldError, first_line
 from bnfold.graph.dataless import leaves, settle
 from bnfold.graph.quiet import unlogged
-
-_MOST_RUNS = 12  # each finds a line that makes tensors which get values of the data later
 
 __all__ = ["Guess", "Hint", "Need", "Probe", "Trial", "kept_batch", "required_inputs", "shapes_of_outputs"]
 
@@ -179,7 +177,7 @@ class Probe:
 
     def _recorded(self, guesses: Sequence[Guess], batch: int, size: int) -> Trial | None:
         """Record a run on shapes alone; None where that cannot be done: the model's way depends on values, say."""
-        for _ in range(_MOST_RUNS):
+        for _ in range(MOST_RUNS):
             trial = Trial()
             inputs = tuple(
                 torch.empty(

@@ -66,10 +66,10 @@ def by_constants(
     finite = bool(torch.isfinite(scale).all() and torch.isfinite(shift).all())
     if not finite:
         return None
-    if dim is None and (float(scale), float(shift)) == (1.0, 0.0):
-        return identity(call.node, value)
     if dim is None:
-        return arithmetic(call.node, value, float(scale), float(shift))
+        factor, offset = float(scale), float(shift)
+        changes = (factor, offset) != (1.0, 0.0)
+        return arithmetic(call.node, value, factor, offset) if changes else identity(call.node, value)
     zero = torch.zeros(scale.numel(), dtype=dtype or given.dtype, device=given.device)
     mean, variance, weight, bias = (
         facts.made(call.node, part, tensor)

@@ -80,7 +80,7 @@ class Twins:
         plain = self.plain
         if not self._shares:
             return flatten(plain(*fresh(inputs)))
-        answer = _without_writing(plain, inputs)
+        answer = _unless_refused(lambda: _without_writing(plain, inputs))
         if answer is not None:
             return answer
         self._plain, self._shares = copied(self._module), False
@@ -93,29 +93,37 @@ def running_as_it_is(module: nn.Module) -> Callable[[Sequence[Any]], list[Leaf]]
     Args:
         module: not changed. It runs a graph alone, so that no code of its own writes where nobody can see it.
     """
-    runs, shares = [lent(module) if worthwhile(module) else copied(module)], worthwhile(module)
+    shared = lent(module) if worthwhile(module) else None
+    own = None if shared is not None else copied(module)
 
     def run(inputs: Sequence[Any]) -> list[Leaf]:
-        nonlocal shares
-        answer = _without_writing(runs[0], inputs) if shares else None
-        if answer is not None:
-            return answer
-        if shares:
-            runs[0], shares = copied(module), False
-        return flatten(runs[0](*fresh(inputs)))
+        nonlocal own
+        if own is None:
+            assert shared is not None
+            answer = _unless_refused(lambda: _without_writing(shared, inputs))
+            if answer is not None:
+                return answer
+            own = copied(module)
+        return flatten(own(*fresh(inputs)))
 
     return run
 
 
-def _without_writing(shared: nn.Module, inputs: Sequence[Any]) -> list[Leaf] | None:
-    """Run a module that shares its weights; return None where it was to write into one, and did not."""
+def _without_writing(shared: nn.Module, inputs: Sequence[Any]) -> list[Leaf]:
+    """Run a module that shares its weights; a write into one is refused."""
+    with RefusingWrites():  # type: ignore[no-untyped-call]
+        return flatten(shared(*fresh(inputs)))
+
+
+def _unless_refused(run: Callable[[], list[Leaf]]) -> list[Leaf] | None:
+    """Return an answer; None where a write was refused on the way, whose error the code may have swallowed."""
     refused = writes_refused()
     try:
-        with RefusingWrites():  # type: ignore[no-untyped-call]
-            answer = flatten(shared(*fresh(inputs)))
+        answer = run()
     except Exception:
         if writes_refused() == refused:
             raise
+        return None
     return answer if writes_refused() == refused else None
 
 
@@ -128,13 +136,8 @@ def running_in_float64(module: nn.Module) -> Callable[[Sequence[Any]], list[Leaf
     runs = [module]
 
     def run(inputs: Sequence[Any]) -> list[Leaf]:
-        refused = writes_refused()
-        try:
-            answer = answer_in_float64(runs[0], inputs)
-        except Exception:
-            if writes_refused() == refused:
-                raise
-        if writes_refused() == refused:
+        answer = _unless_refused(lambda: answer_in_float64(runs[0], inputs))
+        if answer is not None:
             return answer
         runs[0] = copied_in_float64(module)
         return answer_in_float64(runs[0], inputs)
