@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnfold.graph.dataless import Dataless
+from bnfold.graph.dataless import Dataless, DatalessMode
+from bnfold.graph.known_results import CALLS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _same(known: torch.Tensor, real: torch.Tensor) -> None:
@@ -39,19 +46,128 @@ def test_a_convolution_that_is_not_as_most_are_is_left_to_torch() -> None:
         (conv, torch.empty(4, 8, 8, device="meta")),
         (conv, x.to(memory_format=torch.channels_last)),
         (conv, x.transpose(2, 3)),
-        (conv, torch.empty(2, 3, 8, 8, device="meta")),
-        (conv, torch.empty(2, 4, 2, 2, device="meta")),
         (conv, torch.empty(0, 4, 8, 8, device="meta")),
         (conv, x.double()),
         (last, x),
         (nn.Conv2d(4, 6, 3, padding=1, padding_mode="circular"), x),
         (nn.Conv2d(4, 6, 3, padding="same"), x),
-        (nn.Conv2d(4, 6, 1), torch.empty(2, 4, 1, 1, device="meta")),
+        (nn.Conv2d(1, 6, 3), torch.empty(2, 1, 8, 8, device="meta").to(memory_format=torch.channels_last)),
     ]
     for layer, value in left:
         assert Dataless().layer(layer, (value,), {}) is None, layer
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert Dataless().layer(conv, (x,), {}) is None
+
+
+def test_a_convolution_of_one_channel_or_one_cell_is_known_as_it_comes_out() -> None:
+    """What is in both orders at once is in the order that its strides say."""
+    for layer, shape in (
+        (nn.Conv2d(1, 6, 3, padding=1), (2, 1, 9, 8)),
+        (nn.Conv2d(4, 6, 1), (2, 4, 1, 1)),
+        (nn.Conv2d(1, 1, 1), (1, 1, 1, 1)),
+        (nn.Conv2d(4, 1, 1), (2, 4, 5, 1)),
+        (nn.Conv3d(1, 2, 1), (1, 1, 3, 4, 5)),
+        (nn.Conv2d(4, 4, 3, groups=4), (2, 4, 8, 8)),
+    ):
+        x = torch.randn(shape)
+        _same(Dataless().layer(layer, (x.to("meta"),), {}), layer(x))
+
+
+def test_a_convolution_by_its_function_is_known_as_it_comes_out() -> None:
+    x = torch.randn(2, 4, 9, 8)
+    weight, bias = torch.randn(6, 2, 3, 3), torch.randn(6)
+    for settings in (((2, 1), (1, 1), (1, 2), 2), (2, 1, 1, 2)):
+        args = (x.to("meta"), weight, bias, *settings)
+        known = CALLS[F.conv2d](args, {})
+        assert known is not None
+        _same(known, F.conv2d(x, weight, bias, *settings))
+    assert CALLS[F.conv2d]((x.to("meta"), weight, bias, 1, "same", 1, 2), {}) is None
+    assert CALLS[F.conv2d]((x.to("meta"), weight), {"groups": 2}) is None
+
+
+def test_what_fits_no_layer_raises_as_it_does_in_torch() -> None:
+    """A search asks why, and a model may catch it."""
+    x = torch.empty(2, 4, 2, 2)
+    for layer in (nn.Conv2d(3, 6, 1), nn.Conv2d(4, 6, 3), nn.MaxPool2d(3), nn.AvgPool2d(4)):
+        with pytest.raises(RuntimeError):
+            layer(x)
+        assert Dataless().layer(layer, (x.to("meta"),), {}) is None  # its own call raises, which a search watches
+        with pytest.raises(RuntimeError), DatalessMode(Dataless()):
+            layer(x.to("meta"))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_pool_is_known_as_it_comes_out(rank: int) -> None:
+    """Windows, strides, paddings and dilations of every kind, rounded up and down, as layers and as functions."""
+    x = torch.randn(2, 4, *(7, 10, 8)[:rank])
+    largest, average = (getattr(nn, f"{kind}Pool{rank}d") for kind in ("Max", "Avg"))
+    known = 0
+    for kernel, stride, padding, up in itertools.product((1, 2, 3), (None, 1, 2, 3), (0, 1), (False, True)):
+        layers = [average(kernel, stride, padding, ceil_mode=up)]
+        layers += [largest(kernel, stride, padding, dilation, ceil_mode=up) for dilation in (1, 2)]
+        for layer in layers:
+            try:
+                real = layer(x)
+            except RuntimeError:
+                continue  # more padding than half a window, say
+            _same(Dataless().layer(layer, (x.to("meta"),), {}), real)
+            known += 1
+    assert known > 100
+    function = getattr(F, f"max_pool{rank}d")
+    settings = {"stride": 2, "padding": 1, "dilation": 1, "ceil_mode": True, "return_indices": False}
+    result = CALLS[function]((x.to("meta"), 3), settings)
+    assert result is not None
+    _same(result, function(x, 3, **settings))
+    function = getattr(F, f"avg_pool{rank}d")
+    for more in ((), (2,), (2, 1), (2, 1, True), (2, 1, True, False)):
+        result = CALLS[function]((x.to("meta"), 3, *more), {})
+        assert result is not None
+        _same(result, function(x, 3, *more))
+
+
+def test_a_pool_that_is_not_as_most_are_is_left_to_torch() -> None:
+    x = torch.empty(2, 4, 8, 8, device="meta")
+    for value in (x[0], x.to(memory_format=torch.channels_last), x.transpose(2, 3), x[:0], x.int()):
+        assert Dataless().layer(nn.MaxPool2d(2), (value,), {}) is None
+    for layer in (
+        nn.MaxPool2d(2, return_indices=True),
+        nn.MaxPool2d(2, padding=2),
+        nn.AvgPool2d(2, divisor_override=0),
+    ):
+        assert Dataless().layer(layer, (x,), {}) is None
+    assert CALLS[F.max_pool2d]((x, 2), {"return_indices": True}) is None
+
+
+def test_a_mean_is_known_as_it_comes_out() -> None:
+    """Over every choice of dimensions; what is not as it mostly is goes to torch."""
+    x = torch.randn(2, 3, 4, 5)
+    for dim in ((2, 3), (-1, -2), [0], 1, -3, (0, 1, 2, 3)):
+        for keep in (False, True):
+            known = CALLS[torch.mean]((x.to("meta"), dim), {"keepdim": keep})
+            assert known is not None
+            _same(known, x.mean(dim, keepdim=keep))
+            assert CALLS[torch.Tensor.mean]((x.to("meta"), dim, keep), {}).shape == known.shape
+    meta = x.to("meta")
+    odd: list[tuple[tuple[object, ...], dict[str, object]]] = [
+        ((meta,), {}),
+        ((meta, 4), {}),
+        ((meta, (1, -3)), {}),
+        ((meta, 1), {"dtype": torch.float64}),
+        ((meta.int(), 1), {}),
+        ((meta.transpose(1, 2), 1), {}),
+    ]
+    for args, kwargs in odd:
+        assert CALLS[torch.mean](args, kwargs) is None
+
+
+def test_a_network_of_the_usual_layers_folds_without_sympy() -> None:
+    """It takes a second to import, and torch's kernels on the meta device do so."""
+    code = (
+        "import sys, bnfold; from examples.seed_network import Net; "
+        "print(len(bnfold.fold(Net().eval()).plan), 'sympy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False"]
 
 
 def test_an_average_over_cells_is_known_as_it_comes_out() -> None:
