@@ -1,6 +1,7 @@
 """How much memory ``bnfold fold`` with its proof holds, in bytes a parameter, as a Markdown table.
 
-    python benchmarks/bench_memory.py [--millions 150 700] [--outputs safetensors onnx] [--sources safetensors pt spec]
+    python benchmarks/bench_memory.py [--millions 150 700] [--outputs safetensors onnx]
+                                      [--sources safetensors pt spec onnx apart.onnx]
 
 A network of 16 convolutions and BatchNorms, once wide and once narrow; each is folded in a process of its own on images
 of 8x8, and the peak of its resident memory is read from the kernel (``VmHWM``, which a stage resets). Resident memory
@@ -20,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NARROW = 16
+SOURCES = ("safetensors", "pt", "spec", "onnx", "apart.onnx")
 LAYERS = 16
 CODE = """
 import torch
@@ -40,6 +42,17 @@ def net(width={width}):
         elif isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight)
     return model.eval()
+"""
+
+EXPORT = """
+import onnx
+from torch.onnx import TrainingMode
+whole, apart = 'net{width}.onnx', 'net{width}.apart.onnx'
+torch.onnx.export(
+    model, (torch.randn(2, 3, 8, 8),), whole, dynamo=False, input_names=['x'], dynamic_axes={{'x': {{0: 'batch'}}}},
+    do_constant_folding=False, training=TrainingMode.PRESERVE,
+)
+onnx.save(onnx.load(whole), apart, save_as_external_data=True, location='net{width}.apart.data')
 """
 
 
@@ -80,7 +93,7 @@ def measure(arguments: list[str]) -> None:
     print(json.dumps({"code": code, "peaks": stages.peaks}))
 
 
-def made(folder: Path, width: int) -> int:
+def made(folder: Path, width: int, *, onnx: bool) -> int:
     """Write a network in each form that is folded, and return how many parameters it has."""
     (folder / f"net{width}.py").write_text(CODE.format(width=width, layers=LAYERS))
     done = run(
@@ -88,6 +101,7 @@ def made(folder: Path, width: int) -> int:
         f"model = net{width}.net()\n"
         f"torch.save(model, 'net{width}.pt')\n"
         f"safetensors.torch.save_model(model, 'net{width}.safetensors')\n"
+        f"{EXPORT.format(width=width) if onnx else ''}"
         "print(sum(p.numel() for p in model.parameters()))",
         folder,
     )
@@ -126,7 +140,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=int, nargs="+", default=[150])
-    parser.add_argument("--sources", nargs="+", default=["safetensors"], choices=["safetensors", "pt", "spec"])
+    parser.add_argument("--sources", nargs="+", default=["safetensors"], choices=list(SOURCES))
     parser.add_argument("--outputs", nargs="+", default=["safetensors", "onnx"])
     parser.add_argument("--options", nargs="*", default=[], help="further options of bnfold fold, without their dashes")
     parser.add_argument("-v", "--verbose", action="store_true")
@@ -136,10 +150,11 @@ def main() -> None:
     options = [f"--{option}" for option in given.options]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        few = made(folder, NARROW)
+        onnx = any(source.endswith("onnx") for source in given.sources)
+        few = made(folder, NARROW, onnx=onnx)
         for millions in given.millions:
             width = int((millions * 1e6 / LAYERS / 9) ** 0.5)
-            many = made(folder, width)
+            many = made(folder, width, onnx=onnx)
             for source in given.sources:
                 for output in given.outputs:
                     small = peak(folder, NARROW, source, output, options, given.verbose)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnfold.cli.request import ModelRequest
+from bnfold.cli.room import OnnxWork, sentence_on_room
 from bnfold.cli.run import Run, refuse_two_sources
 from bnfold.errors import UsageError
 from bnfold.files.code import looks_like_spec
@@ -148,9 +149,17 @@ def _proven(folding: OnnxFolding, request: Any, path: Path, run: Run) -> tuple[s
 
         import onnx_ir
 
-        from bnfold.files.onnx_file import keeps_weights_apart, write_onnx
+        from bnfold.files.onnx_file import keeps_weights_apart, weight_bytes, write_onnx
         from bnfold.inputs.search import shapes_in_words
         from bnfold.verify import verify
+        from bnfold.verify.heap import give_back
+        from bnfold.verify.runtime import MAPPED
+
+        give_back()
+        weights, apart = weight_bytes(folding.model), keeps_weights_apart(folding.model)
+        sentence = sentence_on_room(OnnxWork(weights, apart=apart))
+        if sentence is not None:
+            run.terminal.warn(sentence)
 
         def compared(candidate: Any) -> Any:
             return verify(
@@ -163,9 +172,9 @@ def _proven(folding: OnnxFolding, request: Any, path: Path, run: Run) -> tuple[s
                 progress=run.progress("verify"),
             )
 
-        if keeps_weights_apart(folding.model):
+        if apart or weights >= MAPPED:
             with tempfile.TemporaryDirectory(prefix="bnfold-", dir=path.resolve().parent) as folder:
-                write_onnx(folding.model, Path(folder) / path.name)
+                write_onnx(folding.model, Path(folder) / path.name, apart=True)
                 report = compared(Path(folder) / path.name)
         else:
             report = compared(onnx_ir.to_proto(folding.model))

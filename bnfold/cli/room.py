@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from bnfold.graph.captured import Capture
 
-__all__ = ["GIB", "Work", "gib", "machine_memory", "sentence_on_room"]
+__all__ = ["GIB", "OnnxWork", "Work", "gib", "machine_memory", "sentence_on_room"]
 
 GIB = 1 << 30
 BASE = 45 * GIB // 100
@@ -89,6 +89,25 @@ class Work:
         session = 4 * self.weights if inside else self.weights if ".onnx" in self.kinds else 0
         values = max(self.alive * max(self.batch, LARGEST_BATCH), self.total)
         return BASE + 2 * self.weights + max(export, session, 3 * self.layer) + values
+
+
+@dataclass(frozen=True)
+class OnnxWork(Work):
+    """The same for a model that is an .onnx file, as measured (benchmarks/results/memory.md).
+
+    Attributes:
+        apart: whether its weights lie in a file beside it, which is mapped.
+    """
+
+    kinds: frozenset[str] = frozenset()
+    apart: bool = False
+
+    @property
+    def bytes_needed(self) -> int:
+        """About how many bytes are held at the most, for small images."""
+        if not self.proof:
+            return BASE + (2 if self.apart else 3) * self.weights
+        return BASE + (13 if self.apart else 25) * self.weights // 4
 
 
 def _columns(capture: Capture, node: Node, sizes: Mapping[Node, int]) -> int:
@@ -172,7 +191,7 @@ def sentence_on_room(work: Work) -> str | None:
     ways: list[tuple[str, Work]] = []
     if work.batch > 1 and work.proof:
         ways.append(("a smaller batch in --input-shape", replace(work, batch=1)))
-    if work.kinds != {".safetensors"}:
+    if not work.kinds <= {".safetensors"}:
         ways.append(("-o NAME.safetensors alone", replace(work, kinds=frozenset({".safetensors"}))))
     if work.proof:
         ways.append(("--no-verify", replace(work, proof=False)))

@@ -20,7 +20,7 @@ from bnfold.files.kinds import Kind, open_regular, refusal, sniff
 from bnfold.files.save import Output, Written, write_outputs, write_staged
 from bnfold.printable import shown_path
 
-__all__ = ["keeps_weights_apart", "read_onnx", "write_onnx"]
+__all__ = ["keeps_weights_apart", "read_onnx", "weight_bytes", "write_onnx"]
 
 _APART = "bnfold.weights_apart"
 _LARGEST = 2**31 - 1  # bytes of one protobuf message
@@ -204,11 +204,26 @@ def keeps_weights_apart(model: ir.Model) -> bool:
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     held = [tensor for tensor in tensors if tensor is not None]
     apart = model.meta.get(_APART, False) or any(isinstance(tensor, ir.ExternalTensor) for tensor in held)
-    return apart or sum(tensor.nbytes for tensor in held) > 2**31 - 2**20
+    return apart or weight_bytes(model) > 2**31 - 2**20
 
 
-def write_onnx(model: Any, path: Path, *, inputs: Sequence[Path] = (), force: bool = False) -> list[Written]:
+def weight_bytes(model: ir.Model) -> int:
+    """Return how many bytes the weights of a model take."""
+    values = (value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+
+
+def write_onnx(
+    model: Any, path: Path, *, inputs: Sequence[Path] = (), force: bool = False, apart: bool = False
+) -> list[Written]:
     """Write a model, whole or not at all: weights that stand apart are streamed to ``NAME.onnx.data``.
+
+    Args:
+        model: an ``onnx.ModelProto`` or an ``onnx_ir.Model``.
+        path: of the file.
+        inputs: files that are not to be overwritten.
+        force: whether a file that exists is.
+        apart: write the weights of an ``onnx_ir.Model`` apart, wherever they were.
 
     Raises:
         FileAccessError: the file exists and ``force`` is not given, or it cannot be written.
@@ -217,7 +232,7 @@ def write_onnx(model: Any, path: Path, *, inputs: Sequence[Path] = (), force: bo
         from bnfold.files.formats import onnx_output
 
         return write_outputs([onnx_output(path, model)], inputs=inputs, force=force)
-    if not keeps_weights_apart(model):
+    if not apart and not keeps_weights_apart(model):
         return write_outputs([Output(path, ir.to_proto(model).SerializeToString())], inputs=inputs, force=force)
 
     def write(folder: Path) -> None:

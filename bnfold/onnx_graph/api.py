@@ -27,6 +27,10 @@ from bnfold.ops.refusal import Refusal
 __all__ = ["OnnxFolding", "fold_onnx", "plan_onnx", "unknown_name"]
 
 
+_LARGE_LAYER = 1 << 20
+"""From so many bytes in float32 on a weight of a large model is computed each time in float64, and not held."""
+
+
 @dataclass(frozen=True, eq=False)
 class OnnxFolding:
     """What :func:`fold_onnx` returns.
@@ -34,12 +38,14 @@ class OnnxFolding:
     Attributes:
         model: the folded model, of the kind that was given; an ``onnx_ir.Model`` for a path.
         plan: one decision for each BatchNormalization, and for each affine by constants.
+        source: what was given, made ready to be read, and not changed since.
         seconds: how long each step took: ``"read"``, ``"plan"`` and ``"rewrite"``, in wall time.
     """
 
     model: Any
     plan: Plan
     given: OnnxModel = field(repr=False)
+    source: ir.Model = field(repr=False)
     shapes: NamedShapes = field(repr=False)
     freeze_inputs: bool = field(default=False, repr=False)
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
@@ -56,35 +62,26 @@ class OnnxFolding:
 
     def facts_before(self) -> list[OnnxFacts]:
         """Return the facts of each graph as it was: the model's own, and those inside of nodes."""
-        model = prepared(self.given, freeze=self.freeze_inputs)
+        model = prepared(self.source, freeze=self.freeze_inputs)
         return _Reading(model, frozen=self.freeze_inputs, shapes=self.shapes).facts
 
     def facts_after(self) -> list[OnnxFacts]:
         """Return the facts of each graph as it became."""
         return _Reading(prepared(self.model, freeze=False), frozen=self.freeze_inputs).facts
 
-    def in_float64(self) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    def in_float64(self) -> tuple[ir.Model, ir.Model]:
         """Return the original and the folded model, both in float64 throughout.
 
-        The same plan is applied to a float64 copy of the model, so that the two differ by nothing but the fold.
+        The same plan is applied to a float64 copy of the model, so that the two differ by nothing but the fold. A
+        weight of a large model is computed each time that it is asked for.
         """
-        wide = self._wide()
-        return ir.to_proto(wide), self._folded(wide)
+        from bnfold.verify.onnx_double import in_double, is_held
 
-    def folded_in_float64(self) -> onnx.ModelProto:
-        """Return the second of :meth:`in_float64` alone."""
-        return self._folded(self._wide())
-
-    def _wide(self) -> ir.Model:
-        from bnfold.verify.onnx_double import in_double
-
-        given = onnx.load(self.given) if isinstance(self.given, Path) else self.given
-        proto = given if isinstance(given, onnx.ModelProto) else ir.to_proto(given)
-        return prepared(in_double(proto), freeze=self.freeze_inputs)
-
-    def _folded(self, wide: ir.Model) -> onnx.ModelProto:
-        _rewritten(_Reading(wide, frozen=self.freeze_inputs, shapes=self.shapes), self.plan)
-        return ir.to_proto(wide)
+        model = prepared(self.source, freeze=self.freeze_inputs)
+        original, folded = in_double(model), in_double(model)
+        reading = _Reading(folded, frozen=self.freeze_inputs, shapes=self.shapes)
+        _rewritten(reading, self.plan, large=None if is_held(model) else _LARGE_LAYER)
+        return original, folded
 
 
 def plan_onnx(
@@ -117,7 +114,8 @@ def fold_onnx(
     names = frozenset((keep,) if isinstance(keep, str) else keep)
     given: OnnxModel = Path(model) if isinstance(model, str) else model
     begin = time.perf_counter()
-    working = prepared(given, freeze=freeze_inputs)
+    source = prepared(given, freeze=False)
+    working = prepared(source, freeze=freeze_inputs)
     reading = _Reading(working, frozen=freeze_inputs)
     seconds = {"read": time.perf_counter() - begin}
     refused: dict[str, Refusal] = {}
@@ -131,7 +129,7 @@ def fold_onnx(
             break
         except NotFiniteError as error:
             refused.update(_refused(plan, error, refused))
-            working = prepared(given, freeze=freeze_inputs)
+            working = prepared(source, freeze=freeze_inputs)
             reading = _Reading(working, frozen=freeze_inputs)
     _require_names(plan, names)
     notes = reading.notes()
@@ -140,7 +138,7 @@ def fold_onnx(
         working.ir_version = 4
     seconds["rewrite"] = time.perf_counter() - start
     result = ir.to_proto(working) if isinstance(given, onnx.ModelProto) else working
-    return OnnxFolding(result, plan, given, reading.named, freeze_inputs, seconds)
+    return OnnxFolding(result, plan, given, source, reading.named, freeze_inputs, seconds)
 
 
 class _Reading:
@@ -222,10 +220,10 @@ def _planned(reading: _Reading, keep: frozenset[str], refused: Mapping[str, Refu
     return Plan(decisions, "onnx", plans[0].notes, merges, steps=Steps(), pieces=pieces)
 
 
-def _rewritten(reading: _Reading, plan: Plan) -> None:
+def _rewritten(reading: _Reading, plan: Plan, *, large: int | None = None) -> None:
     names = Names(reading.model)
     for facts, own in zip(reading.facts, plan.pieces.values(), strict=True):
-        rewrite(facts, own, names)
+        rewrite(facts, own, names, large=large)
 
 
 def _refused(plan: Plan, error: NotFiniteError, before: Mapping[str, Refusal]) -> dict[str, Refusal]:

@@ -56,7 +56,9 @@ def _read(given: Any) -> ir.Model:
         except Exception as error:
             raise _refused(error) from error
     if isinstance(given, ir.Model):
-        return given.clone()
+        copy = given.clone()
+        copy.meta.update(given.meta)
+        return copy
     raise UsageError(
         f"A {type(given).__name__} is no ONNX model.",
         fix="Give the path of an .onnx file, an onnx.ModelProto or an onnx_ir.Model.",

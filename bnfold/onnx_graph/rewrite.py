@@ -31,7 +31,7 @@ _DEPTHWISE = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 
 
 _LARGE = 1 << 26
-"""From so many bytes on a new weight is computed where it is written, and not held."""
+"""From so many bytes in float32 on a new weight is computed where it is written, and not held."""
 
 
 _PIECE = 1 << 20
@@ -124,22 +124,24 @@ class Names:
         return free_name(wanted, self.nodes)
 
 
-def rewrite(facts: OnnxFacts, plan: Plan, names: Names) -> None:
+def rewrite(facts: OnnxFacts, plan: Plan, names: Names, *, large: int | None = None) -> None:
     """Carry out a plan in the graph of ``facts``, which are not to be asked any more afterwards.
 
     Args:
         facts: of the graph that is changed; the plan was made of it, or of the same graph in another type.
         plan: what to do.
         names: of the whole model; new ones are added.
+        large: from so many bytes in float32 on a new weight is computed each time that it is asked for.
 
     Raises:
         NotFiniteError: a weight overflowed when rounded; ``error.node`` names the value. Nothing is changed then.
     """
-    Rewriter(facts, plan, names).run()
+    Rewriter(facts, plan, names, large).run()
 
 
 class Rewriter:
-    def __init__(self, facts: OnnxFacts, plan: Plan, names: Names) -> None:
+    def __init__(self, facts: OnnxFacts, plan: Plan, names: Names, large: int | None) -> None:
+        self.large = _LARGE if large is None else large
         self.facts = facts
         self.graph = facts.graph
         self.plan = plan
@@ -205,7 +207,7 @@ class Rewriter:
         call = self.facts.call(self.by_name[name])
         assert isinstance(call, ops.Absorber)
         shape = self.facts.shape_of(call.weight) or ()
-        if prod(shape) * 4 < _LARGE:
+        if prod(shape) * 4 < self.large:
             return self._weights(name, absorptions)
         in_pieces = _is_separable(call) and all(absorption.side in ("after", "before") for absorption in absorptions)
         bias: Tensor | None = None

@@ -3,17 +3,22 @@
 ONNX Runtime has no float64 kernels for convolutions, so the model is run node by node, on a copy in which every float
 weight, constant, cast and declared type is float64: by torch or ONNX Runtime where :mod:`bnfold.verify.onnx_kernels`
 says so, and else by the reference implementation that comes with ONNX. What ran where is counted.
+
+A weight of a large model is cast when its node runs, and released after it; a value is released after its last reader.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import AttributeProto, TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from bnfold.verify.onnx_kernels import (
@@ -30,15 +35,15 @@ from bnfold.verify.onnx_kernels import (
 from bnfold.verify.reference import in_float64
 from bnfold.verify.reference_loop import stacking_loop
 
-if TYPE_CHECKING:
-    from onnx.reference import ReferenceEvaluator
-
-__all__ = ["FLOATS", "DoubleModel", "Engines", "evaluator", "in_double", "named_tensors"]
+__all__ = ["DoubleModel", "Engines", "Evaluator", "evaluator", "in_double", "is_held"]
 
 Engines = dict[str, set[str]]
 """Which operators were computed by whom: ``"torch"``, ``"ONNX Runtime"``, ``"reference"``."""
 
-FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+_FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+_HELD = 1 << 28
+"""Bytes of weights in float64 up to which they are all held: then none is cast or folded again for each run."""
+
 _TYPES = frozenset({"to", "dtype", "output_dtype", "softmax_precision"})  # attributes that name a type of elements
 
 
@@ -52,13 +57,13 @@ class DoubleModel:
         Exception: an operator has no float64 form; see :func:`evaluator`.
     """
 
-    def __init__(self, wide: onnx.ModelProto) -> None:
-        weights = {tensor.name for tensor in wide.graph.initializer}
-        self._inputs = [value for value in wide.graph.input if value.name not in weights]
-        self._names = [value.name for value in wide.graph.output]
+    def __init__(self, wide: ir.Model) -> None:
+        nodes, self._weights = _apart(wide)
+        self._inputs = [value for value in nodes.graph.input if value.name not in self._weights]
+        self._names = [value.name for value in nodes.graph.output]
         self._engines: Engines = {}
-        self._evaluator = evaluator(wide, self._engines)
-        self._operators = _operators(wide)
+        self._evaluator = evaluator(nodes, self._engines)
+        self._operators = _operators(nodes)
 
     def __call__(self, inputs: Sequence[Any], names: Sequence[str] = ()) -> list[tuple[str, Tensor]]:
         """Return the outputs, each with its name; inputs are matched by name where all have one, else by position."""
@@ -68,7 +73,7 @@ class DoubleModel:
         if set(own) <= known.keys():
             tensors = [known[name] for name in own]
         feed = {name: in_float64(value).cpu().numpy() for name, value in zip(own, tensors, strict=True)}
-        outputs = self._evaluator.run(None, feed)
+        outputs = self._evaluator.answer(feed, self._weights)
         return [(name, torch.from_numpy(np.array(output))) for name, output in zip(self._names, outputs, strict=True)]
 
     @property
@@ -102,8 +107,46 @@ def _listed(names: set[str]) -> str:
     return ", ".join(some) + (f" and {more} more" if more else "")
 
 
-def evaluator(model: onnx.ModelProto, engines: Engines | None = None) -> ReferenceEvaluator:
-    """Return the evaluator of a model made by :func:`in_double`.
+class Evaluator(ReferenceEvaluator):
+    """Runs a model node by node, and holds of weights and values what the next nodes read."""
+
+    def answer(self, feed: Mapping[str, Any], weights: Mapping[str, ir.TensorProtocol]) -> list[Any]:
+        """Return the outputs.
+
+        Args:
+            feed: the inputs, by name.
+            weights: the initializers, by name, which the model itself does not hold.
+        """
+        reads = [self._read(node) for node in self.rt_nodes_]
+        last = {name: place for place, names in enumerate(reads) for name in names}
+        values: dict[str, Any] = {"": None, **feed}
+        for place, (node, names) in enumerate(zip(self.rt_nodes_, reads, strict=True)):
+            for name in names:
+                if name not in values and name in weights:
+                    values[name] = weights[name].numpy()
+            inputs = [values[name] for name in node.input]
+            outputs = node.run(*inputs, context=values) if node.need_context() else node.run(*inputs)
+            del inputs
+            values.update(zip(node.output, outputs, strict=False))
+            for name in (*names, *node.output):
+                if last.get(name, place) == place and name and name not in self.output_names:
+                    values.pop(name, None)
+        return [values[name] if name in values else weights[name].numpy() for name in self.output_names]
+
+    @staticmethod
+    def _read(node: Any) -> list[str]:
+        """Return the names of all that a node reads, in the graphs inside of it too."""
+        names = list(node.input)
+        for attribute in node.onnx_node.attribute:
+            for inner in (*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs):
+                for graph in _graphs(inner):
+                    names += [name for each in graph.node for name in each.input]
+                    names += [value.name for value in graph.output]
+        return names
+
+
+def evaluator(model: onnx.ModelProto, engines: Engines | None = None) -> Evaluator:
+    """Return the evaluator of a model in float64.
 
     Args:
         model: the model.
@@ -113,8 +156,6 @@ def evaluator(model: onnx.ModelProto, engines: Engines | None = None) -> Referen
         ValueError: the reference implementation computes one of its operators in float32, whatever it is given.
         Exception: whatever it raises for an operator that it does not know.
     """
-    from onnx.reference import ReferenceEvaluator
-
     used = _operators(model)
     narrow = sorted(used & NARROW)
     if narrow:
@@ -124,7 +165,7 @@ def evaluator(model: onnx.ModelProto, engines: Engines | None = None) -> Referen
     known = KERNELS.keys() | RUNTIME | (ROWS.keys() if version < _ROWS_UNTIL else set())
     quick = [_quick(name, version, noted) for name in sorted(used & known)]
     loops = [stacking_loop(version)] if "Loop" in used else []
-    return ReferenceEvaluator(model, new_ops=[*quick, *loops])
+    return Evaluator(model, new_ops=[*quick, *loops])
 
 
 def _operators(model: onnx.ModelProto) -> set[str]:
@@ -132,34 +173,60 @@ def _operators(model: onnx.ModelProto) -> set[str]:
     return {node.op_type for graph in _graphs(model.graph) for node in graph.node if node.domain in ("", "ai.onnx")}
 
 
-def in_double(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of ``model`` in float64 throughout.
-
-    Raises:
-        ValueError: it holds sparse weights.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for graph in _graphs(copy.graph):
-        if graph.sparse_initializer:
-            raise ValueError("it holds sparse weights")
-        for tensor in graph.initializer:
-            _widen(tensor)
-        for value in (*graph.input, *graph.output, *graph.value_info):
-            if value.type.tensor_type.elem_type in FLOATS:
-                value.type.tensor_type.elem_type = TensorProto.DOUBLE
+def in_double(model: ir.Model) -> ir.Model:
+    """Return a copy of a model in float64 throughout; it reads its weights from the tensors of the model."""
+    skeleton = model.clone()
+    tensors: dict[str, ir.TensorProtocol] = {}
+    for name, value in skeleton.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and int(tensor.dtype) in _FLOATS:
+            tensors[name] = tensor
+            value.const_value = ir.Tensor(np.zeros((), dtype=tensor.dtype.numpy()), dtype=tensor.dtype, name=name)
+    proto = ir.to_proto(skeleton)
+    for graph in _graphs(proto.graph):
+        for initializer in graph.initializer:
+            _widen(initializer)
+        for declared in (*graph.input, *graph.output, *graph.value_info):
+            if declared.type.tensor_type.elem_type in _FLOATS:
+                declared.type.tensor_type.elem_type = TensorProto.DOUBLE
         _widen_nodes(graph.node)
-    for function in copy.functions:
+    for function in proto.functions:
         _widen_nodes(function.node)
-    return copy
+    wide = ir.from_proto(proto)
+    held = is_held(model)
+    for name, tensor in tensors.items():
+        value = wide.graph.initializers[name]
+        value.const_value = _cast(tensor, name, held=held)
+        value.shape = ir.Shape(tensor.shape.numpy())
+    return wide
 
 
-def named_tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """Yield the weights of a graph: its initializers, and the values of its ``Constant`` nodes."""
-    yield from graph.initializer
-    for node in graph.node:
-        if node.op_type == "Constant":
-            yield from (attribute.t for attribute in node.attribute if attribute.type == AttributeProto.TENSOR)
+def is_held(model: ir.Model) -> bool:
+    """Whether a model is so small that its weights are held in float64, and not cast each time."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return 8 * sum(tensor.size for tensor in tensors if tensor is not None) <= _HELD
+
+
+def _cast(tensor: ir.TensorProtocol, name: str, *, held: bool) -> ir.LazyTensor:
+    """Return a tensor in float64, which is made of another when its numbers are asked for."""
+
+    def make() -> ir.Tensor[Any]:
+        wide = ir.Tensor(tensor.numpy().astype(np.float64))
+        if isinstance(tensor, ir.ExternalTensor):
+            with contextlib.suppress(BufferError):  # somebody looks at it
+                tensor.release()
+        return wide
+
+    return ir.LazyTensor(make, ir.DataType.DOUBLE, ir.Shape(tensor.shape.numpy()), cache=held, name=name)
+
+
+def _apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """Return a model without its weights, and these by name."""
+    nodes = model.clone()
+    weights = {name: value.const_value for name, value in nodes.graph.initializers.items()}
+    for name in weights:
+        nodes.graph.initializers.pop(name)
+    return ir.to_proto(nodes), {name: tensor for name, tensor in weights.items() if tensor is not None}
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -172,7 +239,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def _widen(tensor: TensorProto) -> None:
-    if tensor.data_type in FLOATS:
+    if tensor.data_type in _FLOATS:
         values = numpy_helper.to_array(tensor).astype(np.float64)
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
@@ -182,7 +249,7 @@ def _widen_nodes(nodes: Any) -> None:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.TENSOR:
                 _widen(attribute.t)
-            elif attribute.name in _TYPES and attribute.type == AttributeProto.INT and attribute.i in FLOATS:
+            elif attribute.name in _TYPES and attribute.type == AttributeProto.INT and attribute.i in _FLOATS:
                 attribute.i = TensorProto.DOUBLE
             elif node.op_type == "Constant" and attribute.name in ("value_float", "value_floats"):
                 values = attribute.f if attribute.name == "value_float" else list(attribute.floats)

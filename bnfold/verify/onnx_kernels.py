@@ -26,7 +26,7 @@ Kernel = Callable[[onnx.NodeProto, Sequence[Any], dict[str, Any]], "Arrays | Non
 
 
 def _tensor(array: Any) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))  # what may not be written to is copied
 
 
 # --- windows over space ------------------------------------------------------------------------------------------

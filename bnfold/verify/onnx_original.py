@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
-from onnx import numpy_helper
 
 from bnfold.capture.nests import Leaf
 from bnfold.errors import RefusedFileError, UsageError, first_line
-from bnfold.verify.onnx_double import FLOATS, DoubleModel, in_double, named_tensors
+from bnfold.files.onnx_file import read_onnx
+from bnfold.onnx_graph.constants import array_of, tensor_of
+from bnfold.verify.onnx_double import DoubleModel, in_double
 from bnfold.verify.original import MOVED, Run, finest, moved_by_an_ulp
 from bnfold.verify.reference import in_float64
 from bnfold.verify.runtime import OrtModel
@@ -29,12 +31,13 @@ __all__ = ["OnnxOriginal", "of_onnx_algebra"]
 OWN_DRAW = -1  # the seed of the moved weights whose answer stands for the original's own, where there is no float64
 ALL = 1 / 2  # then all weights move, half of them up: what else is rounded on the way has no other part in the floor
 
-_DTYPES: dict[int, torch.dtype] = {
-    onnx.TensorProto.DOUBLE: torch.float64,
-    onnx.TensorProto.FLOAT: torch.float32,
-    onnx.TensorProto.FLOAT16: torch.float16,
-    onnx.TensorProto.BFLOAT16: torch.bfloat16,
+_DTYPES: dict[ir.DataType, torch.dtype] = {
+    ir.DataType.DOUBLE: torch.float64,
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
 }
+_MOVED = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 
 
 class OnnxOriginal:
@@ -53,7 +56,7 @@ class OnnxOriginal:
 
     def __init__(self, model: onnx.ModelProto | Path, example: Sequence[Any]) -> None:
         self._session = OrtModel(model, "off")
-        self._model = _read(model) if isinstance(model, Path) else model
+        self._model = _read(model)
         problem = self._session.refuses(example)
         if problem is not None:
             raise UsageError(
@@ -62,9 +65,7 @@ class OnnxOriginal:
             )
         self.input_names = self._session.input_names
         self.notes: tuple[str, ...] = ()
-        self.eps = finest(
-            _DTYPES[tensor.data_type] for tensor in named_tensors(self._model.graph) if tensor.data_type in _DTYPES
-        )
+        self.eps = finest(_DTYPES[tensor.dtype] for tensor in _weights(self._model) if tensor.dtype in _DTYPES)
         self._double: DoubleModel | None = None
         self._known: tuple[tuple[Any, ...], list[Leaf]] = ((), [])  # the example, and what was answered
         self._own: Run | None = None
@@ -106,15 +107,14 @@ class OnnxOriginal:
 
     def moved(self, seed: int) -> Run:
         """Return the model with some of its weights moved by one unit in the last place."""
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self._model)
-        for tensor in named_tensors(copy.graph):
-            if tensor.data_type in FLOATS and tensor.data_type != onnx.TensorProto.BFLOAT16:
-                values = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-                tensor.CopyFrom(
-                    numpy_helper.from_array(moved_by_an_ulp(values, generator, self._share).numpy(), tensor.name)
-                )
+        copy = self._model.clone()
+        for number, (value, tensor) in enumerate(_held(copy)):
+            if tensor.dtype in _MOVED:
+                value.const_value = _moved(tensor, seed + number, self._share)
+        for number, node in enumerate(copy.graph):
+            written = _written(node)
+            if written is not None and written.dtype in _MOVED:
+                node.attributes["value"] = ir.AttrTensor("value", _moved(written, seed - 1 - number, self._share))
         session = OrtModel(copy, "off")
         return lambda inputs: self._leaves(session, inputs)
 
@@ -129,7 +129,7 @@ def of_onnx_algebra(folding: Any) -> Witness:
     Args:
         folding: a :class:`bnfold.onnx_graph.api.OnnxFolding` of an original that has a float64 form.
     """
-    exact = DoubleModel(folding.folded_in_float64())
+    exact = DoubleModel(folding.in_float64()[1])
     return Witness(
         "float64 algebra",
         "fold",
@@ -140,11 +140,46 @@ def of_onnx_algebra(folding: Any) -> Witness:
     )
 
 
-def _read(path: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(path)
-    except Exception as error:
+def _read(model: onnx.ModelProto | Path) -> ir.Model:
+    """Return a model that shares its tensors with another, or maps those of a file."""
+    if isinstance(model, Path):
+        try:
+            return read_onnx(model)
+        except RefusedFileError as refused:  # what cannot be folded may be compared all the same
+            try:
+                model = onnx.load(model)
+            except Exception:
+                raise refused from None
+    if model.graph.sparse_initializer:
         raise RefusedFileError(
-            f"{path} cannot be read as an ONNX model: {first_line(error)}.",
-            fix="Check the file with onnx.checker, and that its .data file lies beside it.",
-        ) from error
+            "The ONNX model holds sparse weights, which bnfold does not read.", fix="Make them dense first."
+        )
+    return ir.from_proto(model)
+
+
+def _held(model: ir.Model) -> list[tuple[ir.Value, ir.TensorProtocol]]:
+    """Return the initializers of a model's own graph."""
+    values = model.graph.initializers.values()
+    return [(value, value.const_value) for value in values if value.const_value is not None]
+
+
+def _written(node: ir.Node) -> ir.TensorProtocol | None:
+    """Return what a ``Constant`` holds as a tensor."""
+    value = node.attributes.get("value") if node.op_type == "Constant" else None
+    return value.as_tensor() if value is not None and value.type == ir.AttributeType.TENSOR else None
+
+
+def _weights(model: ir.Model) -> list[ir.TensorProtocol]:
+    written = (_written(node) for node in model.graph)
+    return [*(tensor for _, tensor in _held(model)), *(tensor for tensor in written if tensor is not None)]
+
+
+def _moved(tensor: ir.TensorProtocol, seed: int, share: float) -> ir.LazyTensor:
+    """Return a tensor of which some numbers are moved by one unit in the last place, made when it is asked for."""
+
+    def make() -> ir.Tensor[Any]:
+        values = tensor_of(tensor.numpy().copy())
+        assert values is not None
+        return array_of(moved_by_an_ulp(values, torch.Generator().manual_seed(seed % 2**63), share), tensor.dtype)
+
+    return ir.LazyTensor(make, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)

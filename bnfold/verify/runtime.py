@@ -18,14 +18,19 @@ from torch import Tensor
 
 from bnfold.errors import FileAccessError, MissingPackageError, RefusedFileError, first_line
 from bnfold.export import PROTOBUF_LIMIT, save_onnx, weight_bytes
+from bnfold.files.onnx_file import weight_bytes as weights_of
 
 if TYPE_CHECKING:
     import onnx
+    import onnx_ir as ir
     import onnxruntime
 
-__all__ = ["NoKernelError", "Optimisation", "OrtModel", "require_onnxruntime"]
+__all__ = ["MAPPED", "NoKernelError", "Optimisation", "OrtModel", "require_onnxruntime"]
 
 Optimisation = Literal["off", "full"]
+
+MAPPED = 1 << 26
+"""Bytes of weights from which on a model is given to ONNX Runtime as a file, which it maps."""
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -51,7 +56,7 @@ class OrtModel:
     """An ONNX model that is called like the module it was exported from.
 
     Args:
-        model: a ``ModelProto``, or the path of a file.
+        model: a model, or the path of a file.
         optimisation: of ONNX Runtime's graph optimiser.
         threads: how many it may compute with; by default one for each core.
 
@@ -61,9 +66,10 @@ class OrtModel:
     """
 
     def __init__(
-        self, model: onnx.ModelProto | Path, optimisation: Optimisation, *, threads: int | None = None
+        self, model: onnx.ModelProto | ir.Model | Path, optimisation: Optimisation, *, threads: int | None = None
     ) -> None:
         require_onnxruntime()
+        import onnx
         import onnxruntime
 
         levels = onnxruntime.GraphOptimizationLevel
@@ -77,12 +83,10 @@ class OrtModel:
             if not model.is_file():
                 raise FileAccessError(f"There is no file {model}.", fix="Give the path of an .onnx file.")
             source = str(model)
-        elif weight_bytes(model) < PROTOBUF_LIMIT:
-            source = model.SerializeToString()
+        elif isinstance(model, onnx.ModelProto):
+            source = model.SerializeToString() if weight_bytes(model) < PROTOBUF_LIMIT else self._written(model)
         else:
-            folder = Path(tempfile.mkdtemp(prefix="bnfold-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # the session may map the file
-            source = str(save_onnx(model, folder / "model.onnx")[0])
+            source = self._written(model) if weights_of(model) >= MAPPED else _serialised(model)
         try:
             self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
                 source, options, providers=["CPUExecutionProvider"]
@@ -100,6 +104,21 @@ class OrtModel:
         self._inputs: tuple[Any, ...] = tuple(self._session.get_inputs())
         self.input_names: tuple[str, ...] = tuple(node.name for node in self._inputs)
         self.output_names: tuple[str, ...] = tuple(node.name for node in self._session.get_outputs())
+
+    def _written(self, model: onnx.ModelProto | ir.Model) -> str:
+        """Write a large model to a folder that goes with this object: the session maps its weights."""
+        folder = Path(tempfile.mkdtemp(prefix="bnfold-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        path = folder / "model.onnx"
+        import onnx
+
+        if isinstance(model, onnx.ModelProto):
+            save_onnx(model, path)
+        else:
+            import onnx_ir
+
+            onnx_ir.save(model, path, external_data=f"{path.name}.data")
+        return str(path)
 
     @property
     def declared(self) -> list[tuple[str, torch.dtype, list[int | str | None]]]:
@@ -180,6 +199,13 @@ class OrtModel:
             raise RuntimeError(problem)
         ordered = self._ordered(inputs, names)
         return {name: _to_numpy(value) for name, value in zip(self.input_names, ordered, strict=True)}
+
+
+def _serialised(model: ir.Model) -> bytes:
+    import onnx_ir
+
+    serialised: bytes = onnx_ir.to_proto(model).SerializeToString()
+    return serialised
 
 
 def require_onnxruntime() -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -181,12 +180,11 @@ def of_reference(model: Any, names: Sequence[str] = ()) -> Witness | None:
         model: the ``ModelProto``, or the path of its file.
         names: of the original's inputs; see :func:`of_onnx`.
     """
-    import onnx
-
+    from bnfold.onnx_graph.prepare import prepared
     from bnfold.verify.onnx_double import DoubleModel, in_double
 
     try:
-        double = DoubleModel(in_double(onnx.load(model) if isinstance(model, Path) else model))
+        double = DoubleModel(in_double(prepared(model, freeze=False)))
     except Exception:  # an operator that the reference implementation lacks, or computes in float32
         return None
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import bnfold
 from bnfold.cli import room
-from bnfold.cli.room import GIB, Work, most_alive
+from bnfold.cli.room import GIB, OnnxWork, Work, most_alive
 from tests.cli.conftest import CODE, Run
 
 
@@ -45,6 +45,17 @@ def test_the_work_of_a_model_grows_with_what_is_asked() -> None:
     assert large.bytes_needed - room.BASE == pytest.approx(2 * GIB, rel=1e-3)
     assert replace(large, kinds=frozenset({".onnx"})).bytes_needed == room.BASE + 3 * GIB
     assert replace(large, kinds=frozenset({".onnx"}), proof=False).bytes_needed == room.BASE + 2 * GIB
+
+
+def test_an_onnx_file_needs_more_where_its_weights_lie_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, apart = OnnxWork(4 * GIB), OnnxWork(4 * GIB, apart=True)
+    assert inside.bytes_needed == room.BASE + 25 * GIB
+    assert apart.bytes_needed == room.BASE + 13 * GIB
+    monkeypatch.setattr(room, "machine_memory", lambda: 10 * GIB)
+    told = room.sentence_on_room(inside)
+    assert told is not None
+    assert "--no-verify needs 12." in told
+    assert ".safetensors" not in told
 
 
 def test_a_layer_that_has_no_shape_yet_counts_for_nothing() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
+import torch
 from onnx import helper, numpy_helper
 
 from bnfold.onnx_graph.api import OnnxFolding, fold_onnx
-from bnfold.verify.onnx_double import evaluator
+from bnfold.verify.onnx_double import DoubleModel, evaluator
 
 ALGEBRA = 1e-9
 
@@ -114,8 +116,10 @@ def drawn(shapes: Sequence[Sequence[int]], seed: int = 1) -> list[np.ndarray]:
     return [random.standard_normal(shape) for shape in shapes]
 
 
-def answers(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def answers(model: onnx.ModelProto | ir.Model, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return what the reference implementation answers, for a model in float64."""
+    if isinstance(model, ir.Model):
+        return [output.numpy() for _, output in DoubleModel(model)([torch.from_numpy(each) for each in inputs])]
     names = [value.name for value in model.graph.input if value.name not in {t.name for t in model.graph.initializer}]
     return [np.asarray(v) for v in evaluator(model).run(None, dict(zip(names, inputs, strict=True)))]
 

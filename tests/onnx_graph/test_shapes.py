@@ -72,7 +72,7 @@ def test_shapes_are_those_of_a_run(seed: int | None) -> None:
     every.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     for batch, seen in zip(BATCHES, told.tried, strict=True):
         (x,) = drawn([(batch, *shape[1:])])
-        ran = dict(zip(names, evaluator(in_double(every)).run(None, {"x": x}), strict=True))
+        ran = dict(zip(names, evaluator(ir.to_proto(in_double(ir.from_proto(every)))).run(None, {"x": x}), strict=True))
         found = {str(value.name): size for value, size in seen.items() if value.name in ran}
         assert found == {name: ran[name].shape for name in found}
         assert found.keys() == ran.keys(), "a shape is missing"

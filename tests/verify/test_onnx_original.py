@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -238,10 +239,14 @@ def test_a_file_that_is_no_onnx_model_is_refused(tmp_path):
 # --- the float64 form -------------------------------------------------------------------------------------------------
 
 
+def widened(model):
+    return ir.to_proto(in_double(ir.from_proto(model)))
+
+
 @pytest.mark.parametrize("name", [*SOME, *(pytest.param(n, marks=pytest.mark.long) for n in NETWORKS if n not in SOME)])
 def test_the_float64_form_is_the_torch_model_in_float64(name):
     model, inputs = NETWORKS[name]()
-    exact = evaluator(in_double(exported(name)))
+    exact = evaluator(widened(exported(name)))
     got = exact.run(None, dict(zip(exact.input_names, (x.double().numpy() for x in inputs), strict=True)))
     with torch.no_grad():
         want = copy.deepcopy(model).double()(*(x.double() for x in inputs))
@@ -265,9 +270,9 @@ def test_casts_constants_and_declared_types_are_widened():
     ]
     shape = {"shape": np.array([3], np.int64)}
     model = model_of(nodes, [("x", TensorProto.FLOAT, ["n", 3])], [("y", TensorProto.FLOAT, ["n", 3])], shape)
-    onnx.checker.check_model(in_double(model))
+    onnx.checker.check_model(widened(model))
     x = normal(2, 3).double().numpy()
-    (y,) = evaluator(in_double(model)).run(None, {"x": x})
+    (y,) = evaluator(widened(model)).run(None, {"x": x})
     wanted = x * np.float64(np.float32(1 / 3)) + np.array([0.1, 0.2, 0.3], np.float32).astype(np.float64)
     assert y.dtype == np.float64
     assert np.abs(y - wanted).max() < 1e-15
@@ -390,7 +395,7 @@ def test_windows_lie_where_those_of_onnx_runtime_do(name, attributes):
     model = op(name.split()[0], given, **more, **attributes)
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT
     want = under_runtime(model, given)
-    double = DoubleModel(in_double(model))
+    double = DoubleModel(in_double(ir.from_proto(model)))
     got = double([torch.from_numpy(value) for value in given.values()])[0][1].numpy()
     assert got.shape == want.shape
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
@@ -436,7 +441,7 @@ def test_what_onnx_runtime_computes_is_in_float64_and_told(name):
     model = op(name, arrays, 2 if name in ("MaxPool", "TopK") else 1, **attributes)
     if len(model.graph.output) > 1:
         model.graph.output[1].type.tensor_type.elem_type = TensorProto.INT64
-    double = DoubleModel(model)
+    double = DoubleModel(ir.from_proto(model))
     got = double([torch.from_numpy(value) for value in arrays.values()])[0][1].numpy()
     assert double.engines == {"ONNX Runtime": {name}}
     assert np.abs(got - want).max() < 1e-14
