@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ if str(ROOT) not in sys.path:  # so that `from tests.networks import ...` works 
     sys.path.insert(0, str(ROOT))
 
 torch.set_num_threads(1)
+gc.set_threshold(10_000, 10, 100)  # a search through all of torch and onnx takes half a second; a test leaves little
 settings.register_profile(
     "default", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -77,6 +79,17 @@ def _one_table_of_onnx_operators() -> None:
     read = getattr(getattr(exporter, "ONNXRegistry", None), "from_torchlib", None)
     if exporter is not None and read is not None and not hasattr(read, "cache_info"):
         exporter.ONNXRegistry.from_torchlib = staticmethod(functools.cache(read))
+
+
+@pytest.fixture
+def modules_are_no_garbage() -> Iterator[None]:
+    """Leave what is there out of searches for garbage: with torch and onnx in it, each takes half a second.
+
+    Only for tests that do little else: bnfold itself looks through what ``gc`` knows of, for functions and caches.
+    """
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
