@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,11 +75,18 @@ def _a_torch_left_as_found() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_table_of_onnx_operators() -> None:
-    """Let torch's ONNX exporter read its table of operators once: it does so for each export, in most of its time."""
+    """Let torch's ONNX exporter make its tables of operators once: it does so for each export, in most of its time."""
     exporter = sys.modules.get("torch.onnx._internal.exporter._registration")  # there once something was exported
     read = getattr(getattr(exporter, "ONNXRegistry", None), "from_torchlib", None)
-    if exporter is not None and read is not None and not hasattr(read, "cache_info"):
-        exporter.ONNXRegistry.from_torchlib = staticmethod(functools.cache(read))
+    if exporter is None or read is None or hasattr(read, "cache_info"):
+        return
+    exporter.ONNXRegistry.from_torchlib = staticmethod(functools.cache(read))
+    for place in map(sys.modules.get, ("torch.export.exported_program", "torch.export.decomp_utils")):
+        for name in ("_collect_all_valid_cia_ops", "autograd_not_implemented"):
+            if hasattr(place, name):
+                setattr(place, name, functools.cache(getattr(place, name)))
+    if hasattr(torch._ops, "Callable"):  # an annotation that is evaluated thousands of times; typing has it cached
+        torch._ops.Callable = typing.Callable
 
 
 @pytest.fixture
