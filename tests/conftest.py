@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors on shared cores: more threads only wait for each other
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that a test starts compiles torch anew: 2 to 5 s
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ if str(ROOT) not in sys.path:  # so that `from tests.networks import ...` works 
     sys.path.insert(0, str(ROOT))
 
 torch.set_num_threads(1)
+gc.set_threshold(10_000, 10, 100)  # a search through all of torch and onnx takes half a second; a test leaves little
 settings.register_profile(
     "default", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -71,11 +75,29 @@ def _a_torch_left_as_found() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_table_of_onnx_operators() -> None:
-    """Let torch's ONNX exporter read its table of operators once: it does so for each export, in most of its time."""
+    """Let torch's ONNX exporter make its tables of operators once: it does so for each export, in most of its time."""
     exporter = sys.modules.get("torch.onnx._internal.exporter._registration")  # there once something was exported
     read = getattr(getattr(exporter, "ONNXRegistry", None), "from_torchlib", None)
-    if exporter is not None and read is not None and not hasattr(read, "cache_info"):
-        exporter.ONNXRegistry.from_torchlib = staticmethod(functools.cache(read))
+    if exporter is None or read is None or hasattr(read, "cache_info"):
+        return
+    exporter.ONNXRegistry.from_torchlib = staticmethod(functools.cache(read))
+    for place in map(sys.modules.get, ("torch.export.exported_program", "torch.export.decomp_utils")):
+        for name in ("_collect_all_valid_cia_ops", "autograd_not_implemented"):
+            if hasattr(place, name):
+                setattr(place, name, functools.cache(getattr(place, name)))
+    if hasattr(torch._ops, "Callable"):  # an annotation that is evaluated thousands of times; typing has it cached
+        torch._ops.Callable = typing.Callable
+
+
+@pytest.fixture
+def modules_are_no_garbage() -> Iterator[None]:
+    """Leave what is there out of searches for garbage: with torch and onnx in it, each takes half a second.
+
+    Only for tests that do little else: bnfold itself looks through what ``gc`` knows of, for functions and caches.
+    """
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

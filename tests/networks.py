@@ -53,7 +53,7 @@ def _uniform(like: Tensor, generator: torch.Generator, low: float, high: float) 
 def built(model: Callable[[], nn.Module], *, seed: int = 0, negative: float = 0.5) -> nn.Module:
     """Build a model with weights from ``seed``, randomise its statistics, and leave torch's random state as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         network = model()
     return randomise(network, seed + 1, negative=negative)
 

@@ -72,10 +72,10 @@ def test_the_action_puts_no_input_into_a_command_and_pins_what_it_uses() -> None
 
 
 def test_the_action_folds_tells_and_keeps_reports(folder: Path) -> None:
-    arguments = "--input-shape 2,1,9,9 -o 'the file.onnx' --strict"
+    arguments = "--input-shape 2,1,9,9 -o 'the file.pt2' --strict"
     done = step("Run", folder, model="my net.py:make", arguments=arguments)
     assert done.returncode == 0, done.stderr
-    assert (folder / "the file.onnx").exists()
+    assert (folder / "the file.pt2").exists()
     reports = folder / "bnfold-reports"
     assert sorted(path.name for path in reports.iterdir()) == ["report.html", "report.md", "report.xml"]
     assert ElementTree.parse(reports / "report.xml").find(".//failure") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,34 @@ def test_examples_are_found() -> None:
 SLOW = {"quantise.py", "resnet.py"}  # a training, two exports and two quantisations; a proof of a ResNet-18
 
 
+QUICK = ("seed_network.py", "negative_gammas.py", "teach_a_module.py")
+ONE_AFTER_THE_OTHER = """
+import runpy, shlex, sys
+for line in sys.argv[1:]:
+    sys.argv[:] = shlex.split(line)
+    sys.path[0] = "examples"
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_quick_scripts_run_and_say_what_they_should(tmp_path: Path) -> None:
+    """In one process, which imports torch and the rest once."""
+    lines = [
+        shlex.join([f"examples/{name}", *(part.format(out=tmp_path) for part in ARGUMENTS[name])]) for name in QUICK
+    ]
+    done = python("-W", "error", "-c", ONE_AFTER_THE_OTHER, *lines)
+    assert done.returncode == 0, done.stderr
+    for name in QUICK:
+        assert SAYS[name] in done.stdout
+    assert (tmp_path / "model.pt").exists()
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in sorted(ARGUMENTS)]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in SLOW else ())
+        for name in sorted(ARGUMENTS.keys() - set(QUICK))
+    ],
 )
 def test_a_script_runs_and_says_what_it_should(name: str, tmp_path: Path) -> None:
     strict = ("-W", "error")

@@ -16,7 +16,7 @@ from tests.report.samples import decision
 
 CONFTEST = 'pytest_plugins = ["bnfold.testing"]\n'
 HEAD = """
-import copy, torch
+import copy, pytest, torch
 from torch import nn
 from tests.networks import NETWORKS, built, normal
 
@@ -72,9 +72,14 @@ def test_stays(assert_folds):
 def test_kept(assert_folds):
     network, x = NETWORKS["seed-negative"]()
     assert_folds(network, x, keep="bn1")
+
+@pytest.mark.bnfold(onyx=True)
+def test_marked(assert_folds):
+    pass
 """,
     )
-    assert "2 failed, 3 passed" in done.stdout
+    assert "2 failed, 3 passed, 1 error" in done.stdout
+    assert "The marker bnfold takes keep, merge, onnx, seed, witnesses; not onyx." in done.stdout
     assert "NOT equivalent" in done.stdout
     assert "bn1 did not fold: " in done.stdout
     assert "`pytest --bnfold-update` records it in bnfold.lock" in done.stdout
@@ -83,8 +88,6 @@ def test_kept(assert_folds):
 
 
 LOCKED = """
-import pytest
-
 @pytest.mark.bnfold(seed=3)
 def test_stays(assert_folds):
     network, x = NETWORKS["seed-negative"]()
@@ -150,11 +153,6 @@ def test_what_is_no_lock_file_is_said(content, tmp_path):
     done = run(tmp_path, "def test_nothing(): pass")
     assert "bnfold.lock is not a lock file of bnfold" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_marker_with_an_unknown_option_fails_its_test(tmp_path):
-    body = "import pytest\n@pytest.mark.bnfold(onyx=True)\ndef test_it(assert_folds): pass"
-    assert "The marker bnfold takes keep, merge, onnx, seed, witnesses; not onyx." in run(tmp_path, body).stdout
 
 
 @pytest.mark.long

@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from bnfold.capture.nests import flatten, structure_difference
-from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
+from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers, seed
 from bnfold.errors import OtherInputError, first_line
 from bnfold.graph.batch_dimension import batch_positions
 from bnfold.graph.captured import Capture
@@ -101,7 +101,7 @@ def answers_twice_alike(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
 
     def twice(*args: Any, **kwargs: Any) -> Any:
         first = model(*own_copies(args), **own_copies(kwargs))
-        torch.manual_seed(_SEED)
+        seed(_SEED)
         return first, model(*args, **kwargs)
 
     answers = _run(twice, model, inputs, {})
@@ -119,7 +119,7 @@ def _run(call: Any, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[st
     parts = [*model.modules()]
     state = buffers_of(parts)
     with left_as_found(parts), same_random_numbers(), torch.no_grad():
-        torch.manual_seed(_SEED)
+        seed(_SEED)
         try:
             return call(*own_copies(inputs), **own_copies(dict(named)))
         except Exception as error:

@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
 from bnfold.capture.lines import DEPTH, place_of
-from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers
+from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back, same_random_numbers, seed
 from bnfold.graph.captured import DTYPE
 from bnfold.graph.proof import behaves_like_batch_norm, measured_batch_norm
 from bnfold.graph.quiet import quiet
@@ -149,7 +149,7 @@ def _right_for_one(model: nn.Module, module: nn.Module, inputs: tuple[Any, ...],
     """
     single = tuple(value if dim is None else value[:1] for value, dim in zip(inputs, dynamic, strict=True))
     with same_random_numbers():
-        torch.manual_seed(0)
+        seed(0)
         drawn = tuple(
             torch.randn_like(value) if isinstance(value, Tensor) and value.is_floating_point() else value
             for value in single
@@ -163,7 +163,7 @@ def _agree(model: nn.Module, module: nn.Module, inputs: tuple[Any, ...]) -> bool
     state = buffers_of(model.modules())
     for run in (model, module):
         with left_as_found(model.modules()), same_random_numbers():
-            torch.manual_seed(0)
+            seed(0)
             try:
                 answers.append(pytree.tree_leaves(run(*own_copies(inputs))))
             except Exception:  # it takes no such batch

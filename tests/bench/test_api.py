@@ -17,6 +17,8 @@ from bnfold.errors import TrainingModeError, UsageError
 from bnfold.witness import registry
 from tests.networks import seed_network
 
+pytestmark = pytest.mark.usefixtures("modules_are_no_garbage")  # each measurement collects garbage before
+
 
 class Watched(nn.Module):
     """Notes the inputs of each call and the threads that torch has."""

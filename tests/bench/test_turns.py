@@ -8,6 +8,8 @@ import pytest
 
 from bnfold.bench.turns import measure
 
+pytestmark = pytest.mark.usefixtures("modules_are_no_garbage")  # each measurement collects garbage before
+
 
 class Course:
     """A clock, and contestants that each take a fixed time and leave their name."""

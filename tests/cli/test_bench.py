@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.cli.conftest import CODE, Run
 
+pytestmark = pytest.mark.usefixtures("modules_are_no_garbage")  # each measurement collects garbage before
 QUICK = ("--target", "eager", "--seconds", "0", "--threads", "1")
 
 

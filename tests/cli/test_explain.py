@@ -111,6 +111,6 @@ def test_a_model_without_a_batchnorm_is_told_so_first_of_all(run: Run, tmp_path:
     (tmp_path / "net.py").write_text(
         "from torch import nn\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()\n"
     )
-    result = run(command, "net.py:make")
+    result = run(command, "net.py:make", "--input-shape", "2,3,8,8")
     assert result.code == 0, result.err
     assert result.err.splitlines()[0] == "note: The model holds no BatchNorm: there is nothing to fold."

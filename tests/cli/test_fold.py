@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from hashlib import sha256
@@ -377,7 +376,7 @@ def test_denormal_weights_are_told_and_flushed_on_demand(run: Run, seed_file: Pa
     assert not safetensors.torch.load_file("x.safetensors")["conv1.weight"][3].any()
 
 
-def test_a_file_of_code_may_teach_a_module(run: Run, tmp_path: Path) -> None:
+def test_a_file_of_code_may_teach_a_module(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
 import torch
 from torch import nn
@@ -393,8 +392,9 @@ def make():
 extend.passes(Leaky, scale="nonnegative", shift="zero")
 """
     (tmp_path / "taught.py").write_text(code)
-    (tmp_path / "main.py").write_text("import torch, taught\ntorch.save(taught.make(), 'taught.pt')\n")
-    subprocess.run([sys.executable, "main.py"], cwd=tmp_path, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(import_module("taught").make(), "taught.pt")
+    del sys.modules["taught"]  # what it taught is known of this Leaky, and not of the one that --code defines
     result = run("fold", "taught.pt", "--code", "taught.py", "--strict", "-o", "t.safetensors")
     assert result.code == 0, result.err
     assert "folded backward" in result.out

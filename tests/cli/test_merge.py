@@ -39,6 +39,8 @@ def make():
     return model.eval()
 """
 
+SHAPE = ("--input-shape", "2,3,12,12")  # a proof at the size that is found, 224, takes a second
+
 
 @pytest.fixture
 def spec(tmp_path: Path) -> str:
@@ -47,7 +49,7 @@ def spec(tmp_path: Path) -> str:
 
 
 def test_branches_become_one_convolution_and_every_report_tells(run: Run, spec: str, tmp_path: Path) -> None:
-    result = run("fold", spec, "--merge", "-v", "-o", "m.onnx", "--report", "r.json", "--report", "r.md")
+    result = run("fold", spec, *SHAPE, "--merge", "-v", "-o", "m.onnx", "--report", "r.json", "--report", "r.md")
     assert result.code == 0, result.err
     lines = [" ".join(line.split()) for line in result.out.splitlines()]
     assert any(line.startswith("large merged small") for line in lines)
@@ -65,7 +67,7 @@ def test_branches_become_one_convolution_and_every_report_tells(run: Run, spec: 
 
 
 def test_without_it_nothing_merges_and_nothing_is_told(run: Run, spec: str, tmp_path: Path) -> None:
-    result = run("fold", spec, "-o", "m.safetensors", "--report", "r.json")
+    result = run("fold", spec, *SHAPE, "-o", "m.safetensors", "--report", "r.json")
     assert result.code == 0, result.err
     assert "merge" not in result.out
     assert "merges" not in json.loads((tmp_path / "r.json").read_text())
@@ -73,7 +75,7 @@ def test_without_it_nothing_merges_and_nothing_is_told(run: Run, spec: str, tmp_
 
 
 def test_keep_undoes_a_merge(run: Run, spec: str, tmp_path: Path) -> None:
-    result = run("fold", spec, "--merge", "--keep", "small", "-o", "m.safetensors")
+    result = run("fold", spec, *SHAPE, "--merge", "--keep", "small", "-o", "m.safetensors")
     assert result.code == 0, result.err
     assert "small.weight" in safetensors.torch.load_file(tmp_path / "m.safetensors")
     assert "No convolutions became one" in result.out
@@ -98,7 +100,7 @@ def test_a_wrong_merge_is_not_written(run: Run, spec: str, tmp_path: Path, monke
         added(total, weight, moved)
 
     monkeypatch.setattr(branches, "added", off)
-    result = run("fold", spec, "--merge", "-o", "m.safetensors")
+    result = run("fold", spec, *SHAPE, "--merge", "-o", "m.safetensors")
     assert result.code == 1
     assert "not equivalent" in result.err
     assert not (tmp_path / "m.safetensors").exists()

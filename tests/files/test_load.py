@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
 import shlex
@@ -58,12 +59,13 @@ def test_the_files_code_may_come_by_way_of_model(
     assert_same(load_model(str(path), model=f"{code}:small").model, original)
 
 
-def test_classes_that_the_code_file_imports_count_as_named(tmp_path: Path) -> None:
+def test_classes_that_the_code_file_imports_count_as_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wide_layers.py").write_text("from torch import nn\nclass Wide(nn.ReLU):\n    pass\n")
     (tmp_path / "named.py").write_text("from wide_layers import Wide\n")
-    script = f"import torch, sys; sys.path.insert(0, {str(tmp_path)!r}); import wide_layers\n"
-    script += f"torch.save(wide_layers.Wide(), {str(tmp_path / 'model.pt')!r})\n"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    with monkeypatch.context() as trained:
+        trained.syspath_prepend(tmp_path)
+        torch.save(importlib.import_module("wide_layers").Wide(), tmp_path / "model.pt")
+        del sys.modules["wide_layers"]
     loaded = load_model(str(tmp_path / "model.pt"), code=[tmp_path / "named.py"])
     assert type(loaded.model).__name__ == "Wide"
 

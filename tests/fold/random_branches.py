@@ -213,7 +213,7 @@ def _total(terms: list[tuple[Tensor, int]], *, in_place: bool) -> Tensor:
 def random_branches(seed: int) -> tuple[BranchNet, Tensor]:
     """Return a random model in eval mode and float64, and a batch for it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         maker = _Maker(seed)
         for _ in range(maker.draw.choice([1, 2, 3])):
             maker.block()

@@ -288,7 +288,7 @@ _KINDS = tuple(
 def random_net(seed: int, *, steps: int = 16) -> tuple[RandomNet, Tensor]:
     """Return a random model in eval mode and float64, its statistics randomised, and a batch for it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         maker = _Maker(seed)
         for _ in range(steps):
             maker.step()

@@ -36,7 +36,7 @@ class Chain:
 
     def build(self) -> tuple[nn.Sequential, Tensor]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)
             channels, layers = 3, list[nn.Module]()
             for kind, options in self.layers:
                 layer = _layer(kind, dict(options), self.dims, channels)

@@ -335,7 +335,7 @@ row(calls.Reshape, "flatten-batch", 0, lambda s, y: y.flatten(0, 1), **_fc)
 def built(case: Row, seed: int) -> tuple[nn.Module, Tensor]:
     """Return the model of a row with random weights, its conditions met, and an input."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         before: nn.Module = CONV[case.dims](3, CHANNELS, 3) if case.dims else nn.Linear(3, CHANNELS)
         norm = case.norm() if case.norm is not None else NORM[case.dims or 1](CHANNELS)
         parts = case.parts()

@@ -43,7 +43,7 @@ def built(case: Row, seed: int) -> tuple[nn.Module, Tensor]:
     shape = (2, CHANNELS, *[10] * case.dims) if case.dims else (2, CHANNELS, 5)
     x = values(*shape, seed=seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         parts = case.parts()
         if "other" in parts:  # of an input that has another number of channels there
             parts["other"] = CONV[case.dims](CHANNELS, CHANNELS, 1)

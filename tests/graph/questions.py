@@ -106,7 +106,7 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
     for cache in CACHES:
         cache.cache_clear()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
+        torch.default_generator.manual_seed(5)
         network = make()
     return randomise(network, 6).double()
 

@@ -333,6 +333,17 @@ def _remember(s: Any, y: Tensor) -> Tensor:
     return y
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a device that is there is seeded")
+@pytest.mark.parametrize("way", ["auto", "export"])
+def test_no_seed_is_kept_for_a_device_that_is_not_there(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeds_all(seed: int) -> None:
+        raise AssertionError("torch keeps it, and the stack, until the device is first used")
+
+    monkeypatch.setattr(torch, "manual_seed", seeds_all)
+    net = pair(lambda s, x: s.bn(s.conv(x)))
+    assert bnfold.fold(net, values(*IMAGES), capture=way).plan.summary["fold"] == 1
+
+
 def test_constants_made_in_forward_are_held_and_the_model_gets_no_attribute() -> None:
     net = pair(lambda s, x: s.bn(s.conv(x)) + torch.arange(4.0, dtype=torch.float64).view(1, 4, 1, 1))
     names = set(net.__dict__) | set(net._buffers)

@@ -353,7 +353,8 @@ def test_a_detector_with_a_loop_over_what_it_found_folds_whole() -> None:
         assert error_of_peak(run(model, given), run(folding.module, given)) <= ALGEBRA
 
 
-@pytest.mark.parametrize("seed", range(12))
+# The others are repetitions.
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(6, 12))])
 def test_random_sequentials_of_layers_blocks_and_questions(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 
