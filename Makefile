@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 NEEDS  := pyproject.toml constraints.txt
 INSTALL = $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt
 
+# Where nothing writes bytecode, each process of a test compiles torch and onnx anew: 2 to 5 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint test-long torture package bench matrix docs clean
