@@ -12,6 +12,7 @@ from torch.fx import Graph
 from torch.utils import _pytree as pytree
 
 from bnfold.capture.arguments import enter_arguments, leave_result
+from bnfold.capture.exact_types import exact_types
 from bnfold.capture.plain_calls import PlainCalls
 from bnfold.capture.recorder import ImpureError, Recorder
 from bnfold.capture.restore import Change, buffers_of, forget_sizes, left_as_found, put_back, random_state
@@ -104,7 +105,14 @@ class Recording:
         parts = [*recorder.modules.values()]
         state = buffers_of(parts)
         try:
-            with collecting_later(), left_as_found(parts, self._changed), unlogged(), recorder.running(), watch:
+            with (
+                collecting_later(),
+                left_as_found(parts, self._changed),
+                unlogged(),
+                exact_types(parts),
+                recorder.running(),
+                watch,
+            ):
                 self._result = _record_run(self._model, self.args, self._kwargs)
                 self._replaced = _replaced_buffer(recorder)
                 look()

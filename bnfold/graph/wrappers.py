@@ -13,6 +13,14 @@ __all__ = ["refuse_wrappers", "wrapper_refusal"]
 
 def refuse_wrappers(model: nn.Module) -> None:
     """Raise a ``CaptureError`` where the model is a wrapper, or carries what a capture of it would drop."""
+    state = torch.nn.modules.module
+    hooks = [*state._global_forward_pre_hooks.values(), *state._global_forward_hooks.values()]
+    if hooks:
+        name = getattr(hooks[0], "__qualname__", type(hooks[0]).__qualname__)
+        raise CaptureError(
+            f"torch runs a hook on every layer of every model (`{name}`), which a capture would drop.",
+            fix="Remove it (its handle.remove()) while you fold.",
+        )
     refusal = wrapper_refusal(model)
     if refusal is not None:
         raise refusal

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -445,3 +448,52 @@ def test_an_output_that_is_not_a_number_at_another_size_alone_is_another() -> No
         assert said == "at another size its output is another", (right, wrong)
     for same in (1.0, 0.0, math.nan, math.inf):
         assert _elsewhere(lambda values, same=same: [Odd(same)(*values)], Odd(same), (x,), axes) is None, same
+
+
+class _Outcome(nn.Module):
+    def __init__(self, last: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.bn(self.conv(x)))
+
+
+def test_a_size_whose_export_is_wrong_on_the_example_too_is_fixed() -> None:
+    """Of "nearest-exact" by 1.7 the exporter makes something else where the size is free, and the right thing else."""
+    model = randomised(_Outcome(partial(F.interpolate, scale_factor=1.7, mode="nearest-exact")))
+    x = torch.randn(2, 3, 8, 8)
+    made = onnx_of(model, x, dynamic=Wanted(batch=True, size=True))
+    assert [axis.name for axis in made.axes] == ["batch"]
+    assert "on the example its output is another" in " ".join(made.notes)
+    assert goes_wrong(made.model, model, (x,), ()) is None
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        (nn.AvgPool2d(2, divisor_override=3), "on the example its output is another"),
+        (lambda y: y.squeeze(0), "on the example it stops with: "),
+    ],
+)
+def test_what_the_exporter_gets_wrong_is_not_written(last: Any, said: str, tmp_path: Path) -> None:
+    model = randomised(_Outcome(last))
+    with pytest.raises(ExportError, match=f"is not the model: {said}"):
+        bnfold.export_onnx(model, tmp_path / "model.onnx", torch.randn(2, 3, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_that_counts_its_runs_is_left_as_it_was(tmp_path: Path) -> None:
+    class Counts(_Outcome):
+        def __init__(self) -> None:
+            super().__init__(nn.ReLU())
+            self.register_buffer("runs", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.compiler.is_compiling():
+                self.runs += 1
+            return super().forward(x)
+
+    model = randomised(Counts())
+    bnfold.export_onnx(model, tmp_path / "model.onnx", torch.randn(2, 3, 8, 8))
+    assert int(model.runs) == 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bnfold
-from bnfold.errors import OtherInputError
+from bnfold.errors import CaptureError, OtherInputError
 from tests.fold.support import Net, assert_same_function, double, error_of_peak, run, values
 
 
@@ -213,3 +213,20 @@ def test_a_recorded_value_is_a_tensor_to_the_model_s_code(way: str) -> None:
     model = double(Asks())
     assert_same_function(model, bnfold.fold(model, capture=way), values(2, 3, 4, 4))
     assert "isinstance" not in globals()
+
+
+@pytest.mark.parametrize("register", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+def test_a_hook_on_every_layer_is_refused(register: str) -> None:
+    """It may change what a BatchNorm takes or gives, and a graph would not run it."""
+
+    def doubled(module: nn.Module, *values: object) -> None:
+        pass
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    handle = getattr(nn.modules.module, register)(doubled)
+    try:
+        with pytest.raises(CaptureError, match=r"on every layer of every model \(`.*doubled`\)"):
+            bnfold.fold(model)
+    finally:
+        handle.remove()
+    assert bnfold.fold(model).plan[0].action == "fold"
