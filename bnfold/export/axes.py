@@ -44,6 +44,7 @@ class Axis:
         step: sizes are ``own`` and any number of steps more or less.
         least: the smallest size that the export was made for.
         most: the largest; None where there is none.
+        cut: whether a check refuses smaller ones, which the model itself may take in another way.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Axis:
     step: int = 1
     least: int = 1
     most: int | None = None
+    cut: bool = False
 
     def at(self, size: int) -> dict[Place, int]:
         """Return the places with that size."""
@@ -72,8 +74,8 @@ class Axis:
 
     @property
     def bounded(self) -> bool:
-        """Whether a size that the model takes may not be free: by steps, or from above."""
-        return self.step > 1 or self.most is not None
+        """Whether a size that the model takes may not be free: by steps, from above, or from below."""
+        return self.step > 1 or self.most is not None or self.cut
 
     @property
     def square(self) -> bool:

@@ -26,7 +26,7 @@ from bnfold.export.axes import Axis, Free, batch_axis, free_sizes, with_sizes
 from bnfold.export.budget import SECONDS, OverBudgetError, within
 from bnfold.export.dynamic import DEFAULT, Dynamic, Wanted, wanted
 from bnfold.export.guards import narrowed
-from bnfold.export.refusals import FixedBatch, Refusal, refusal_of_batch, why_fixed
+from bnfold.export.refusals import FixedBatch, Refusal, refusal_of, refusal_of_batch, why_fixed
 from bnfold.export.spec import placeholder_shapes
 from bnfold.export.tried import program_goes_wrong
 from bnfold.graph.batch_dimension import as_tuple, batch_positions, with_batch
@@ -196,9 +196,22 @@ def _sized_at(
         kept = narrowed(axes, program, placeholder_shapes(program, grown))
         if kept is None or any(axis.name == "batch" and (axis.least > 2 or axis.most) for axis in kept):
             continue
+        kept = tuple(_with_cut(axis, module, grown) for axis in kept)
         wrong = program_goes_wrong(program, module, grown, kept)
         return ProgramExport(program, kept) if wrong is None else f"its export does not: {wrong}"
     return _DECIDED
+
+
+def _with_cut(axis: Axis, module: nn.Module, inputs: tuple[Any, ...]) -> Axis:
+    """Note whether a check in the model refuses smaller sizes than the export was made for.
+
+    The model it was made of may take them. torch.export's own bounds are no such refusal: it tells sizes of one apart.
+    """
+    smaller = axis.least - axis.step
+    if axis.name == "batch" or smaller < 1:
+        return axis
+    refusal = refusal_of(module, inputs, axis.at(smaller))
+    return replace(axis, cut=refusal is not None and refusal.checked)
 
 
 def _twice(inputs: tuple[Any, ...], sizes: tuple[Axis, ...]) -> tuple[tuple[Any, ...], tuple[Axis, ...]]:

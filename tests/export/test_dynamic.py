@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from bnfold.errors import ExportError, UsageError
 from bnfold.export import export_onnx, export_program, onnx_of, to_onnx
 from bnfold.export.axes import Axis, free_sizes, resized
 from bnfold.export.dynamic import Wanted, wanted
+from bnfold.export.program import SizeWarning
 from bnfold.export.tried import _elsewhere, goes_wrong
 from tests.networks import normal
 
@@ -497,3 +499,20 @@ def test_a_module_that_counts_its_runs_is_left_as_it_was(tmp_path: Path) -> None
     model = randomised(Counts())
     bnfold.export_onnx(model, tmp_path / "model.onnx", torch.randn(2, 3, 8, 8))
     assert int(model.runs) == 0
+
+
+@pytest.mark.parametrize(("size", "warned"), [(32, True), (64, True), (None, False)])
+def test_a_bound_from_below_is_told_where_the_model_takes_less(size: int | None, warned: bool, tmp_path: Path) -> None:
+    """A file computes what the example's branch does; for a network that is too small for its windows it cannot."""
+
+    def last(y: Tensor) -> Tensor:
+        return F.avg_pool2d(y, 4) if size is None or y.shape[2] > size - 2 else y
+
+    model, x = randomised(_Outcome(last)), torch.randn(2, 3, 80, 80)
+    folded = bnfold.fold(model, x).module
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        bnfold.export_onnx(folded, tmp_path / "model.onnx", x, dynamic=("batch", "size"))
+    found = [str(each.message) for each in told if isinstance(each.message, SizeWarning)]
+    assert len(found) == warned
+    assert not warned or f"The height must be {int(size or 0) + 1} or more." in found[0]
