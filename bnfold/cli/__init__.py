@@ -6,7 +6,9 @@ stands in a module of its own; :mod:`bnfold.cli.ending` alone knows how an error
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -22,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from bnfold.cli.ending import main as run
 
-        return run(arguments)
+        code = run(arguments)
     except ModuleNotFoundError as error:  # click and rich, without which there is no command line
         print(f"error: bnfold needs the package {error.name}, which is not installed.", file=sys.stderr)
         print(f"  fix: Run `pip install {error.name}`.", file=sys.stderr)
@@ -32,3 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 6
     except KeyboardInterrupt:
         return 130
+    if arguments is None:  # all is said and done: a second Ctrl-C would only show where the interpreter ends
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code

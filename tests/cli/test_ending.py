@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 
 import click
@@ -178,3 +179,16 @@ def test_the_options_of_the_contract_exist() -> None:
     for name, options in wanted.items():
         known = {option for parameter in bnfold.commands[name].params for option in parameter.opts}
         assert set(options.split()) <= known
+
+
+def test_a_second_interrupt_while_the_program_ends_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where it is the program: whoever calls it with arguments keeps the handler."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["--version"]) == 0
+        assert signal.getsignal(signal.SIGINT) is before
+        monkeypatch.setattr(sys, "argv", ["bnfold", "--version"])
+        assert main() == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
