@@ -77,6 +77,8 @@ def evaluate(
         if not case.given and not all(_finite(leaf) for leaf in own):
             notes.append(f"The original answers NaN or infinity on {case.name}, which is left out.")
             continue
+        if case.given and not any(_holds_a_number(leaf) for leaf in own):
+            return f"The original answers nothing but NaN or infinity on {case.name}: there is nothing to compare."
         try:
             oracle = original.exact(case.inputs)
         except Exception as error:
@@ -99,6 +101,12 @@ def evaluate(
         ]
         evaluated.append(item)
     return None
+
+
+def _holds_a_number(leaf: Leaf) -> bool:
+    """Whether something of an output can be compared: one finite number, or what is no floating tensor."""
+    value = leaf.value
+    return not leaf.is_tensor or not value.dtype.is_floating_point or not value.numel() or bool(value.isfinite().any())
 
 
 def _oracle_difference(own: list[Leaf], oracle: list[Leaf]) -> str | None:

@@ -790,3 +790,12 @@ def test_float8_outputs_are_too_coarse_to_prove_anything():
     report = verify(model, other, inputs, onnx=False)
     assert report.verdict == "failed"
     assert "dtype float8_e5m2 instead of float8_e4m3fn" in report.reason
+
+
+def test_an_original_that_answers_no_number_proves_nothing():
+    model, x = seed_network(), normal(2, 1, 28, 28)
+    with torch.no_grad():
+        model.fc1.weight.fill_(float("nan"))
+    report = verify(model, copy.deepcopy(model), x, onnx=False)
+    assert report.verdict == "unverifiable"
+    assert "nothing but NaN or infinity on the example inputs" in report.reason
