@@ -60,7 +60,10 @@ class ChannelAffine:
     @staticmethod
     def identity(channels: int) -> ChannelAffine:
         """Return the affine that changes nothing, for ``channels`` channels."""
-        return ChannelAffine(torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
+        return ChannelAffine(
+            torch.ones(channels, dtype=torch.float64, device="cpu"),
+            torch.zeros(channels, dtype=torch.float64, device="cpu"),
+        )
 
     @property
     def channels(self) -> int:
@@ -270,7 +273,7 @@ def _fuses(dtype: torch.dtype) -> bool:
     The compiler decides: in torch 2.13 for x86-64 it does for bfloat16 and does not for float16. The terms cannot be
     read off a kernel that answers in half precision, but which of the two it uses shows on a few thousand channels.
     """
-    golden = torch.arange(1, 8193, dtype=torch.float64) * 0.6180339887498949 % 1
+    golden = torch.arange(1, 8193, dtype=torch.float64, device="cpu") * 0.6180339887498949 % 1
     shuffled = (golden * 7919 % 1, golden * 104729 % 1, golden * 1299709 % 1, golden * 15485863 % 1)
     mean, variance, weight, bias = (((part + 0.5) * 2).to(dtype) for part in shuffled)
     x = (golden * 3 - 1).to(dtype)

@@ -412,8 +412,8 @@ def drawn(tensor: Tensor) -> Tensor:
         return tensor
     generator = torch.Generator().manual_seed(0)
     if not tensor.is_floating_point():
-        return torch.zeros(tensor.size(), dtype=tensor.dtype)
-    return torch.randn(tensor.size(), generator=generator).to(tensor.dtype)
+        return torch.zeros(tensor.size(), dtype=tensor.dtype, device="cpu")
+    return torch.randn(tensor.size(), generator=generator, device="cpu").to(tensor.dtype)
 
 
 def same(tensor: Tensor) -> Tensor:

@@ -328,15 +328,35 @@ def _checked_refusal(module: nn.Module, inputs: tuple[Any, ...], size: int) -> R
 
 
 def first_sentence(error: BaseException) -> str:
-    """Return what an exporter's page-long message says, in one line ending with a full stop."""
-    cause = error
-    while type(cause).__name__ == "ConversionError" and cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(cause))
-    lines = [line.strip(" -\t") for line in text.splitlines() if line.strip(" -\t")]
-    line = next((line for line in lines if not line.endswith(":")), lines[0] if lines else type(cause).__name__)
+    """Return what an exporter's page-long message says, in one line ending with a full stop.
+
+    Where it shows objects by their addresses, the innermost of its causes that does not is told, with the operator.
+    """
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    at = next((n for n, cause in enumerate(causes) if type(cause).__name__ != "ConversionError"), len(causes) - 1)
+    line = _first_told(causes[at]) or type(causes[at]).__name__
+    if _ADDRESS.search(line):
+        inner = [_first_told(cause) for cause in causes[at + 1 :] if not isinstance(cause, _SLIPS)]
+        useful = next((told for told in reversed(inner) if told and not _ADDRESS.search(told)), None)
+        operators = [found[1] for cause in causes[:at] if (found := _OPERATOR.search(str(cause)))]
+        line = line if useful is None else ": ".join((*operators[-1:], useful))
+    line = _ADDRESS.sub("", line)
     line = line if len(line) <= 300 else line[:297] + "..."
     return line if line.endswith((".", "!", "?", "...")) else f"{line}."
+
+
+_ADDRESS = re.compile(r"(?: at)? ?\b0x[0-9a-fA-F]{6,}|(?<=anonymous):\d{6,}|(?<=anonymous_node):\d{6,}")
+_SLIPS = (AttributeError, LookupError, NameError)  # of an exporter: they say nothing of the model
+_OPERATOR = re.compile(r"target=torch\.ops\.(\w+\.\w+)")
+
+
+def _first_told(error: BaseException) -> str:
+    """Return the first line of an error that is no heading; empty where the error has no text."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip(" -\t") for line in text.splitlines() if line.strip(" -\t")]
+    return next((line for line in lines if not line.endswith(":")), lines[0] if lines else "")
 
 
 def _torch_export(module: nn.Module, inputs: tuple[Any, ...], free: dict[Any, Any]) -> ExportedProgram:

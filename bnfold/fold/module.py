@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Proxy, Tracer
-from torch.fx.graph import PythonCode
+from torch.fx.graph import CodeGen, PythonCode
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import OtherInputError
@@ -51,6 +51,28 @@ class TracesFactories(Tracer):
         return call
 
 
+class _PlainOutputs(CodeGen):
+    """Lets an ``Interpreter``, as ``torch.export`` runs one, return what the generated code does: dicts and lists.
+
+    A graph holds torch.fx's immutable ones, which would go into the program's outputs and its ``call_spec``.
+    """
+
+    def process_outputs(self, outputs: Any) -> Any:
+        """Return the outputs with plain containers."""
+        return _plain(outputs)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, tuple):
+        parts = [_plain(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
 class FoldedModule(GraphModule):
     """A ``GraphModule`` without the wrapper around ``__call__``.
 
@@ -66,6 +88,8 @@ class FoldedModule(GraphModule):
     def __init__(self, root: nn.Module | dict[str, Any], graph: Graph, class_name: str = "GraphModule") -> None:
         if any(node.target in _FACTORIES and node.all_input_nodes for node in graph.nodes):
             graph._tracer_cls = TracesFactories
+        if type(graph._codegen) is CodeGen:  # else it makes the outputs of a structure of its own
+            graph.set_codegen(_PlainOutputs())
         super().__init__(root, graph, class_name)
 
     def recompile(self) -> PythonCode:

@@ -96,7 +96,7 @@ def _inputs(module: nn.Module, shape: tuple[int, ...] | None, channels: int | No
         shapes = [(2, number, *space) for space in _SPACES for number in counts]
     for each in shapes:
         for factor in (1.0, 30.0) if shape is None or each[1:] == tuple(shape[1:]) else (1.0,):
-            yield factor * torch.randn(each, generator=generator, dtype=torch.float64).to(device)
+            yield factor * torch.randn(each, generator=generator, dtype=torch.float64, device="cpu").to(device)
 
 
 def _other_sizes(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -116,12 +116,12 @@ def _says_nothing(output: Any) -> bool:
 def _affines(channels: int, *, nonnegative: bool, unshifted: bool) -> Iterator[ChannelAffine]:
     generator = torch.Generator().manual_seed(1)
     for number in range(3):
-        scale = torch.randn(channels, generator=generator, dtype=torch.float64)
+        scale = torch.randn(channels, generator=generator, dtype=torch.float64, device="cpu")
         if nonnegative:
             scale = scale.abs()
         if number == 2:
             scale[: max(1, channels // 3)] = 0.0
-        shift = torch.randn(channels, generator=generator, dtype=torch.float64)
+        shift = torch.randn(channels, generator=generator, dtype=torch.float64, device="cpu")
         yield ChannelAffine(scale, torch.zeros_like(shift) if unshifted else shift)
 
 

@@ -26,75 +26,169 @@ _META = torch.device("meta")
 
 
 def _similar(x: Tensor) -> Tensor | None:
-    """A new tensor like another of which every element has a place of its own; None where that is not so."""
-    if not x.is_meta or not (x.is_contiguous() or x.is_contiguous(memory_format=_CHANNELS_LAST.get(x.dim(), _DENSE))):
+    """A new tensor like another of which every element has a place of its own; None where that is not so.
+
+    Along a dimension of size 1 the stride of ``x`` may be any: that of a new tensor is as torch makes it.
+    """
+    if not x.is_meta:
         return None
-    return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=_META)
+    if x.is_contiguous():
+        return torch.empty(x.size(), dtype=x.dtype, device=_META)
+    other = _CHANNELS_LAST.get(x.dim())
+    if other is None or not x.is_contiguous(memory_format=other):
+        return None
+    return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=_META) if 1 not in x.size() else None
 
 
-_DENSE = torch.contiguous_format
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+def _plain(x: Tensor) -> bool:
+    """Whether a contiguous tensor has a new one's strides along dimensions of size 1 too, where they may be any."""
+    return 1 not in x.size() or x.stride() == torch.empty(x.size(), device=_META).stride()
+
+
+def _number(value: Any) -> bool:
+    """Whether a value is a real number, that of a traced one too; a bool is none here."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _unary(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point() or "dtype" in kwargs:
+    if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
-    return args[0] if kwargs.get("inplace") is True else _similar(args[0])
+    return _similar(args[0])
 
 
-def _activation(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    return None if any(arg is True for arg in args[1:]) else _unary(args, kwargs)  # inplace, by position
+def _activation(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    names = _ACTIVATIONS[name]
+    settings = {**dict(zip(names, args[1:], strict=False)), **kwargs}
+    if not args or len(settings) != len(args) - 1 + len(kwargs) or not settings.keys() <= set(names):
+        return None
+    return _activated(name, args[0], settings)
+
+
+def _activated(name: str, x: Any, settings: dict[str, Any]) -> Tensor | None:
+    inplace = settings.pop("inplace", False)
+    if not isinstance(x, Tensor) or not x.is_floating_point() or type(inplace) is not bool:
+        return None
+    if (settings and not _usual(settings)) or (name in ("relu6", "hardtanh") and not _plain(x)):
+        return None
+    made = _similar(x)
+    return x if inplace and made is not None else made
+
+
+def _usual(settings: Mapping[str, Any]) -> bool:
+    """Whether torch takes these settings of an activation."""
+    if "approximate" in settings:
+        return settings["approximate"] in ("none", "tanh")
+    if not all(map(_number, settings.values())) or settings.get("alpha") == 0:
+        return False
+    return bool(settings.get("min_val", -1) <= settings.get("max_val", 1))
+
+
+def _in_rows(x: Any) -> Tensor | None:
+    """A result of which the elements lie in the order of the dimensions, whatever order those of ``x`` lie in."""
+    if not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point():
+        return None
+    return torch.empty(x.size(), dtype=x.dtype, device=_META)
+
+
+def _log_sigmoid(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    return _in_rows(args[0]) if len(args) == 1 and not kwargs else None
+
+
+def _softmax(settings: frozenset[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """A softmax over one dimension in the type of its input; a type that is told is left to torch."""
+    dim = args[1] if len(args) == 2 else kwargs.get("dim")
+    if not 1 <= len(args) <= 2 or (len(args) == 2 and "dim" in kwargs) or not kwargs.keys() <= settings:
+        return None
+    if type(dim) is not int or kwargs.get("dtype") is not None or not isinstance(args[0], Tensor):
+        return None
+    return _in_rows(args[0]) if -args[0].dim() <= dim < args[0].dim() else None
 
 
 def _binary(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     if len(args) != 2 or kwargs:
         return None
     left, right = args
-    if not isinstance(left, Tensor) or isinstance(right, bool):
+    if not isinstance(left, Tensor) or not left.is_floating_point():
         return None
     if isinstance(right, Tensor):
-        if left.dtype != right.dtype or not left.is_floating_point():
+        if left.dtype != right.dtype or left.layout != right.layout:
             return None
         if left.size() == right.size() and left.stride() == right.stride():
-            return _similar(left if left.is_meta else right)
+            return _similar(left if left.is_meta else right) if _plain(left) else None
         larger, smaller = (left, right) if left.dim() >= right.dim() else (right, left)
         if _spreads(smaller, larger) or (left.dim() == right.dim() and _spreads(larger, smaller)):
             shape = tuple(map(max, larger.size(), (1,) * (larger.dim() - smaller.dim()) + smaller.size()))
             return torch.empty(shape, dtype=left.dtype, device=_META)
         return None
-    return _unary((left,), {})
+    return _similar(left) if _number(right) and _plain(left) else None
 
 
 def _spreads(small: Tensor, large: Tensor) -> bool:
     """Whether a tensor is repeated along some dimensions to the shape of another, both of them dense and in order."""
-    if not (large.is_contiguous() and small.is_contiguous()):
+    if not (large.is_contiguous() and small.is_contiguous() and _plain(large) and _plain(small)):
         return False
     tail = large.size()[large.dim() - small.dim() :]
     return all(have in (1, want) for have, want in zip(small.size(), tail, strict=True))
 
 
 def _add_in_place(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    if len(args) != 2 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_meta:
+    if len(args) != 2 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
-    right = args[1]
-    same = not isinstance(right, Tensor) or (right.size() == args[0].size() and right.dtype == args[0].dtype)
-    return args[0] if same and args[0].is_floating_point() else None
+    left, right = args
+    if isinstance(right, Tensor):
+        same = right.size() == left.size() and right.dtype == left.dtype and right.layout == left.layout
+    else:
+        same = _number(right)
+    return left if same and _similar(left) is not None else None
+
+
+def _of_size(value: Any, size: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return isinstance(value, Tensor) and value.dtype == dtype and tuple(value.size()) == size
+
+
+def _none_or_of_size(value: Any, size: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return value is None or _of_size(value, size, dtype)
 
 
 def _batch_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    x, mean = args[0], args[1] if len(args) > 1 else None
-    if not isinstance(x, Tensor) or x.dim() < 2 or not isinstance(mean, Tensor) or x.size(1) != mean.numel():
+    told = {**dict(zip(_OF_BATCH_NORM, args, strict=False)), **kwargs}
+    if len(told) != len(args) + len(kwargs) or not told.keys() <= set(_OF_BATCH_NORM):
         return None
-    training = kwargs.get("training", args[5] if len(args) > 5 else False)
-    return None if training or x.dtype != mean.dtype else _similar(x)
+    if told.get("training", False) is not False or not _number(told.get("eps", 0.1)):
+        return None
+    return _normalised(*(told.get(name) for name in _OF_BATCH_NORM[:5]))
+
+
+_OF_BATCH_NORM = "input running_mean running_var weight bias training momentum eps".split()
+
+
+def _normalised(x: Any, mean: Any, variance: Any, weight: Any, bias: Any) -> Tensor | None:
+    if not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
+        return None
+    size, dtype = (x.size(1),), x.dtype
+    if not all(_of_size(value, size, dtype) for value in (mean, variance)):
+        return None
+    return _similar(x) if all(_none_or_of_size(value, size, dtype) for value in (weight, bias)) else None
 
 
 def _layer_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    x, shape = args[0], args[1] if len(args) > 1 else kwargs.get("normalized_shape")
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not isinstance(shape, (tuple, list)):
+    told = {**dict(zip(_OF_LAYER_NORM, args, strict=False)), **kwargs}
+    if len(told) != len(args) + len(kwargs) or not told.keys() <= set(_OF_LAYER_NORM):
         return None
-    fits = x.is_meta and tuple(x.size()[-len(shape) :]) == tuple(shape)
-    return torch.empty(x.size(), dtype=x.dtype, device=_META) if fits else None  # in order, whatever order x is in
+    x, shape = told.get("input"), told.get("normalized_shape")
+    if not isinstance(x, Tensor) or not shape or not _whole(shape) or not _number(told.get("eps", 0.1)):
+        return None
+    size = tuple(shape)
+    if tuple(x.size()[-len(size) :]) != size:
+        return None
+    fits = all(_none_or_of_size(told.get(name), size, x.dtype) for name in ("weight", "bias"))
+    return _in_rows(x) if fits else None
+
+
+_OF_LAYER_NORM = "input normalized_shape weight bias eps".split()
 
 
 def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -102,7 +196,9 @@ def _linear(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
         return None
     x, weight = args[0], args[1]
     fits = weight.dim() == 2 and x.dim() > 1 and x.size(-1) == weight.size(1) and x.dtype == weight.dtype
-    if not fits or not x.is_contiguous() or not x.is_meta:
+    if not fits or not x.is_contiguous() or not x.is_meta or torch.is_autocast_enabled("cpu"):
+        return None
+    if len(args) == 3 and not _none_or_of_size(args[2], (weight.size(0),), x.dtype):
         return None
     return torch.empty((*x.size()[:-1], weight.size(0)), dtype=x.dtype, device=_META)
 
@@ -111,19 +207,21 @@ def _in_order(x: Tensor) -> bool:
     """Whether torch takes a tensor for one in the order of its dimensions.
 
     One channel, or one cell, is in both orders at once: there the strides of the dimensions of size 1 decide, which
-    mean nothing else (c10/core/MemoryFormat.h, is_channels_last_strides_2d).
+    mean nothing else (c10/core/MemoryFormat.h, is_channels_last_strides_2d). In 1-D torch adds a dimension and does
+    the same.
     """
     if not x.is_contiguous():
         return False
     other = _CHANNELS_LAST.get(x.dim())
-    if other is None or not x.is_contiguous(memory_format=other):
+    if x.dim() != 3 and (other is None or not x.is_contiguous(memory_format=other)):
         return True
-    return x.stride() == torch.empty(x.size(), device=_META).stride()
+    return _plain(x)
 
 
 def _convolved(
     x: Tensor,
     weight: Tensor,
+    bias: Any,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -137,9 +235,11 @@ def _convolved(
     spatial = len(kernel) - 2
     if not x.is_meta or len(size) != len(kernel) or groups < 1 or kernel[0] % groups:
         return None
-    if x.dtype != weight.dtype or not _in_order(x) or not weight.is_contiguous() or torch.is_autocast_enabled("cpu"):
+    if x.dtype != weight.dtype or not _in_order(x) or not _in_order(weight) or torch.is_autocast_enabled("cpu"):
         return None
-    if not len(stride) == len(padding) == len(dilation) == spatial or 0 in size or 0 in stride or min(padding) < 0:
+    if not len(stride) == len(padding) == len(dilation) == spatial or 0 in size or 0 in kernel:
+        return None
+    if min(*stride, *dilation) < 1 or min(padding) < 0 or not _none_or_of_size(bias, (kernel[0],), x.dtype):
         return None
     if size[1] != kernel[1] * groups:  # in the words of torch's kernel for the CPU
         raise RuntimeError(
@@ -161,10 +261,19 @@ def _convolution(rank: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> T
     """A convolution as a layer calls it: with everything told, by position."""
     if len(args) != 7 or kwargs or not isinstance(args[0], Tensor) or not isinstance(args[1], Tensor):
         return None
-    stride, padding, dilation = ((value,) * rank if type(value) is int else value for value in args[3:6])
-    if args[1].dim() != rank + 2 or not all(map(_whole, (stride, padding, dilation))) or type(args[6]) is not int:
+    if args[1].dim() != rank + 2 or type(args[6]) is not int:
         return None
-    return _convolved(args[0], args[1], stride, padding, dilation, args[6])
+    return _convolved_with(rank, *args)
+
+
+def _convolved_with(
+    rank: int, x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor | None:
+    """The result of a convolution with settings as they are given: a number stands for one in every dimension."""
+    settings = [(value,) * rank if type(value) is int else value for value in (stride, padding, dilation)]
+    if not all(map(_whole, settings)):
+        return None
+    return _convolved(x, weight, bias, settings[0], settings[1], settings[2], groups)
 
 
 def _whole(numbers: Any) -> bool:
@@ -186,6 +295,8 @@ def _pooled(
     settings = [(value,) * rank if type(value) is int else value for value in (kernel, stride, padding, dilation)]
     if settings[1] is None:
         settings[1] = settings[0]
+    if type(ceil_mode) is not bool:
+        return None
     if not all(_whole(numbers) and len(numbers) == rank for numbers in settings) or 0 in x.size() or not _in_order(x):
         return None
     sizes = []
@@ -213,7 +324,15 @@ def _avg_pool(rank: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tens
     if kwargs or not 2 <= len(args) <= 6 + (rank > 1) or (len(args) > 6 and args[6] == 0):
         return None
     kernel, stride, padding, up = (*args[1:5], *(None, 0, False)[len(args) - 2 :])[:4]
-    return _pooled(args[0], rank, kernel, stride, padding, ceil_mode=up)
+    return _average_pooled(args[0], rank, kernel, stride, padding, up)
+
+
+def _average_pooled(x: Any, rank: int, kernel: Any, stride: Any, padding: Any, ceil_mode: Any) -> Tensor | None:
+    if rank == 3 and isinstance(x, Tensor) and x.dim() == 5:  # in 3-D torch takes no window larger than the input
+        windows = (kernel,) * 3 if type(kernel) is int else kernel
+        if not _whole(windows) or len(windows) != 3 or any(map(operator.gt, windows, x.size()[2:])):
+            return None
+    return _pooled(x, rank, kernel, stride, padding, ceil_mode=ceil_mode)
 
 
 _OF_MAX_POOLS = frozenset(("stride", "padding", "dilation", "ceil_mode", "return_indices"))
@@ -266,8 +385,8 @@ def _averaged(x: Tensor, rank: int, to: Any) -> Tensor | None:
     sizes = (to,) * rank if not isinstance(to, (tuple, list)) else to
     if not x.is_meta or not x.is_floating_point() or x.dim() != rank + 2 or len(sizes) != rank or not _in_order(x):
         return None
-    if 0 in x.size() or not all(size is None or (type(size) is int and size > 0) for size in sizes):
-        return None
+    if 0 in x.size() or not all((size is None and rank > 1) or (type(size) is int and size > 0) for size in sizes):
+        return None  # in 1-D torch takes no None
     out = [have if size is None else size for size, have in zip(sizes, x.size()[2:], strict=True)]
     return torch.empty((*x.size()[:2], *out), dtype=x.dtype, device=_META)
 
@@ -277,20 +396,49 @@ def _average(rank: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tenso
 
 
 def _dropout(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    training = kwargs.get("training", args[2] if len(args) > 2 else True)
-    return args[0] if training is False and args and isinstance(args[0], Tensor) and args[0].is_meta else None
+    told = {**dict(zip(_OF_DROPOUT, args, strict=False)), **kwargs}
+    if len(told) != len(args) + len(kwargs) or not told.keys() <= set(_OF_DROPOUT):
+        return None
+    x = told.get("input")
+    if told.get("training", True) is not False or not isinstance(x, Tensor) or not x.is_meta:
+        return None
+    return x if _chance(told.get("p", 0.5)) else None
 
 
-_UNARY = "relu sigmoid tanh exp log sqrt rsqrt abs neg sin cos erf square reciprocal softmax log_softmax".split()
-_FUNCTIONAL = (
-    "relu relu6 silu gelu elu selu celu leaky_relu mish hardswish hardsigmoid hardtanh softplus softsign logsigmoid "
-    "tanhshrink softmax log_softmax sigmoid tanh".split()
-)
+def _chance(p: Any) -> bool:
+    return _number(p) and 0 <= p <= 1
+
+
+_OF_DROPOUT = "input p training inplace".split()
+
+
+_UNARY = "relu sigmoid tanh exp log sqrt rsqrt abs neg sin cos erf square reciprocal".split()
+_INPLACE = ("inplace",)
+_ACTIVATIONS: dict[str, tuple[str, ...]] = {  # the names of their settings, in order
+    "relu": _INPLACE,
+    "relu6": _INPLACE,
+    "silu": _INPLACE,
+    "gelu": ("approximate",),
+    "elu": ("alpha", *_INPLACE),
+    "selu": _INPLACE,
+    "celu": ("alpha", *_INPLACE),
+    "leaky_relu": ("negative_slope", *_INPLACE),
+    "mish": _INPLACE,
+    "hardswish": _INPLACE,
+    "hardsigmoid": _INPLACE,
+    "hardtanh": ("min_val", "max_val", *_INPLACE),
+    "softplus": ("beta", "threshold"),
+    "softsign": (),
+    "tanhshrink": (),
+    "sigmoid": (),
+    "tanh": (),
+}
 CALLS: dict[Any, Callable[[Sequence[Any], Mapping[str, Any]], Tensor | None]] = {
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.linear: _linear,
     F.dropout: _dropout,
+    F.logsigmoid: _log_sigmoid,
     torch.cat: _concatenated,
     torch.mean: _mean,
     torch.Tensor.mean: _mean,
@@ -304,8 +452,12 @@ for _name in _UNARY:
     for _home in (torch, torch.Tensor):
         if hasattr(_home, _name):
             CALLS[getattr(_home, _name)] = _unary
-for _name in _FUNCTIONAL:
-    CALLS[getattr(F, _name)] = _activation
+for _name in _ACTIVATIONS:
+    CALLS[getattr(F, _name)] = partial(_activation, _name)
+for _name in ("softmax", "log_softmax"):
+    CALLS[getattr(F, _name)] = partial(_softmax, frozenset(("dim", "dtype", "_stacklevel")))
+    for _home in (torch, torch.Tensor):
+        CALLS[getattr(_home, _name)] = partial(_softmax, frozenset(("dim", "dtype")))
 for _name in ("add", "sub", "mul"):
     CALLS[getattr(torch.Tensor, _name)] = CALLS[getattr(torch, _name)] = CALLS[getattr(operator, _name)] = _binary
     CALLS[getattr(torch.Tensor, f"{_name}_")] = _add_in_place
@@ -315,23 +467,22 @@ for _function in (torch.Tensor.div, torch.div, operator.truediv):
 # --- layers of which the same is known ---------------------------------------------------------------------------
 
 
-def _layer_like(module: Any, x: Tensor) -> Tensor | None:
-    if not x.is_floating_point():
-        return None
-    return x if getattr(module, "inplace", False) else _similar(x)
+def _layer_like(name: str, module: Any, x: Tensor) -> Tensor | None:
+    return _activated(name, x, {setting: getattr(module, setting) for setting in _ACTIVATIONS[name]})
 
 
 def _layer_batch_norm(module: Any, x: Tensor) -> Tensor | None:
-    if module.training or module.running_mean is None or x.dtype != module.running_mean.dtype:
+    if module.training or x.dim() < 2 or not _number(module.eps) or x.size(1) != module.num_features:
         return None
     module._check_input_dim(x)
-    return _similar(x) if x.size(1) == module.num_features else None
+    return _normalised(x, module.running_mean, module.running_var, module.weight, module.bias)
 
 
-def _layer_convolution(module: Any, x: Tensor) -> Tensor | None:
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+def _layer_convolution(rank: int, module: Any, x: Tensor) -> Tensor | None:
+    if module.padding_mode != "zeros" or type(module.groups) is not int:
         return None
-    return _convolved(x, module.weight, module.stride, module.padding, module.dilation, module.groups)
+    settings = (module.stride, module.padding, module.dilation, module.groups)
+    return _convolved_with(rank, x, module.weight, module.bias, *settings)
 
 
 def _layer_max_pool(rank: int, module: Any, x: Tensor) -> Tensor | None:
@@ -343,30 +494,33 @@ def _layer_max_pool(rank: int, module: Any, x: Tensor) -> Tensor | None:
 def _layer_avg_pool(rank: int, module: Any, x: Tensor) -> Tensor | None:
     if getattr(module, "divisor_override", None) == 0:
         return None  # torch says why
-    return _pooled(x, rank, module.kernel_size, module.stride, module.padding, ceil_mode=module.ceil_mode)
+    return _average_pooled(x, rank, module.kernel_size, module.stride, module.padding, module.ceil_mode)
 
 
 def _layer_average(rank: int, module: Any, x: Tensor) -> Tensor | None:
     return _averaged(x, rank, module.output_size)
 
 
-def _layer_itself(module: Any, x: Tensor) -> Tensor | None:
-    return None if module.training else x
+def _layer_dropout(rank: int | None, module: Any, x: Tensor) -> Tensor | None:
+    """An input as it is; one of another rank than the layer is for is left to torch, which warns or raises."""
+    fits = rank is None or x.dim() == rank
+    return x if fits and not module.training and _chance(module.p) else None
 
 
 LAYERS: dict[type[nn.Module], Callable[[Any, Tensor], Tensor | None]] = {nn.Identity: lambda _module, x: x}
+LAYERS[nn.LogSigmoid] = lambda _module, x: _in_rows(x)
 for _name in (
     "ReLU ReLU6 SiLU GELU ELU SELU CELU LeakyReLU Mish Hardswish Hardsigmoid Hardtanh Softplus Softsign Sigmoid Tanh "
-    "LogSigmoid Tanhshrink".split()
+    "Tanhshrink".split()
 ):
-    LAYERS[getattr(nn, _name)] = _layer_like
+    LAYERS[getattr(nn, _name)] = partial(_layer_like, "leaky_relu" if _name == "LeakyReLU" else _name.lower())
 for _name in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"):
     LAYERS[getattr(nn, _name)] = _layer_batch_norm
-for _name in ("Conv1d", "Conv2d", "Conv3d"):
-    LAYERS[getattr(nn, _name)] = _layer_convolution
 for _rank in (1, 2, 3):
+    LAYERS[getattr(nn, f"Conv{_rank}d")] = partial(_layer_convolution, _rank)
+    LAYERS[getattr(nn, f"Dropout{_rank}d")] = partial(_layer_dropout, _rank + 2)
     LAYERS[getattr(nn, f"AdaptiveAvgPool{_rank}d")] = partial(_layer_average, _rank)
     LAYERS[getattr(nn, f"MaxPool{_rank}d")] = partial(_layer_max_pool, _rank)
     LAYERS[getattr(nn, f"AvgPool{_rank}d")] = partial(_layer_avg_pool, _rank)
-for _name in ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"):
-    LAYERS[getattr(nn, _name)] = _layer_itself
+for _name in ("Dropout", "AlphaDropout", "FeatureAlphaDropout"):
+    LAYERS[getattr(nn, _name)] = partial(_layer_dropout, None)

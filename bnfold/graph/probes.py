@@ -23,7 +23,7 @@ SPACES: dict[int, tuple[int, ...]] = {4: (3, 2), 3: (5,), 5: (3, 2, 2), 2: ()}
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     """Return standard normal float64 numbers."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
 
 
 def answer(layer: Any, x: Tensor) -> Any:
@@ -52,7 +52,7 @@ def affine_errors(layer: Any, affine: ChannelAffine, magnitudes: Sequence[float]
         magnitudes: of the samples of a batch.
     """
     for rank, space in SPACES.items():
-        scale = torch.tensor(magnitudes, dtype=torch.float64).reshape(-1, *[1] * (rank - 1))
+        scale = torch.tensor(magnitudes, dtype=torch.float64, device="cpu").reshape(-1, *[1] * (rank - 1))
         x = numbers(len(magnitudes), affine.channels, *space) * scale
         found = answer(layer, x)
         if found is not None:

@@ -129,5 +129,5 @@ def _chosen(arrays: dict[str, Tensor], names: Sequence[str], path: Path) -> list
 def _like(model: nn.Module, tensor: Tensor, path: Path) -> Tensor:
     if tensor.ndim == 0 or tensor.shape[0] == 0:
         raise UsageError(f"{shown_path(path)} holds no sample: its shape is {tuple(tensor.shape)}.", fix="Give some.")
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
     return tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else tensor.dtype)

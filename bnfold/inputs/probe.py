@@ -170,9 +170,11 @@ class Probe:
         for guess in guesses:
             shape = guess.shape(batch, size)
             if guess.values is None:
-                made.append(torch.randn(shape, generator=generator).to(device=self.device, dtype=self.dtype))
+                made.append(
+                    torch.randn(shape, generator=generator, device="cpu").to(device=self.device, dtype=self.dtype)
+                )
             else:
-                made.append(torch.randint(guess.values, shape, generator=generator).to(self.device))
+                made.append(torch.randint(guess.values, shape, generator=generator, device="cpu").to(self.device))
         return made
 
     def _recorded(self, guesses: Sequence[Guess], batch: int, size: int) -> Trial | None:

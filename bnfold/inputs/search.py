@@ -107,9 +107,9 @@ def inputs_of_shapes(model: nn.Module, shapes: Sequence[Sequence[int]], *, seed:
             fix="Give one --input-shape for each, in that order.",
         )
     generator = torch.Generator().manual_seed(seed)
-    floating = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    floating = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
     inputs = tuple(
-        torch.randn(tuple(shape), generator=generator).to(device=floating.device, dtype=floating.dtype)
+        torch.randn(tuple(shape), generator=generator, device="cpu").to(device=floating.device, dtype=floating.dtype)
         for shape in shapes
     )
     return FoundInputs(inputs, "given with --input-shape")

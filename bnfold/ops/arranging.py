@@ -63,7 +63,7 @@ def pixels_of_channels(
     """Output channel ``c`` reads the ``r * r`` input channels ``c r r ... c r r + r r - 1``, or each C-th one."""
     repeat = call.factor**2
     channels = form.affine.channels if here == "output" else form.affine.channels // repeat
-    numbers = torch.arange(channels)
+    numbers = torch.arange(channels, device="cpu")
     copies = numbers.repeat(repeat) if call.pixels_first else numbers.repeat_interleave(repeat)
     return _third_last(call, form, facts) or Correspondence(copies, channels, copies="input")
 
@@ -96,7 +96,7 @@ def channels_of_pixels(
     """Output channels ``c r r ... c r r + r r - 1`` all come from input channel ``c``, or each C-th one."""
     repeat = call.factor**2
     channels = form.affine.channels if here == "input" else form.affine.channels // repeat
-    numbers = torch.arange(channels)
+    numbers = torch.arange(channels, device="cpu")
     copies = numbers.repeat(repeat) if call.pixels_first else numbers.repeat_interleave(repeat)
     return _third_last(call, form, facts) or Correspondence(copies, channels)
 
@@ -124,7 +124,7 @@ def shuffled(call: ChannelShuffle, form: ChannelForm, _facts: GraphFacts, _here:
     if form.dim != 1:
         return Refusal("channel-dimension", "{op} shuffles dimension 1", op=call)
     channels = form.affine.channels
-    return Correspondence(torch.arange(channels).reshape(call.groups, -1).t().reshape(-1), channels)
+    return Correspondence(torch.arange(channels, device="cpu").reshape(call.groups, -1).t().reshape(-1), channels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +176,12 @@ def _permuted_spread(form: ChannelForm, order: list[int], *, backward: bool) -> 
     """The form where channels that run along several dimensions find these in other places."""
     moved = [order[dim] if backward else order.index(dim) for dim, _ in form.spread]
     axes = sorted(range(len(moved)), key=moved.__getitem__)
-    index = torch.arange(form.affine.channels).reshape([size for _, size in form.spread]).permute(axes).reshape(-1)
+    index = (
+        torch.arange(form.affine.channels, device="cpu")
+        .reshape([size for _, size in form.spread])
+        .permute(axes)
+        .reshape(-1)
+    )
     spread = tuple((moved[axis], form.spread[axis][1]) for axis in axes)
     return replace(form.picked(index), dim=spread[0][0], spread=spread)
 

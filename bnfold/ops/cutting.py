@@ -40,7 +40,7 @@ def channels_cut(call: Slice, form: ChannelForm, facts: GraphFacts, _here: Side)
 
 
 def _window(form: ChannelForm, shape: tuple[int, ...], window: tuple[int, int]) -> Correspondence:
-    return Correspondence(torch.arange(*window), shape[form.dim], partial=True)
+    return Correspondence(torch.arange(*window, device="cpu"), shape[form.dim], partial=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ def channels_taken(call: Select, form: ChannelForm, facts: GraphFacts, _here: Si
 def _constant_index(call: Select, facts: GraphFacts) -> Tensor | Refusal:
     """The numbers by which a selection selects, as they stand there."""
     if isinstance(call.index, tuple):
-        return torch.tensor(call.index, dtype=torch.int64)
+        return torch.tensor(call.index, dtype=torch.int64, device="cpu")
     if not facts.is_constant(call.index):
         return Refusal("computed-index", "the channels that {op} takes are only known when it runs", op=call)
     if facts.may_be_written(call.index):

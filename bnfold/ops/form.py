@@ -75,8 +75,10 @@ class ChannelForm:
         places = (self.dim, self.spread, self.affine.channels)
         if places != (other.dim, other.spread, other.affine.channels):
             return None
-        mine = torch.ones(self.affine.channels, dtype=torch.bool) if self.cares is None else self.cares
-        theirs = torch.ones(self.affine.channels, dtype=torch.bool) if other.cares is None else other.cares
+        mine = torch.ones(self.affine.channels, dtype=torch.bool, device="cpu") if self.cares is None else self.cares
+        theirs = (
+            torch.ones(self.affine.channels, dtype=torch.bool, device="cpu") if other.cares is None else other.cares
+        )
         both = mine & theirs
         same = torch.equal(self.affine.scale[both], other.affine.scale[both]) and torch.equal(
             self.affine.shift[both], other.affine.shift[both]

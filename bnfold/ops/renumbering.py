@@ -61,9 +61,9 @@ class Correspondence:
 
     def _gathered(self, form: ChannelForm) -> ChannelForm | None:
         """The form of the originals; None where copies of one want different things."""
-        asked = torch.ones(len(self.original), dtype=torch.bool) if form.cares is None else form.cares
+        asked = torch.ones(len(self.original), dtype=torch.bool, device="cpu") if form.cares is None else form.cares
         affine = ChannelAffine.identity(self.channels)
-        cares = torch.zeros(self.channels, dtype=torch.bool)
+        cares = torch.zeros(self.channels, dtype=torch.bool, device="cpu")
         at = self.original[asked]
         affine.scale[at], affine.shift[at] = form.affine.scale[asked], form.affine.shift[asked]
         cares[at] = True

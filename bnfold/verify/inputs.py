@@ -189,44 +189,46 @@ def _like(value: Tensor, size: int, draw: Draw, generator: torch.Generator) -> T
         if value.dtype == torch.float16:
             drawn = drawn.clamp(-64, 64)  # leaves room below the largest half, 65504
     elif value.numel() == 0:
-        drawn = torch.zeros(shape)
+        drawn = torch.zeros(shape, device="cpu")
     else:
         known = value.detach().cpu().flatten()  # integers and booleans: may be indices, so only values of the example
         if value.dtype == torch.bool:
-            known = torch.tensor([False, True])
-        drawn = known[torch.randint(known.numel(), shape, generator=generator)]
+            known = torch.tensor([False, True], device="cpu")
+        drawn = known[torch.randint(known.numel(), shape, generator=generator, device="cpu")]
     return drawn.to(device=value.device, dtype=value.dtype)
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=generator, device="cpu")
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.rand(shape, generator=generator) * 2 - 1
+    return torch.rand(shape, generator=generator, device="cpu") * 2 - 1
 
 
 def _sparse(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < 0.1)
+    return torch.randn(shape, generator=generator, device="cpu") * (
+        torch.rand(shape, generator=generator, device="cpu") < 0.1
+    )
 
 
 def _large(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator) * 30
+    return torch.randn(shape, generator=generator, device="cpu") * 30
 
 
 def _small(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator) / 30
+    return torch.randn(shape, generator=generator, device="cpu") / 30
 
 
 def _constant(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     lead = (*shape[:2], *(1 for _ in shape[2:]))
-    return torch.randn(lead, generator=generator).expand(shape).contiguous()
+    return torch.randn(lead, generator=generator, device="cpu").expand(shape).contiguous()
 
 
 def _smooth(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Return values in [0, 1] that vary slowly in space, with a little noise, as pictures do."""
     if len(shape) != 4:
-        return torch.rand(shape, generator=generator)
-    coarse = torch.rand((*shape[:2], 5, 5), generator=generator)
+        return torch.rand(shape, generator=generator, device="cpu")
+    coarse = torch.rand((*shape[:2], 5, 5), generator=generator, device="cpu")
     picture = torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bilinear", align_corners=False)
-    return (picture + 0.05 * torch.randn(shape, generator=generator)).clamp(0, 1)
+    return (picture + 0.05 * torch.randn(shape, generator=generator, device="cpu")).clamp(0, 1)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
+from torch.utils import _pytree as pytree
 
 import bnfold
 from bnfold.errors import UsageError
@@ -189,3 +190,40 @@ def test_a_program_of_a_model_in_training_mode_keeps_its_batchnorms() -> None:
     body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).train()
     folded = bnfold.fold_program(export(body, (torch.randn(4, 3, 5, 5),)))
     assert [d.action for d in folded.plan] == ["keep"]
+
+
+class Nested(nn.Module):
+    """Gives a dict of dicts, lists and tuples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y = self.bn(self.conv(x))
+        return {"one": y, "list": [x, {"two": y}], "tuple": (y, [x])}
+
+
+@pytest.mark.parametrize("way", ["fold_program", "export of the folded module"])
+def test_a_program_gives_plain_dicts_and_lists_as_the_original_does(way: str) -> None:
+    """The code of torch.fx holds immutable ones, which whoever writes into an output would run into."""
+    model, x = used(Nested()), torch.randn(2, 3, 8, 8)
+    original = export(model, (x,))
+    if way == "fold_program":
+        program = bnfold.fold_program(original).program
+    else:
+        program = export(bnfold.fold(model, x).module, (x,))
+    assert program.call_spec == original.call_spec
+    given = program.module()(x)
+    assert type(given) is dict
+    assert type(given["list"]) is list
+    given["list"].append(given["list"][1].pop("two"))
+    given["tuple"][1].clear()
+    assert torch.allclose(given["list"][2], model(x)["one"], atol=1e-5)
+
+
+def test_an_interpreter_of_a_folded_module_gives_what_the_module_gives() -> None:
+    model, x = used(Nested()), torch.randn(2, 3, 8, 8)
+    module = bnfold.fold(model, x).module
+    given = torch.fx.Interpreter(module).run(x)  # type: ignore[arg-type]
+    assert pytree.tree_structure(given) == pytree.tree_structure(module(x)) == pytree.tree_structure(model(x))

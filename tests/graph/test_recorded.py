@@ -1191,6 +1191,42 @@ def test_the_default_dtype_and_device_of_the_caller_hold_in_the_recorded_run() -
     same(model, bnfold.fold(model, image(SIZES[0])).module, *SIZES)
 
 
+SHUFFLES: tuple[Callable[[], nn.Module], ...] = (
+    nn.Identity,
+    lambda: nn.PixelShuffle(2),
+    lambda: nn.ChannelShuffle(2),
+    lambda: nn.MaxPool2d(2),
+)
+
+
+@pytest.mark.parametrize("between", SHUFFLES, ids=lambda make: type(make()).__name__)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_default_device_of_the_caller_changes_nothing_of_the_fold(given: bool, between: Any) -> None:
+    """The numbers that the fold itself makes have values, on the meta device too."""
+    layer = between()
+    parts = nn.Conv2d(3, 8, 3), layer, nn.BatchNorm2d(2 if isinstance(layer, nn.PixelShuffle) else 8)
+    model = nn.Sequential(*parts).eval().double()
+    model[2].bias.data.copy_(torch.arange(1, len(model[2].bias) + 1))  # type: ignore[union-attr]
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.device("meta"):
+        folding = bnfold.fold(model, x if given else None)
+    assert folding.plan.summary == {"fold": 1, "affine": 0, "keep": 0}
+    assert folding.module(x).device.type == "cpu"
+    assert torch.allclose(folding.module(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_convolution_set_to_a_number_is_recorded_and_takes_every_size(given: bool, name: str) -> None:
+    """As people do who dilate a trained network: ``conv.dilation = 2``."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval().double()
+    setattr(model[0], name, 2)
+    folding = bnfold.fold(model, image(SIZES[0]) if given else None)
+    assert folding.plan.capture == "recorded"
+    assert folding.plan.summary == {"fold": 1, "affine": 0, "keep": 0}
+    same(model, folding.module, *SIZES, (3, 3, 24, 20))
+
+
 def test_a_folded_module_is_folded_again() -> None:
     model = network(positions_added)
     once = bnfold.fold(model, image(SIZES[0])).module

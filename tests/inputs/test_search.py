@@ -301,3 +301,26 @@ def test_too_few_given_shapes_are_refused_with_the_names_of_the_inputs() -> None
     model, _ = NETWORKS["two-inputs"]()
     with pytest.raises(UsageError, match=r"takes 2 inputs \(colour, depth\), and 1 --input-shape was given"):
         inputs_of_shapes(model, [(2, 3, 8, 8)])
+
+
+class Words(nn.Module):
+    """Indices in, not images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Embedding(10, 4), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.table(x))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(3, 6, 3), Words, nn.ReLU], ids=["image", "indices", "no weights"])
+def test_a_default_device_of_the_caller_changes_nothing_of_the_inputs(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    found = find_inputs(model).inputs
+    with torch.device("meta"):
+        again = find_inputs(model).inputs
+        told = inputs_of_shapes(model, [(2, 3, 8, 8)]).inputs
+    assert all(map(torch.equal, found, again))
+    assert torch.equal(told[0], inputs_of_shapes(model, [(2, 3, 8, 8)]).inputs[0])
+    assert {x.device.type for x in (*again, *told)} == {"cpu"}
