@@ -18,7 +18,6 @@ from torch import Tensor
 
 from bnfold.errors import FileAccessError, MissingPackageError, RefusedFileError, first_line
 from bnfold.export import PROTOBUF_LIMIT, save_onnx, weight_bytes
-from bnfold.files.onnx_file import weight_bytes as weights_of
 
 if TYPE_CHECKING:
     import onnx
@@ -71,6 +70,8 @@ class OrtModel:
         require_onnxruntime()
         import onnx
         import onnxruntime
+
+        from bnfold.files.onnx_file import weight_bytes as weights_of
 
         levels = onnxruntime.GraphOptimizationLevel
         options = onnxruntime.SessionOptions()
