@@ -21,6 +21,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("import", "load", "inputs", "fold", "export", "verify", "write")
 MODELS = {"seed network": "seed_network.py:Net", "ResNet-50": "resnet.py:resnet50"}
+SHAPES = {"seed network": "1, 28, 28", "ResNet-50": "3, 224, 224"}
+COMMANDS: tuple[tuple[str, tuple[str, ...], tuple[int, ...]], ...] = (
+    ("seed network", (), (0,)),
+    ("seed network", ("-o", "model.folded.onnx"), (0,)),
+    ("ResNet-50", (), (0, 2, 3)),  # an input shape that was found leaves the size free
+    ("ResNet-50", ("-o", "model.folded.onnx", "--dynamic", "batch"), (0,)),
+)
+"""A model, options of the fold, and which dimensions are free in it, and so in the export beside it."""
 
 # Run the command with a stop watch around the forward passes that a verification makes.
 _COUNTED = """
@@ -55,7 +63,7 @@ def watched(*args, **kwargs):
     finally:
         on[0] = False
 verify.verify = watched
-code = bnfold.cli.main(["fold", {spec!r}, "-q"])
+code = bnfold.cli.main(["fold", {spec!r}, "-q", *{options!r}])
 print(spent[0])
 sys.exit(code)
 """
@@ -63,7 +71,7 @@ _EXPORT = """
 import runpy, torch
 model = runpy.run_path({file!r})[{factory!r}]().eval()
 torch.onnx.export(model, (torch.randn(2, {shape}),), "model.onnx", dynamo=True, verbose=False,
-                  dynamic_shapes=({{0: torch.export.Dim("batch")}},))
+                  dynamic_shapes=({{place: torch.export.Dim.DYNAMIC for place in {free}}},))
 """
 
 
@@ -71,6 +79,7 @@ def seconds_of(*arguments: str, cwd: Path = ROOT) -> tuple[float, str]:
     """Run Python; return the CPU seconds that it took and what it wrote to stdout."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed: without bytecode each run compiles torch anew
     done = subprocess.run(
         (sys.executable, *arguments),
         cwd=cwd,
@@ -126,18 +135,21 @@ def _fold(runs: int) -> None:
         stages = [json.loads(in_a_folder(cli, "fold", _spec(name), "--report", "-")[1])["seconds"] for _ in range(runs)]
         cells = [f"{statistics.median(run.get(column, 0.0) for run in stages):.2f}" for column in columns]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-    print("\n| CPU seconds | `bnfold fold` | `torch.onnx.export` | forward passes of the verifier | ratio |")
-    print("| --- | --- | --- | --- | --- |")
-    for name, shape in (("seed network", "1, 28, 28"), ("ResNet-50", "3, 224, 224")):
+    print("\n| CPU seconds | free | `bnfold fold` | `torch.onnx.export` | forward passes of the verifier | ratio |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, options, free in COMMANDS:
         file, factory = _spec(name).rsplit(":", 1)
+        asked = _EXPORT.format(file=file, factory=factory, shape=SHAPES[name], free=free)
         whole, export, passes = [], [], []
         for _ in range(runs):
-            whole.append(in_a_folder(cli, "fold", _spec(name), "-q")[0])
-            export.append(in_a_folder("-c", _EXPORT.format(file=file, factory=factory, shape=shape))[0])
-            counted = in_a_folder("-c", _COUNTED.format(root=str(ROOT), spec=_spec(name)))[1]
+            whole.append(in_a_folder(cli, "fold", _spec(name), "-q", *options)[0])
+            export.append(in_a_folder("-c", asked)[0])
+            counted = in_a_folder("-c", _COUNTED.format(root=str(ROOT), spec=_spec(name), options=list(options)))[1]
             passes.append(float(counted.split()[-1]))
         ratios = [a / (b + c) for a, b, c in zip(whole, export, passes, strict=True)]
-        print(f"| {name} | {told(whole)} | {told(export)} | {told(passes)} | {told(ratios)} |", flush=True)
+        what = f"{name} {' '.join(options)}".strip()
+        dims = "batch, size" if len(free) > 1 else "batch"
+        print(f"| {what} | {dims} | {told(whole)} | {told(export)} | {told(passes)} | {told(ratios)} |", flush=True)
 
 
 def _spec(name: str) -> str:
