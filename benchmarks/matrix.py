@@ -30,7 +30,8 @@ ROWS = ("3.11:2.6", "3.11:2.8", "3.11:2.10", "3.11:2.13", "3.11:2.14", "3.10:2.6
 CORE = (
     "tests/test_affine.py tests/ops tests/fold/test_rules.py tests/fold/test_sideways.py tests/fold/test_merge.py "
     "tests/fold/test_explicit.py tests/fold/test_result.py tests/graph/test_recorded.py tests/graph/test_ways.py "
-    "tests/graph/test_outputs.py tests/graph/test_torch_versions.py tests/export/test_onnx.py "
+    "tests/graph/test_outputs.py tests/graph/test_torch_versions.py tests/graph/test_dataless.py "
+    "tests/graph/test_known_results.py tests/graph/test_exact_types.py tests/export/test_onnx.py "
     "tests/export/test_folding.py tests/verify/test_api.py tests/files/test_formats.py"
 ).split()
 
