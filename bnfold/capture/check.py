@@ -22,7 +22,7 @@ from bnfold.graph.batch_dimension import batch_positions
 from bnfold.graph.captured import Capture
 from bnfold.graph.runs import GraphRun
 
-__all__ = ["ModelFailedError", "answers_twice_alike", "compare", "difference", "failure"]
+__all__ = ["ModelFailedError", "answers_twice_alike", "compare", "difference", "failure", "undisturbed"]
 
 _SEED = 0
 
@@ -70,13 +70,13 @@ def _differs(
 
     A check in the graph may refuse ``other_batch``.
     """
-    expected = _run(model, model, inputs, named)
+    expected = undisturbed(model, model, inputs, named)
     if isinstance(expected, Exception):
         failed = ModelFailedError(first_line(expected))
         failed.__cause__ = expected
         return failed
     graph = GraphRun(capture)
-    actual = _run(lambda *args, **kwargs: graph.run(*args, *kwargs.values()), model, inputs, named)
+    actual = undisturbed(lambda *args, **kwargs: graph.run(*args, *kwargs.values()), model, inputs, named)
     if isinstance(actual, OtherInputError):
         text = f"a check in the graph does not hold for the inputs it was captured with: {actual.what}"
         return None if other_batch else text
@@ -85,7 +85,7 @@ def _differs(
     found = compare(expected, actual, exact=capture.exact)
     if found is None:
         return None
-    again = _run(model, model, inputs, named)
+    again = undisturbed(model, model, inputs, named)
     if isinstance(again, Exception) or compare(expected, again, exact=False) is not None:
         return f"{found}, and the model itself answers otherwise in its next run"
     if compare(expected, again, exact=True) is not None and compare(expected, actual, exact=False) is None:
@@ -104,17 +104,17 @@ def answers_twice_alike(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
         seed(_SEED)
         return first, model(*args, **kwargs)
 
-    answers = _run(twice, model, inputs, {})
+    answers = undisturbed(twice, model, inputs, {})
     return isinstance(answers, Exception) or compare(answers[0], answers[1], exact=True) is None
 
 
 def failure(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
     """Return what the model itself raises on some inputs; None where it runs."""
-    answer = _run(model, model, inputs, {})
+    answer = undisturbed(model, model, inputs, {})
     return answer if isinstance(answer, Exception) else None
 
 
-def _run(call: Any, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+def undisturbed(call: Any, model: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
     """Return what a call gives, or the exception that it raises; the model is left as it was."""
     parts = [*model.modules()]
     state = buffers_of(parts)
@@ -204,10 +204,10 @@ def _first(capture: Capture, model: nn.Module, inputs: tuple[Any, ...], named: M
 
             handles.append(model.get_submodule(name).register_forward_hook(keep))
         try:
-            _run(model, model, inputs, named)
+            undisturbed(model, model, inputs, named)
         finally:
             for handle in handles:
                 handle.remove()
     watched = _Watched(capture, answers)
-    _run(lambda *args, **kwargs: watched.run(*args, *kwargs.values()), model, inputs, named)
+    undisturbed(lambda *args, **kwargs: watched.run(*args, *kwargs.values()), model, inputs, named)
     return watched.first

@@ -14,7 +14,7 @@ from bnfold.cli import outputs as files
 from bnfold.cli.onnx_models import fold_onnx_file, is_onnx, onnx_output_path
 from bnfold.cli.packages import check_witnesses, require_for
 from bnfold.cli.request import ModelRequest
-from bnfold.cli.room import Work, sentence_on_room
+from bnfold.cli.room import Work
 from bnfold.cli.run import Run, blaming_inputs
 from bnfold.cli.terminal import Terminal
 from bnfold.errors import UsageError
@@ -127,7 +127,7 @@ class _FoldRun(Run):
         if loaded.kind == "spec":
             notes.append("The model is used as its factory makes it, possibly with random weights.")
         work = Work.of(loaded.model, {path.suffix for path in self.paths}, proof=not request.no_verify)
-        warned = self._warn_of_room(work)
+        warned = self.warn_of_room(work)
         found = self.find_inputs(loaded)
         with self.stage("fold"), blaming_inputs(loaded.model, found.inputs):
             from bnfold.export.refusals import fixed_batch
@@ -148,7 +148,7 @@ class _FoldRun(Run):
             before, after = folding.counts()
             self.fixed = fixed_batch(folding.module, found.inputs)
         if not warned:
-            self._warn_of_room(work.with_values(folding.captured, found.inputs))
+            self.warn_of_room(work.with_values(folding.captured, found.inputs))
         notes[:] = [*notes, *folding.plan.notes] if folding.plan else [*folding.plan.notes, *notes]
         notes += denormal_sentences(folding.denormals(), flushed=False)
         notes += [] if self.fixed is None else [str(self.fixed)]
@@ -179,13 +179,6 @@ class _FoldRun(Run):
                 return self._written(document.with_results(exit_code=1))
         document = document.with_results(notes=tuple(dict.fromkeys(notes)))
         return self._written(document, self._outputs(folding, exported))
-
-    def _warn_of_room(self, work: Work) -> bool:
-        """Warn, and return True, where there is less memory than will be needed."""
-        sentence = sentence_on_room(work)
-        if sentence is not None:
-            self.terminal.warn(sentence)
-        return sentence is not None
 
     def _export(self, folding: Folding, inputs: tuple[Any, ...], want: Wanted) -> dict[str, Any]:
         """Export to each kind that is wanted.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnfold.cli.request import ModelRequest
-from bnfold.cli.room import OnnxWork, sentence_on_room
+from bnfold.cli.room import OnnxWork
 from bnfold.cli.run import Run, refuse_two_sources
 from bnfold.errors import UsageError
 from bnfold.files.code import looks_like_spec
@@ -157,9 +157,7 @@ def _proven(folding: OnnxFolding, request: Any, path: Path, run: Run) -> tuple[s
 
         give_back()
         weights, apart = weight_bytes(folding.model), keeps_weights_apart(folding.model)
-        sentence = sentence_on_room(OnnxWork(weights, apart=apart))
-        if sentence is not None:
-            run.terminal.warn(sentence)
+        run.warn_of_room(OnnxWork(weights, apart=apart))
 
         def compared(candidate: Any) -> Any:
             return verify(

@@ -26,6 +26,7 @@ from bnfold.report.console import render_outputs, render_seconds
 from bnfold.report.document import Document, OutputFile
 
 if TYPE_CHECKING:
+    from bnfold.cli.room import Work
     from bnfold.files.load import LoadedModel
     from bnfold.inputs.search import FoundInputs
 
@@ -101,6 +102,15 @@ class Run:
     def progress(self, stage: str) -> Callable[[str, float], None]:
         """Return what a stage calls with a sentence and the fraction done."""
         return lambda sentence, done: self.stages.inside(stage, sentence, done)
+
+    def warn_of_room(self, work: Work) -> bool:
+        """Warn, and return True, where there is less memory than will be needed."""
+        from bnfold.cli.room import sentence_on_room
+
+        sentence = sentence_on_room(work)
+        if sentence is not None:
+            self.terminal.warn(sentence)
+        return sentence is not None
 
     def load(self, request: ModelRequest | None = None) -> LoadedModel:
         """Load a model, by default the command's own, and switch it to eval mode."""

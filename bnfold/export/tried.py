@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bnfold.capture.restore import buffers_of, left_as_found, own_copies, put_back
+from bnfold.capture.check import undisturbed
 from bnfold.errors import first_line
 from bnfold.export.axes import Axis, resized
 from bnfold.graph.torch_versions import unguarded_module
@@ -110,14 +110,9 @@ def _elsewhere(run: Run, module: nn.Module, inputs: Sequence[Any], axes: Sequenc
         known = _answers(module, inputs)
     except Exception:  # nothing can be said; the proof will say what it can
         return None
-    try:
-        with torch.no_grad():
-            found = run(inputs)
-    except Exception as error:
-        return f"on the example it stops with: {first_line(error)}"
-    for ours, theirs in zip(known, found, strict=False):
-        if ours.shape != theirs.shape and not ours.is_complex():
-            return f"on the example its output is {_told(theirs)} instead of {_told(ours)}"
+    found = _given(run, inputs, known, "on the example")
+    if isinstance(found, str):
+        return found
     usual = _error(known, found)
     if not usual <= _GROSS and not usual <= _WORSE * _sway(module, inputs, known):
         return "on the example its output is another"
@@ -130,18 +125,26 @@ def _elsewhere(run: Run, module: nn.Module, inputs: Sequence[Any], axes: Sequenc
             expected = _answers(module, others)
         except Exception:
             continue
-        try:
-            with torch.no_grad():
-                answers = run(others)
-        except Exception as error:
-            return f"at another size it stops with: {first_line(error)}"
-        for ours, theirs in zip(expected, answers, strict=False):
-            if ours.shape != theirs.shape and not ours.is_complex():
-                return f"at another size its output is {_told(theirs)} instead of {_told(ours)}"
+        answers = _given(run, others, expected, "at another size")
+        if isinstance(answers, str):
+            return answers
         off = _error(expected, answers)
         if not off <= max(_WORSE * usual, _LEAST) and not off <= _WORSE * _sway(module, others, expected):
             return "at another size its output is another"
     return None
+
+
+def _given(run: Run, inputs: Sequence[Any], expected: Sequence[Tensor], where: str) -> Sequence[Tensor] | str:
+    """Return what an export gives; or, where it stops or an output has another shape, what is to be said."""
+    try:
+        with torch.no_grad():
+            answers = run(inputs)
+    except Exception as error:
+        return f"{where} it stops with: {first_line(error)}"
+    for ours, theirs in zip(expected, answers, strict=False):
+        if ours.shape != theirs.shape and not ours.is_complex():
+            return f"{where} its output is {_told(theirs)} instead of {_told(ours)}"
+    return answers
 
 
 def _sway(module: nn.Module, inputs: Sequence[Any], expected: Sequence[Tensor]) -> float:
@@ -159,13 +162,10 @@ def _sway(module: nn.Module, inputs: Sequence[Any], expected: Sequence[Tensor]) 
 
 def _answers(module: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
     """Run a module, which is left as it is found, on copies of inputs."""
-    parts = [*module.modules()]
-    state = buffers_of(parts)
-    with torch.no_grad(), left_as_found(parts):
-        try:
-            return _tensors(module(*own_copies(tuple(inputs))))
-        finally:
-            put_back(state, by_content=True)
+    answer = undisturbed(module, module, tuple(inputs), {})
+    if isinstance(answer, Exception):
+        raise answer
+    return _tensors(answer)
 
 
 def _error(expected: Sequence[Tensor], answers: Sequence[Tensor]) -> float:

@@ -20,7 +20,7 @@ from bnfold.files.kinds import Kind, open_regular, refusal, sniff
 from bnfold.files.save import Output, Written, write_outputs, write_staged
 from bnfold.printable import shown_path
 
-__all__ = ["keeps_weights_apart", "read_onnx", "weight_bytes", "write_onnx"]
+__all__ = ["bodies", "graphs", "keeps_weights_apart", "read_onnx", "weight_bytes", "write_onnx"]
 
 _APART = "bnfold.weights_apart"
 _LARGEST = 2**31 - 1  # bytes of one protobuf message
@@ -87,7 +87,7 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
             path, "holds information for training, which a fold would make untrue", "Export it for inference."
         )
     folder = path.resolve().parent
-    for graph in _graphs(proto.graph):
+    for graph in graphs(proto.graph):
         if graph.sparse_initializer:
             raise _refused(path, "holds sparse weights, which bnfold does not read", "Make them dense first.")
     for tensor in _tensors(proto):
@@ -95,15 +95,17 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
     _check_names(proto.graph, frozenset(), path)
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and all graphs inside of its nodes, without recursion: a stranger may have nested them deep."""
     stack = [graph]
     while stack:
         each = stack.pop()
         yield each
-        stack += [inner for node in each.node for inner in _bodies(node)]
+        stack += [inner for node in each.node for inner in bodies(node)]
 
 
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs that a node holds."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -112,7 +114,7 @@ def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     nodes = [node for function in proto.functions for node in function.node]
-    for graph in _graphs(proto.graph):
+    for graph in graphs(proto.graph):
         yield from graph.initializer
         nodes += graph.node
     for node in nodes:
@@ -189,7 +191,7 @@ def _check_names(graph: onnx.GraphProto, outside: frozenset[str], path: Path) ->
                 raise _refused(
                     path, f"is broken: `{(node.name or node.op_type)[:80]}` reads `{read[:80]}`, which nothing gives"
                 )
-        for body in _bodies(node):
+        for body in bodies(node):
             _check_names(body, frozenset(every), path)
     for value in graph.output:
         if value.name not in every:

@@ -53,6 +53,12 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _by_name(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arguments of a call by their names; None where one is told twice, or has no such name."""
+    told = {**dict(zip(names, args, strict=False)), **kwargs}
+    return told if len(told) == len(args) + len(kwargs) and told.keys() <= set(names) else None
+
+
 def _unary(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
@@ -60,11 +66,8 @@ def _unary(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
 
 
 def _activation(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    names = _ACTIVATIONS[name]
-    settings = {**dict(zip(names, args[1:], strict=False)), **kwargs}
-    if not args or len(settings) != len(args) - 1 + len(kwargs) or not settings.keys() <= set(names):
-        return None
-    return _activated(name, args[0], settings)
+    settings = _by_name(_ACTIVATIONS[name], args[1:], kwargs)
+    return None if not args or settings is None else _activated(name, args[0], settings)
 
 
 def _activated(name: str, x: Any, settings: dict[str, Any]) -> Tensor | None:
@@ -154,8 +157,8 @@ def _none_or_of_size(value: Any, size: tuple[int, ...], dtype: torch.dtype) -> b
 
 
 def _batch_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    told = {**dict(zip(_OF_BATCH_NORM, args, strict=False)), **kwargs}
-    if len(told) != len(args) + len(kwargs) or not told.keys() <= set(_OF_BATCH_NORM):
+    told = _by_name(_OF_BATCH_NORM, args, kwargs)
+    if told is None:
         return None
     if told.get("training", False) is not False or not _number(told.get("eps", 0.1)):
         return None
@@ -175,8 +178,8 @@ def _normalised(x: Any, mean: Any, variance: Any, weight: Any, bias: Any) -> Ten
 
 
 def _layer_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    told = {**dict(zip(_OF_LAYER_NORM, args, strict=False)), **kwargs}
-    if len(told) != len(args) + len(kwargs) or not told.keys() <= set(_OF_LAYER_NORM):
+    told = _by_name(_OF_LAYER_NORM, args, kwargs)
+    if told is None:
         return None
     x, shape = told.get("input"), told.get("normalized_shape")
     if not isinstance(x, Tensor) or not shape or not _whole(shape) or not _number(told.get("eps", 0.1)):
@@ -270,10 +273,15 @@ def _convolved_with(
     rank: int, x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Tensor | None:
     """The result of a convolution with settings as they are given: a number stands for one in every dimension."""
-    settings = [(value,) * rank if type(value) is int else value for value in (stride, padding, dilation)]
+    settings = [_in_each(rank, value) for value in (stride, padding, dilation)]
     if not all(map(_whole, settings)):
         return None
     return _convolved(x, weight, bias, settings[0], settings[1], settings[2], groups)
+
+
+def _in_each(rank: int, value: Any) -> Any:
+    """A setting for every dimension: a number stands for the same in each."""
+    return (value,) * rank if type(value) is int else value
 
 
 def _whole(numbers: Any) -> bool:
@@ -292,7 +300,7 @@ def _pooled(
     """The result of a pool of an input with a batch; its sizes are those of torch.nn.MaxPool2d's documentation."""
     if not isinstance(x, Tensor) or not x.is_meta or not x.is_floating_point() or x.dim() != rank + 2:
         return None
-    settings = [(value,) * rank if type(value) is int else value for value in (kernel, stride, padding, dilation)]
+    settings = [_in_each(rank, value) for value in (kernel, stride, padding, dilation)]
     if settings[1] is None:
         settings[1] = settings[0]
     if type(ceil_mode) is not bool:
@@ -329,7 +337,7 @@ def _avg_pool(rank: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tens
 
 def _average_pooled(x: Any, rank: int, kernel: Any, stride: Any, padding: Any, ceil_mode: Any) -> Tensor | None:
     if rank == 3 and isinstance(x, Tensor) and x.dim() == 5:  # in 3-D torch takes no window larger than the input
-        windows = (kernel,) * 3 if type(kernel) is int else kernel
+        windows = _in_each(3, kernel)
         if not _whole(windows) or len(windows) != 3 or any(map(operator.gt, windows, x.size()[2:])):
             return None
     return _pooled(x, rank, kernel, stride, padding, ceil_mode=ceil_mode)
@@ -396,8 +404,8 @@ def _average(rank: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tenso
 
 
 def _dropout(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    told = {**dict(zip(_OF_DROPOUT, args, strict=False)), **kwargs}
-    if len(told) != len(args) + len(kwargs) or not told.keys() <= set(_OF_DROPOUT):
+    told = _by_name(_OF_DROPOUT, args, kwargs)
+    if told is None:
         return None
     x = told.get("input")
     if told.get("training", True) is not False or not isinstance(x, Tensor) or not x.is_meta:

@@ -75,13 +75,19 @@ class OnnxFolding:
         The same plan is applied to a float64 copy of the model, so that the two differ by nothing but the fold. A
         weight of a large model is computed each time that it is asked for.
         """
+        from bnfold.verify.onnx_double import in_double
+
+        return in_double(prepared(self.source, freeze=self.freeze_inputs)), self.folded_in_float64()
+
+    def folded_in_float64(self) -> ir.Model:
+        """Return the second of :meth:`in_float64` alone."""
         from bnfold.verify.onnx_double import in_double, is_held
 
         model = prepared(self.source, freeze=self.freeze_inputs)
-        original, folded = in_double(model), in_double(model)
+        folded = in_double(model)
         reading = _Reading(folded, frozen=self.freeze_inputs, shapes=self.shapes)
         _rewritten(reading, self.plan, large=None if is_held(model) else _LARGE_LAYER)
-        return original, folded
+        return folded
 
 
 def plan_onnx(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bnfold.onnx_graph.inference import InferredShapes
 
-__all__ = ["Constants", "array_of", "is_standard", "tensor_of", "torch_type"]
+__all__ = ["FLOATS", "Constants", "array_of", "is_standard", "tensor_of", "torch_type"]
 
 _RENAMED = frozenset({"Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Flatten"})
 _COMPUTED = frozenset(
@@ -28,7 +28,7 @@ _WHOLE = ("quantize", "Quantize", "QLinear", "QGemm", "QAttention", "Integer")  
 _LARGEST = 1 << 20  # elements that something is computed of; what is only renamed may be larger
 _DEEPEST = 64  # nodes in a row
 
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _TYPES: dict[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT: torch.float32,
     ir.DataType.DOUBLE: torch.float64,

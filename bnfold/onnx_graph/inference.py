@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from bnfold.files.onnx_file import graphs
 from bnfold.onnx_graph.following import follow
 from bnfold.onnx_graph.loops import infer
 
@@ -114,19 +115,11 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
     clone.ir_version = max(clone.ir_version or 4, 4)
     proto = ir.to_proto(clone)
     assert isinstance(proto, onnx.ModelProto)
-    for graph in _graphs(proto.graph):
+    for graph in graphs(proto.graph):
         del graph.value_info[:]
         for output in graph.output:
             output.type.tensor_type.ClearField("shape")
     return proto
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs):
-                yield from _graphs(inner)
 
 
 Sizes = Mapping[tuple[str, int], "int | str"]

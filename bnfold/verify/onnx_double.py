@@ -10,7 +10,8 @@ A weight of a large model is cast when its node runs, and released after it; a v
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
+from bnfold.files.onnx_file import bodies, graphs
 from bnfold.verify.onnx_kernels import (
     KERNELS,
     NARROW,
@@ -117,8 +119,7 @@ class Evaluator(ReferenceEvaluator):
             feed: the inputs, by name.
             weights: the initializers, by name, which the model itself does not hold.
         """
-        reads = [self._read(node) for node in self.rt_nodes_]
-        last = {name: place for place, names in enumerate(reads) for name in names}
+        reads, last = self._reads
         values: dict[str, Any] = {"": None, **feed}
         for place, (node, names) in enumerate(zip(self.rt_nodes_, reads, strict=True)):
             for name in names:
@@ -133,15 +134,20 @@ class Evaluator(ReferenceEvaluator):
                     values.pop(name, None)
         return [values[name] if name in values else weights[name].numpy() for name in self.output_names]
 
+    @cached_property
+    def _reads(self) -> tuple[list[list[str]], dict[str, int]]:
+        """What each node reads, and the place of the last reader of each value."""
+        reads = [self._read(node) for node in self.rt_nodes_]
+        return reads, {name: place for place, names in enumerate(reads) for name in names}
+
     @staticmethod
     def _read(node: Any) -> list[str]:
         """Return the names of all that a node reads, in the graphs inside of it too."""
         names = list(node.input)
-        for attribute in node.onnx_node.attribute:
-            for inner in (*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs):
-                for graph in _graphs(inner):
-                    names += [name for each in graph.node for name in each.input]
-                    names += [value.name for value in graph.output]
+        for body in bodies(node.onnx_node):
+            for graph in graphs(body):
+                names += [name for each in graph.node for name in each.input]
+                names += [value.name for value in graph.output]
         return names
 
 
@@ -170,7 +176,7 @@ def evaluator(model: onnx.ModelProto, engines: Engines | None = None) -> Evaluat
 
 def _operators(model: onnx.ModelProto) -> set[str]:
     """Return the names of all operators of ONNX's own that a model holds."""
-    return {node.op_type for graph in _graphs(model.graph) for node in graph.node if node.domain in ("", "ai.onnx")}
+    return {node.op_type for graph in graphs(model.graph) for node in graph.node if node.domain in ("", "ai.onnx")}
 
 
 def in_double(model: ir.Model) -> ir.Model:
@@ -183,7 +189,7 @@ def in_double(model: ir.Model) -> ir.Model:
             tensors[name] = tensor
             value.const_value = ir.Tensor(np.zeros((), dtype=tensor.dtype.numpy()), dtype=tensor.dtype, name=name)
     proto = ir.to_proto(skeleton)
-    for graph in _graphs(proto.graph):
+    for graph in graphs(proto.graph):
         for initializer in graph.initializer:
             _widen(initializer)
         for declared in (*graph.input, *graph.output, *graph.value_info):
@@ -227,15 +233,6 @@ def _apart(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtoco
     for name in weights:
         nodes.graph.initializers.pop(name)
     return ir.to_proto(nodes), {name: tensor for name, tensor in weights.items() if tensor is not None}
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield a graph and all graphs inside its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.type == AttributeProto.GRAPH else []), *attribute.graphs):
-                yield from _graphs(inner)
 
 
 def _widen(tensor: TensorProto) -> None:

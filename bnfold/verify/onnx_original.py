@@ -19,7 +19,7 @@ import torch
 from bnfold.capture.nests import Leaf
 from bnfold.errors import RefusedFileError, UsageError, first_line
 from bnfold.files.onnx_file import read_onnx
-from bnfold.onnx_graph.constants import array_of, tensor_of
+from bnfold.onnx_graph.constants import FLOATS, array_of, tensor_of, torch_type
 from bnfold.verify.onnx_double import DoubleModel, in_double
 from bnfold.verify.original import MOVED, Run, finest, moved_by_an_ulp
 from bnfold.verify.reference import in_float64
@@ -31,12 +31,6 @@ __all__ = ["OnnxOriginal", "of_onnx_algebra"]
 OWN_DRAW = -1  # the seed of the moved weights whose answer stands for the original's own, where there is no float64
 ALL = 1 / 2  # then all weights move, half of them up: what else is rounded on the way has no other part in the floor
 
-_DTYPES: dict[ir.DataType, torch.dtype] = {
-    ir.DataType.DOUBLE: torch.float64,
-    ir.DataType.FLOAT: torch.float32,
-    ir.DataType.FLOAT16: torch.float16,
-    ir.DataType.BFLOAT16: torch.bfloat16,
-}
 _MOVED = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 
 
@@ -65,7 +59,7 @@ class OnnxOriginal:
             )
         self.input_names = self._session.input_names
         self.notes: tuple[str, ...] = ()
-        self.eps = finest(_DTYPES[tensor.dtype] for tensor in _weights(self._model) if tensor.dtype in _DTYPES)
+        self.eps = finest(torch_type(tensor.dtype) for tensor in _weights(self._model) if tensor.dtype in FLOATS)
         self._double: DoubleModel | None = None
         self._known: tuple[tuple[Any, ...], list[Leaf]] = ((), [])  # the example, and what was answered
         self._own: Run | None = None
@@ -129,7 +123,7 @@ def of_onnx_algebra(folding: Any) -> Witness:
     Args:
         folding: a :class:`bnfold.onnx_graph.api.OnnxFolding` of an original that has a float64 form.
     """
-    exact = DoubleModel(folding.in_float64()[1])
+    exact = DoubleModel(folding.folded_in_float64())
     return Witness(
         "float64 algebra",
         "fold",

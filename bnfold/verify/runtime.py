@@ -108,11 +108,11 @@ class OrtModel:
 
     def _written(self, model: onnx.ModelProto | ir.Model) -> str:
         """Write a large model to a folder that goes with this object: the session maps its weights."""
+        import onnx
+
         folder = Path(tempfile.mkdtemp(prefix="bnfold-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         path = folder / "model.onnx"
-        import onnx
-
         if isinstance(model, onnx.ModelProto):
             save_onnx(model, path)
         else:
